@@ -1,0 +1,1 @@
+"""The built-in backends: what starts a process under a plan."""

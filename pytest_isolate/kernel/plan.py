@@ -1,0 +1,83 @@
+"""The plan: a policy compiled for one launch on this host. Flat, complete, ready for the C library.
+
+Owns: the shape of Plan and its parts. File descriptors in a plan are borrowed: the caller keeps and closes them.
+Refuses: to decide anything (see backends/) and to touch ctypes (see native.py).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class MountKind(enum.IntEnum):
+    """What one entry of the mount table does, in the sandbox's own mount namespace. Mirrors enum iso_mount_kind."""
+
+    PROPAGATION = 1  # mount(NULL, target, NULL, flags): MS_REC | MS_PRIVATE and the like
+    MOUNT = 2  # mount(source, target, fstype, flags, data)
+    BIND = 3  # open_tree + move_mount, or mount(MS_BIND), then a remount for flags
+    MKDIR = 4  # mkdir(target, mode in data), parents too; EEXIST is fine
+    MKFILE = 5  # an empty file at target, as a bind's target; EEXIST is fine
+    SYMLINK = 6  # symlink(source, target)
+    PIVOT = 7  # pivot_root(target), old root detached, chdir("/")
+    REMOUNT = 8  # mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | flags)
+    SETATTR = 9  # mount_setattr(target, AT_RECURSIVE by flags), attributes in data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOp:
+    """One entry of the mount table; executed in order by the child."""
+
+    kind: MountKind
+    target: str
+    source: str = ""
+    fstype: str = ""
+    flags: int = 0
+    data: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdMap:
+    """One line of uid_map or gid_map. Source: user_namespaces(7)."""
+
+    inside: int
+    outside: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything the child will do between clone and exec (or between fork and the test).
+
+    Attributes:
+        namespaces: CLONE_NEW* flags for clone3(2).
+        uid_map, gid_map: lines for a new user namespace; empty without one.
+        cgroup_fd: directory fd for CLONE_INTO_CGROUP (v2), or -1.
+        cgroup_procs_fds: open ``cgroup.procs`` files the child writes itself into (v1, or v2 without INTO_CGROUP).
+        rlimits: (resource number, soft, hard); -1 means RLIM_INFINITY.
+        capabilities: mask of what remains in every set (bit n = capability n), or None to keep all.
+        seccomp: a BPF program, struct sock_filter[] as bytes; empty for none.
+        landlock_fd: a ruleset to enforce, or -1.
+        keep_fds: with close_fds, the numbers that stay open besides 0, 1 and 2.
+    """
+
+    namespaces: int = 0
+    uid_map: tuple[IdMap, ...] = ()
+    gid_map: tuple[IdMap, ...] = ()
+    hostname: str = ""
+    loopback_up: bool = False
+    mounts: tuple[MountOp, ...] = ()
+    cgroup_fd: int = -1
+    cgroup_procs_fds: tuple[int, ...] = ()
+    join_fds: tuple[tuple[int, int], ...] = ()  # (fd of a namespace or pidfd, CLONE_NEW* flags) for setns(2)
+    rlimits: tuple[tuple[int, int, int], ...] = ()
+    capabilities: int | None = None
+    no_new_privs: bool = False
+    landlock_fd: int = -1
+    seccomp: bytes = b""
+    new_session: bool = True
+    pdeathsig: int = 9
+    close_fds: bool = False
+    keep_fds: tuple[int, ...] = ()
+    umask: int = -1
+    cwd: str = ""

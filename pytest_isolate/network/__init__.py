@@ -1,0 +1,1 @@
+"""Network policy: rules to maps, counters, flows, events, host names, redirects."""

@@ -1,0 +1,302 @@
+"""What the user asks for: immutable values that check themselves.
+
+Owns: Policy and its parts (Limits, Filesystem, Network, Hardening) and the built-in profiles.
+Refuses: I/O, ctypes, pytest. Whether this host can enforce a policy is a backend's question.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, TypeVar
+
+from pytest_isolate.errors import PolicyError
+
+
+class Namespace(str, enum.Enum):
+    """A kind of Linux namespace; the value is the name under ``/proc/self/ns``. Source: namespaces(7)."""
+
+    PID = "pid"
+    USER = "user"
+    UTS = "uts"
+    CGROUP = "cgroup"
+    IPC = "ipc"
+    MOUNT = "mnt"
+    NET = "net"
+    TIME = "time"
+
+
+#: Every resource of getrlimit(2), without the RLIMIT_ prefix, with the unit of its value.
+RLIMIT_UNITS: Mapping[str, str] = MappingProxyType(
+    {
+        "AS": "bytes",
+        "CORE": "bytes",
+        "CPU": "seconds",
+        "DATA": "bytes",
+        "FSIZE": "bytes",
+        "LOCKS": "count",
+        "MEMLOCK": "bytes",
+        "MSGQUEUE": "bytes",
+        "NICE": "20 - nice",
+        "NOFILE": "count",
+        "NPROC": "count",
+        "RSS": "bytes",
+        "RTPRIO": "priority",
+        "RTTIME": "microseconds",
+        "SIGPENDING": "count",
+        "STACK": "bytes",
+    }
+)
+UNLIMITED = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IoLimit:
+    """Bounds on one block device, ``path`` being the device or any file on it. None: no bound."""
+
+    path: str
+    read_bps: int | None = None
+    write_bps: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("read_bps", "write_bps", "read_iops", "write_iops"):
+            _positive(f"io {name}", getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Process limits (``rlimits``, inherited by each process) and group limits (one cgroup for the whole tree).
+
+    ``rlimits`` maps a name of RLIMIT_UNITS to ``(soft, hard)``, UNLIMITED (-1) meaning no limit.
+    ``memory_fallback="rlimit"`` allows RLIMIT_DATA where there is no memory cgroup; it cannot see MAP_SHARED.
+    """
+
+    memory_bytes: int | None = None
+    memory_high_bytes: int | None = None
+    swap_bytes: int | None = None
+    pids: int | None = None
+    cpu_cores: float | None = None
+    cpu_weight: int | None = None
+    cpuset: str | None = None
+    io: tuple[IoLimit, ...] = ()
+    hugetlb_bytes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    cpu_time_s: float | None = None
+    rlimits: Mapping[str, tuple[int, int]] = field(default_factory=lambda: MappingProxyType({}))
+    memory_fallback: Literal["none", "rlimit"] = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("memory_bytes", "memory_high_bytes", "pids", "cpu_cores", "cpu_time_s"):
+            _positive(name, getattr(self, name))
+        if self.swap_bytes is not None and self.swap_bytes < 0:
+            raise PolicyError("swap_bytes", f"{self.swap_bytes} is negative", "write 0 to forbid swap")
+        if self.cpu_weight is not None and not 1 <= self.cpu_weight <= 10000:
+            raise PolicyError("cpu_weight", f"{self.cpu_weight} is out of range", "write 1 to 10000, 100 is usual")
+        for name, (soft, hard) in self.rlimits.items():
+            if name not in RLIMIT_UNITS:
+                raise unknown("rlimit", name, RLIMIT_UNITS)
+            if soft < UNLIMITED or hard < UNLIMITED:
+                raise PolicyError(f"rlimit {name}", f"({soft}, {hard}) is negative", "write -1 for no limit")
+            if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
+                raise PolicyError(f"rlimit {name}", f"soft {soft} is above hard {hard}", "raise the hard limit")
+        object.__setattr__(self, "rlimits", MappingProxyType(dict(self.rlimits)))
+        object.__setattr__(self, "hugetlb_bytes", MappingProxyType(dict(self.hugetlb_bytes)))
+
+    @property
+    def needs_cgroup(self) -> bool:
+        """True when some limit holds for the tree as a whole, which only a cgroup can enforce."""
+        return bool(
+            self.memory_bytes
+            or self.memory_high_bytes
+            or self.swap_bytes is not None
+            or self.pids
+            or self.cpu_cores
+            or self.cpu_weight
+            or self.cpuset
+            or self.io
+            or self.hugetlb_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind:
+    """``source`` of the host shown at ``target`` inside; ``recursive`` takes the mounts below it along."""
+
+    source: str
+    target: str
+    writable: bool = False
+    recursive: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tmpfs:
+    """An empty private directory in memory, at most ``size_bytes`` large (None: the kernel's half of RAM)."""
+
+    target: str
+    size_bytes: int | None = None
+    mode: int = 0o1777
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """``target`` of the host, writable inside; changes go to a private layer and are thrown away or kept."""
+
+    target: str
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filesystem:
+    """The view of the file system: a root and what is mounted over it, in order.
+
+    ``root``: ``host`` (as it is), ``readonly`` (the host's, read-only), ``minimal`` (built from ``binds`` only).
+    ``proc``: mount a fresh /proc, which belongs to a PID namespace.
+    """
+
+    root: Literal["host", "readonly", "minimal"] = "host"
+    proc: bool = True
+    binds: tuple[Bind, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    masks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _choice("filesystem root", self.root, ("host", "readonly", "minimal"))
+        for mount in (*self.binds, *self.overlays, *self.tmpfs):
+            if not mount.target.startswith("/"):
+                raise PolicyError("filesystem", f"target {mount.target!r} is relative", "write an absolute path")
+
+    @property
+    def needs_mounts(self) -> bool:
+        """True when anything but a fresh /proc has to be mounted."""
+        return self.root != "host" or bool(self.binds or self.overlays or self.tmpfs or self.masks)
+
+
+#: ``host`` and ``shared`` keep the host's network; ``policy`` too, with an eBPF policy; the others have their own.
+NETWORK_MODES = ("host", "none", "loopback", "private", "shared", "policy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """Which network the sandbox sees: one of NETWORK_MODES."""
+
+    mode: str = "host"
+
+    def __post_init__(self) -> None:
+        _choice("network", self.mode, NETWORK_MODES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardening:
+    """What the processes inside may not do, beyond what they cannot see.
+
+    ``capabilities``: None keeps them; a frozenset of names (``CAP_CHOWN``) is all that remains in every set.
+    ``seccomp``: the name of a profile (``none``, ``default``). ``landlock``: read-only outside the writable paths.
+    """
+
+    capabilities: frozenset[str] | None = None
+    no_new_privs: bool = False
+    seccomp: str = "none"
+    landlock: bool = False
+    close_fds: bool = False
+
+    def __post_init__(self) -> None:
+        _choice("seccomp", self.seccomp, ("none", "default"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything one sandbox is asked to enforce. A value: use dataclasses.replace to vary it.
+
+    ``timeout_s`` counts from the start; then SIGTERM, ``grace_s`` later SIGKILL of the whole tree.
+    ``session``: a session (and process group) of its own, off the terminal.
+    """
+
+    namespaces: frozenset[Namespace] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    filesystem: Filesystem = field(default_factory=Filesystem)
+    network: Network = field(default_factory=Network)
+    hardening: Hardening = field(default_factory=Hardening)
+    session: bool = True
+    hostname: str | None = None
+    timeout_s: float | None = None
+    grace_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive("timeout_s", self.timeout_s)
+        if self.grace_s < 0:
+            raise PolicyError("grace_s", f"{self.grace_s} is negative", "write 0 to kill at once")
+        if self.hostname is not None:
+            if Namespace.UTS not in self.namespaces:
+                raise PolicyError("hostname", "it would rename the host", "add the uts namespace")
+            if not 0 < len(self.hostname.encode()) <= 64:
+                raise PolicyError("hostname", f"{self.hostname!r} is not 1 to 64 bytes", "shorten it")
+        if self.filesystem.needs_mounts and Namespace.MOUNT not in self.namespaces:
+            raise PolicyError("filesystem", "mounts would be made on the host", "add the mnt namespace")
+
+
+ALL_NAMESPACES = frozenset(Namespace)
+
+
+def parse_namespaces(names: str | Iterable[str]) -> frozenset[Namespace]:
+    """``"pid,uts"``, ``"all"``, ``"none"`` or an iterable of names; ``mount``, ``network`` are accepted too.
+
+    Raises:
+        PolicyError: a name that is no namespace, with the nearest one that is.
+    """
+    words = names.replace(",", " ").split() if isinstance(names, str) else [str(getattr(n, "value", n)) for n in names]
+    found: set[Namespace] = set()
+    for word in words:
+        match word.lower():
+            case "all":
+                found |= ALL_NAMESPACES - {Namespace.TIME}
+            case "none":
+                pass
+            case "mount":
+                found.add(Namespace.MOUNT)
+            case "network":
+                found.add(Namespace.NET)
+            case name:
+                try:
+                    found.add(Namespace(name))
+                except ValueError:
+                    raise unknown("namespace", word, [n.value for n in Namespace]) from None
+    return frozenset(found)
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> PolicyError:
+    """The error for a name that is not among ``known``: suggests the nearest, else lists them all."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return PolicyError(f"{kind} {word!r}", "unknown", f"did you mean {near[0]!r}?" if near else "use " + ", ".join(names))
+
+
+def _positive(what: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise PolicyError(what, f"{value} is not positive", "leave it out for no limit")
+
+
+_C = TypeVar("_C", bound=str)
+
+
+def _choice(what: str, value: _C, known: Iterable[str]) -> None:
+    if value not in known:
+        raise unknown(what, value, known)
+
+
+# The built-in profiles. What `standard` may hold is decided by the parity counts in docs/explanation/profiles.md.
+_STANDARD_NAMESPACES = frozenset({Namespace.PID, Namespace.UTS, Namespace.IPC, Namespace.MOUNT})
+
+MINIMAL = Policy(filesystem=Filesystem(proc=False))
+STANDARD = Policy(namespaces=_STANDARD_NAMESPACES)
+STRICT = Policy(
+    namespaces=_STANDARD_NAMESPACES | {Namespace.NET},
+    filesystem=Filesystem(root="readonly", tmpfs=(Tmpfs(target="/tmp"), Tmpfs(target="/dev/shm"))),
+    network=Network(mode="loopback"),
+    hardening=Hardening(capabilities=frozenset(), no_new_privs=True),
+)
+PROFILES: Mapping[str, Policy] = MappingProxyType({"minimal": MINIMAL, "standard": STANDARD, "strict": STRICT})

@@ -1,0 +1,1 @@
+"""The only floor that imports pytest: options, fixtures, the protocol, the report."""
