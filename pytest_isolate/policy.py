@@ -1,6 +1,6 @@
 """What the user asks for: immutable values that check themselves.
 
-Owns: Policy and its parts (Limits, Filesystem, Network, Hardening) and the built-in profiles.
+Owns: Policy and its parts (Limits, Filesystem, Network, Hardening). Named policies are in profile.py.
 Refuses: I/O, ctypes, pytest. Whether this host can enforce a policy is a backend's question.
 """
 
@@ -286,17 +286,3 @@ _C = TypeVar("_C", bound=str)
 def _choice(what: str, value: _C, known: Iterable[str]) -> None:
     if value not in known:
         raise unknown(what, value, known)
-
-
-# The built-in profiles. What `standard` may hold is decided by the parity counts in docs/explanation/profiles.md.
-_STANDARD_NAMESPACES = frozenset({Namespace.PID, Namespace.UTS, Namespace.IPC, Namespace.MOUNT})
-
-MINIMAL = Policy(filesystem=Filesystem(proc=False))
-STANDARD = Policy(namespaces=_STANDARD_NAMESPACES)
-STRICT = Policy(
-    namespaces=_STANDARD_NAMESPACES | {Namespace.NET},
-    filesystem=Filesystem(root="readonly", tmpfs=(Tmpfs(target="/tmp"), Tmpfs(target="/dev/shm"))),
-    network=Network(mode="loopback"),
-    hardening=Hardening(capabilities=frozenset(), no_new_privs=True),
-)
-PROFILES: Mapping[str, Policy] = MappingProxyType({"minimal": MINIMAL, "standard": STANDARD, "strict": STRICT})

@@ -1,0 +1,209 @@
+"""Named policies, and how a policy is varied by the words of an option, a marker or a call.
+
+Owns: the built-in profiles, the grammar of user-made ones, and ``vary``: one table from word to policy field.
+Refuses: to read configuration files or to know where a word was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from pytest_isolate import units
+from pytest_isolate.errors import PolicyError
+from pytest_isolate.policy import (
+    NETWORK_MODES,
+    RLIMIT_UNITS,
+    UNLIMITED,
+    Filesystem,
+    Hardening,
+    Namespace,
+    Network,
+    Policy,
+    Tmpfs,
+    parse_namespaces,
+    unknown,
+)
+
+_STANDARD_NAMESPACES = frozenset({Namespace.PID, Namespace.UTS, Namespace.IPC, Namespace.MOUNT})
+
+#: A session of its own and nothing else: what any process may do anywhere.
+MINIMAL = Policy(filesystem=Filesystem(proc=False))
+#: Everything that changes no outcome of the parity suites: see docs/explanation/profiles.md.
+STANDARD = Policy(namespaces=_STANDARD_NAMESPACES)
+#: Loopback only, host read-only, private /tmp and /dev/shm, no capabilities.
+STRICT = Policy(
+    namespaces=_STANDARD_NAMESPACES | {Namespace.NET},
+    filesystem=Filesystem(root="readonly", tmpfs=(Tmpfs(target="/tmp"), Tmpfs(target="/dev/shm"))),  # noqa: S108
+    network=Network(mode="loopback"),
+    hardening=Hardening(capabilities=frozenset(), no_new_privs=True),
+)
+PROFILES: Mapping[str, Policy] = MappingProxyType({"minimal": MINIMAL, "standard": STANDARD, "strict": STRICT})
+
+_OWN_NETWORK = ("none", "loopback", "private")
+
+
+def _limits(policy: Policy, **fields: Any) -> Policy:
+    return replace(policy, limits=replace(policy.limits, **fields))
+
+
+def _hardening(policy: Policy, **fields: Any) -> Policy:
+    return replace(policy, hardening=replace(policy.hardening, **fields))
+
+
+def _namespaces(policy: Policy, value: Any) -> Policy:
+    """``pid,uts`` replaces the set; ``+net`` and ``-ipc`` add to it and take from it."""
+    words = value.replace(",", " ").split() if isinstance(value, str) else [str(getattr(n, "value", n)) for n in value]
+    namespaces = policy.namespaces
+    if not any(word[:1] in "+-" for word in words):
+        return replace(policy, namespaces=parse_namespaces(words))
+    for word in words:
+        changed = parse_namespaces([word.lstrip("+-")])
+        namespaces = namespaces - changed if word.startswith("-") else namespaces | changed
+    return replace(policy, namespaces=namespaces)
+
+
+def _network(policy: Policy, value: str) -> Policy:
+    if value not in NETWORK_MODES:
+        raise unknown("net", str(value), NETWORK_MODES)
+    own = {Namespace.NET} if value in _OWN_NETWORK else set()
+    return replace(policy, network=Network(mode=value), namespaces=policy.namespaces - {Namespace.NET} | own)
+
+
+def _filesystem(policy: Policy, value: Any) -> Policy:
+    if isinstance(value, Filesystem):
+        filesystem = value
+    elif value in ("host", "readonly", "minimal"):
+        filesystem = replace(policy.filesystem, root=value)
+    else:
+        raise unknown("fs", str(value), ("host", "readonly", "minimal"))
+    extra = {Namespace.MOUNT} if filesystem.needs_mounts else set()
+    return replace(policy, filesystem=filesystem, namespaces=policy.namespaces | extra)
+
+
+def _capabilities(policy: Policy, value: Any) -> Policy:
+    if value == "keep":
+        return _hardening(policy, capabilities=None)
+    names = [] if value == "drop" else value.replace(",", " ").split() if isinstance(value, str) else list(value)
+    full = frozenset(name.upper() if name.upper().startswith("CAP_") else f"CAP_{name.upper()}" for name in names)
+    return _hardening(policy, capabilities=full)
+
+
+def _rlimits(policy: Policy, value: Mapping[str, Any]) -> Policy:
+    """``{"NOFILE": 64}`` sets soft and hard; ``{"NOFILE": (64, 128)}`` each; "64M" where the unit is bytes."""
+    if not isinstance(value, Mapping):
+        raise PolicyError("rlimits", f"{value!r} is not a mapping", 'write {"NOFILE": 64}')
+    found = dict(policy.limits.rlimits)
+    for name, pair in value.items():
+        key = str(name).upper().removeprefix("RLIMIT_")
+        if key not in RLIMIT_UNITS:
+            raise unknown("rlimit", str(name), RLIMIT_UNITS)
+        both = pair if isinstance(pair, tuple) else (pair, pair)
+        if len(both) != 2:
+            raise PolicyError(f"rlimit {key}", f"{pair!r} is not one value or (soft, hard)", "write one or two values")
+        soft, hard = (_rlimit_value(key, part) for part in both)
+        found[key] = (soft, hard)
+    return _limits(policy, rlimits=found)
+
+
+def _rlimit_value(name: str, value: Any) -> int:
+    if value in (None, UNLIMITED, "unlimited", "infinity"):
+        return UNLIMITED
+    if RLIMIT_UNITS[name] == "bytes":
+        return 0 if value in (0, "0") else units.size_bytes(value, what=f"rlimit {name}")
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise PolicyError(f"rlimit {name}", f"{value!r} is not a number", f"write {RLIMIT_UNITS[name]}") from None
+
+
+def _cores(value: Any) -> float:
+    try:
+        cores = float(value)
+    except (TypeError, ValueError):
+        raise PolicyError("cpu", f"{value!r} is not a number of cores", "write a share such as 0.5 or 2") from None
+    if not 0.001 <= cores <= 10_000:
+        raise PolicyError("cpu", f"{value!r} is out of range", "write a share of cores such as 0.5 or 2")
+    return cores
+
+
+def truth(value: Any, *, what: str = "switch") -> bool:
+    """``yes/no``, ``on/off``, ``true/false``, ``1/0`` or a bool."""
+    if isinstance(value, bool):
+        return value
+    match str(value).strip().lower():
+        case "1" | "yes" | "on" | "true":
+            return True
+        case "0" | "no" | "off" | "false" | "":
+            return False
+    raise PolicyError(what, f"{value!r} is neither yes nor no", "write yes or no")
+
+
+#: One row per word: what it does to a policy. The words of markers, ini profiles, ``sandbox.run`` and the CLI.
+WORDS: Mapping[str, Callable[[Policy, Any], Policy]] = MappingProxyType(
+    {
+        "namespaces": _namespaces,
+        "net": _network,
+        "fs": _filesystem,
+        "memory": lambda p, v: _limits(p, memory_bytes=units.size_bytes(v, what="memory")),
+        "memory_high": lambda p, v: _limits(p, memory_high_bytes=units.size_bytes(v, what="memory_high")),
+        "memory_fallback": lambda p, v: _limits(p, memory_fallback=v),
+        "swap": lambda p, v: _limits(p, swap_bytes=0 if v in (0, "0") else units.size_bytes(v, what="swap")),
+        "pids": lambda p, v: _limits(p, pids=units.count(v, what="pids")),
+        "cpu": lambda p, v: _limits(p, cpu_cores=_cores(v)),
+        "cpu_weight": lambda p, v: _limits(p, cpu_weight=units.count(v, what="cpu_weight")),
+        "cpuset": lambda p, v: _limits(p, cpuset=str(v)),
+        "io": lambda p, v: _limits(p, io=tuple(v)),
+        "cpu_time": lambda p, v: _limits(p, cpu_time_s=units.duration_s(v, what="cpu_time")),
+        "rlimits": _rlimits,
+        "timeout": lambda p, v: replace(p, timeout_s=units.duration_s(v, what="timeout")),
+        "grace": lambda p, v: replace(p, grace_s=0.0 if v in (0, "0") else units.duration_s(v, what="grace")),
+        "hostname": lambda p, v: replace(p, hostname=str(v), namespaces=p.namespaces | {Namespace.UTS}),
+        "capabilities": _capabilities,
+        "no_new_privs": lambda p, v: _hardening(p, no_new_privs=truth(v, what="no_new_privs")),
+        "seccomp": lambda p, v: _hardening(p, seccomp=str(v)),
+        "landlock": lambda p, v: _hardening(p, landlock=truth(v, what="landlock")),
+        "close_fds": lambda p, v: _hardening(p, close_fds=truth(v, what="close_fds")),
+        "session": lambda p, v: replace(p, session=truth(v, what="session")),
+    }
+)
+
+
+def vary(policy: Policy, **words: Any) -> Policy:
+    """Return ``policy`` changed by ``words`` (see WORDS); a word whose value is None changes nothing.
+
+    Raises:
+        PolicyError: an unknown word (the nearest one is suggested) or a value without meaning.
+    """
+    for word, value in words.items():
+        if word not in WORDS:
+            raise unknown("option", word, WORDS)
+        if value is not None:
+            policy = WORDS[word](policy, value)
+    return policy
+
+
+def parse_profiles(lines: Iterable[str]) -> dict[str, Policy]:
+    """The user's own profiles: ``ci: standard, net=loopback, memory=1G``; a later line may build on an earlier one.
+
+    Raises:
+        PolicyError: a line without a name, an unknown base or word, or a name of a built-in profile.
+    """
+    profiles = dict(PROFILES)
+    for line in filter(None, map(str.strip, lines)):
+        name, colon, rest = line.partition(":")
+        name = name.strip()
+        if not colon or not name:
+            raise PolicyError("profile", f"{line!r} has no name", "write NAME: BASE, WORD=VALUE, ...")
+        if name in PROFILES:
+            raise PolicyError(f"profile {name!r}", "a built-in profile cannot be changed", "choose another name")
+        base, *settings = (part.strip() for part in rest.split(","))
+        if base not in profiles:
+            raise unknown(f"base profile of {name!r}", base, profiles)
+        pairs = [setting.partition("=") for setting in settings]
+        if any(not equals for _, equals, _ in pairs):
+            raise PolicyError(f"profile {name!r}", f"{rest.strip()!r} has a word without a value", "write WORD=VALUE")
+        profiles[name] = vary(profiles[base], **{word.strip(): value.strip() for word, _, value in pairs})
+    return profiles

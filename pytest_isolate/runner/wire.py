@@ -1,0 +1,157 @@
+"""The channel between a test's process and pytest: length-prefixed frames of tagged JSON.
+
+Owns: the frame format, its caps, and the codec that keeps tuples tuples.
+Refuses: pickle, marshal or anything else that could run code in the reader. The writer is not trusted: a frame
+that breaks a rule raises WireError, and the reader then blames the test.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+from typing import Any
+
+MAGIC = b"iso1"
+_HEADER = struct.Struct("!4sI")
+#: One frame holds one report; the longest captured section is cut before (see child.py).
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_READ_BYTES = 256 * 1024
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_TAGS = frozenset({"()", "{}", "set", "frozenset", "bytes", "repr"})
+
+
+class WireError(Exception):
+    """What came over the channel is no frame of ours."""
+
+
+def encode(value: Any) -> Any:
+    """Return ``value`` as JSON can hold it: a tuple becomes ``{"()": [...]}``, an unknown object its repr."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is list:
+        return [encode(item) for item in value]
+    if kind is dict:
+        if all(type(key) is str and key not in _TAGS for key in value):
+            return {key: encode(item) for key, item in value.items()}
+        return {"{}": [[encode(key), encode(item)] for key, item in value.items()]}
+    return _encode_other(value)
+
+
+def _encode_other(value: Any) -> Any:
+    match value:
+        case tuple():
+            return {"()": [encode(item) for item in value]}
+        case bool() | int() | float():
+            return value.real
+        case str():
+            return str.__str__(value)
+        case bytes() | bytearray():
+            return {"bytes": base64.b64encode(value).decode()}
+        case frozenset() | set():
+            return {type(value).__name__: [encode(item) for item in value]}
+        case dict():
+            return encode(dict(value))
+        case list():
+            return encode(list(value))
+        case os.PathLike():
+            return os.fspath(value)
+    return {"repr": repr(value)}
+
+
+def decode(value: Any) -> Any:
+    """The inverse of encode; what was an unknown object stays its repr."""
+    if type(value) is list:
+        return [decode(item) for item in value]
+    if type(value) is not dict:
+        return value
+    if len(value) == 1:
+        tag, content = next(iter(value.items()))
+        match tag:
+            case "()":
+                return tuple(decode(item) for item in content)
+            case "{}":
+                return {decode(key): decode(item) for key, item in content}
+            case "set":
+                return {decode(item) for item in content}
+            case "frozenset":
+                return frozenset(decode(item) for item in content)
+            case "bytes":
+                return base64.b64decode(content)
+            case "repr":
+                return content
+    return {key: decode(item) for key, item in value.items()}
+
+
+def pack(kind: str, data: Any = None) -> bytes:
+    """One frame, header included."""
+    body = json.dumps([kind, encode(data)], separators=(",", ":")).encode()
+    if len(body) > MAX_FRAME_BYTES:
+        raise WireError(f"a {kind} of {len(body)} bytes is over the {MAX_FRAME_BYTES} of one frame")
+    return _HEADER.pack(MAGIC, len(body)) + body
+
+
+def send(fd: int, kind: str, data: Any = None) -> None:
+    """Write one frame whole.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    view = memoryview(pack(kind, data))
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class Reader:
+    """Frames out of a non-blocking file descriptor, as they become complete. Borrows the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._buffer = bytearray()
+        self.eof = False
+
+    def frames(self) -> list[tuple[str, Any]]:
+        """Read what is there; return the frames that are complete. Sets ``eof`` at the end of the stream.
+
+        Raises:
+            WireError: not a frame of ours. Nothing after it can be trusted.
+        """
+        self._fill()
+        found = []
+        while (frame := self._next()) is not None:
+            found.append(frame)
+        return found
+
+    def _fill(self) -> None:
+        # One read per call: a writer that never stops must not keep the reader from its deadline.
+        try:
+            chunk = os.read(self._fd, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            chunk = b""
+        self.eof = not chunk
+        self._buffer += chunk
+
+    def _next(self) -> tuple[str, Any] | None:
+        if len(self._buffer) < _HEADER.size:
+            if not MAGIC.startswith(bytes(self._buffer[:4])):
+                raise WireError("it does not start with a frame header")
+            return None
+        magic, size = _HEADER.unpack_from(self._buffer)
+        if magic != MAGIC:
+            raise WireError("it does not start with a frame header")
+        if size > MAX_FRAME_BYTES:
+            raise WireError(f"a frame claims {size} bytes, over the {MAX_FRAME_BYTES} allowed")
+        end = _HEADER.size + size
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[_HEADER.size : end])
+        del self._buffer[:end]
+        try:
+            kind, data = json.loads(body)
+            return str(kind), decode(data)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise WireError(f"a frame holds no JSON of ours ({type(error).__name__})") from error
