@@ -1,0 +1,1 @@
+"""What pytest loads through the entry point `isolate`: nothing yet."""
