@@ -104,12 +104,24 @@ def set_up_wide_fixtures(item: pytest.Item, widest: Scope) -> None:
         return
     if not getattr(item, "_request", None):
         item._initrequest()  # type: ignore[attr-defined]
-    for name in info.names_closure:
-        definitions = info.name2fixturedefs.get(name)
-        if not definitions or fixture_scope(item, name, definitions[-1]) <= widest:
-            continue
-        if not _bound_to_loop(name, info.name2fixturedefs, set()):
-            item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
+    with _active(item):
+        for name in info.names_closure:
+            definitions = info.name2fixturedefs.get(name)
+            if not definitions or fixture_scope(item, name, definitions[-1]) <= widest:
+                continue
+            if not _bound_to_loop(name, info.name2fixturedefs, set()):
+                item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _active(item: pytest.Item) -> Iterator[None]:
+    """Let the item count as set up while fixtures are made for it: pytest 9.1 on refuses them otherwise."""
+    stack = item.session._setupstate.stack
+    stack[item] = ([], None)
+    try:
+        yield
+    finally:
+        del stack[item]
 
 
 def fixture_scope(item: pytest.Item, name: str, definition: FixtureDef[Any]) -> Scope:

@@ -294,7 +294,7 @@ class Conversation:
             )
         if status.signal == signal.SIGXCPU:
             return crash.Ending(text=f"CPU: the test used up its CPU time during {when} ({status})", cause=Cause.CPU)
-        return crash.ended_early(status, when, eof=self._eof, garbage=self._garbage)
+        return crash.ended_early(status, when, garbage=self._garbage)
 
     def _blame(self, when: crash.When, ending: crash.Ending) -> None:
         sections = [*(self._sections or compat.report_sections(self._item)), *self._worker.outputs.sections(when)]

@@ -7,6 +7,7 @@ Refuses: the makereport hook: wrappers of other plugins expect state that only t
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -43,12 +44,12 @@ class Outputs:
 
     def sections(self, when: str) -> list[tuple[str, str]]:
         """What was written since the last report, as report sections; empty ones are left out."""
-        titles = (
-            (self.out_fd, f"Captured stdout {when}"),
-            (self.err_fd, f"Captured stderr {when}"),
-            (self.trace_fd, "Native traceback"),
+        texts = (
+            (f"Captured stdout {when}", _text(self.out_fd)),
+            (f"Captured stderr {when}", _text(self.err_fd)),
+            ("Python stacks at the end", without_runner_frames(_text(self.trace_fd))),
         )
-        return [(title, text) for fd, title in titles if (text := _text(fd))]
+        return [(title, text) for title, text in texts if text]
 
 
 def _text(fd: int) -> str:
@@ -56,6 +57,24 @@ def _text(fd: int) -> str:
     head = os.pread(fd, min(size, _MAX_OUTPUT_BYTES), 0)
     text = child.cut(head.decode("utf-8", "replace"))
     return text if size <= _MAX_OUTPUT_BYTES else f"{text}\n[... {size - _MAX_OUTPUT_BYTES} more bytes not shown ...]"
+
+
+_RUNNER_FRAME = re.compile(r'^  File "[^"]*(/_pytest/|/pluggy/|/pytest/__main__|/pytest_isolate/runner/|<frozen runpy>)')
+
+
+def without_runner_frames(text: str) -> str:
+    """Leave pytest's own frames out of faulthandler's stacks, and say how many; the test's are what is looked for."""
+    kept: list[str] = []
+    hidden = 0
+    for line in [*text.splitlines(), ""]:
+        if _RUNNER_FRAME.match(line):
+            hidden += 1
+            continue
+        if hidden:
+            kept.append(f"  ({hidden} frames of pytest not shown)")
+            hidden = 0
+        kept.append(line)
+    return "\n".join(kept).rstrip("\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +85,12 @@ class Ending:
     cause: Cause | None = None
 
 
-def ended_early(status: ExitStatus, when: When, *, eof: bool, garbage: str) -> Ending:
+def ended_early(status: ExitStatus, when: When, *, garbage: str) -> Ending:
     """Words for a process that ended, or was ended, without having said so."""
     if garbage:
         return Ending(text=f"the test wrote to pytest-isolate's report channel during {when}: {garbage}")
-    if status.code == child.EXIT_CHANNEL_GONE or (eof and status.signal is None):
-        return Ending(text=f"the test closed pytest-isolate's report channel during {when} (a file descriptor it did not open)")
+    if status.code == child.EXIT_CHANNEL_GONE:
+        return Ending(text=f"the test closed pytest-isolate's report channel during {when}: a descriptor it did not open")
     if status.code == child.EXIT_OUR_FAULT:
         return Ending(text=f"pytest-isolate itself failed in the test's process during {when}", cause=Cause.SETUP)
     if status.signal is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_isolate.runner.protocol import Isolation
 
 _NAME = "isolate-runner"
+_resolver_key = pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -41,9 +42,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_resolver_key] = resolver = Resolver(config)
     if resolver.isolates_all:
         _activate(config)
-
-
-_resolver_key = pytest.StashKey[Any]()
 
 
 def _activate(config: pytest.Config) -> Isolation:

@@ -71,6 +71,18 @@ class Isolation:
         self._timeout_s: float | None = None
         self.tally = report.Tally()
 
+    def header(self) -> list[str]:
+        """What is enforced, in a line; a second one for each thing given up."""
+        default = self._resolver.default
+        if not runs_isolated(default):
+            return []
+        if self._config.getoption("usepdb"):
+            return ["isolate: deadlines and leak checks are off while --pdb is on"]
+        given = self.host.admitted(default)
+        line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backend(given).name}"
+        scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
+        return [line + scope, *(f"isolate: DEGRADED {text}" for text in self.host.degraded)]
+
     # -- what the child tells its parent --------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
