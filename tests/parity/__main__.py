@@ -82,7 +82,11 @@ def run_suite(python: Path, tree: Path, record: Path, args: Sequence[str], timeo
     wall_s = time.monotonic() - started
     if not record.exists():
         tail = "\n    ".join(log.read_text(errors="replace").splitlines()[-12:])
-        raise RunError(f"{shlex.join(command)}\n    ended with {status} and no record; its last lines:\n    {tail}")
+        at = Path(f"{record}.at")
+        last = f" at {at.read_text()}" if at.exists() else ""
+        raise RunError(
+            f"{shlex.join(command)}\n    ended with {status}{last} and no record; its last lines:\n    {tail}"
+        )
     content = json.loads(record.read_text())
     return compare.Run(
         exitstatus=content["exitstatus"],

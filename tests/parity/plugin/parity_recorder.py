@@ -45,6 +45,11 @@ class Recorder:
         self.tests: dict[str, list[dict[str, object]]] = {}
         self.collect_errors: dict[str, str] = {}
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """For the reader of a run that does not end: which test it was at."""
+        with open(f"{self.path}.at", "w") as file:
+            file.write(nodeid)
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.tests.setdefault(report.nodeid, []).append(record(report))
