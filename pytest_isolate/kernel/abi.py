@@ -183,4 +183,3 @@ MIRRORS: dict[str, type[Structure]] = {
     "iso_child": Child,
     "iso_exit": Exit,
 }
-

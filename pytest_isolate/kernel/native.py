@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import math
 import os
 import select
 import signal
@@ -19,12 +20,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
-from pytest_isolate.kernel import abi
-from pytest_isolate.kernel.plan import IdMap, MountOp, Plan
+from pytest_isolate.kernel import abi, processes
 from pytest_isolate.outcome import ExitStatus, Leftover
+
+if TYPE_CHECKING:
+    import resource
+
+    from pytest_isolate.kernel.plan import IdMap, MountOp, Plan
 
 _DIRECTORY = Path(__file__).resolve().parent.parent / "_native"
 _REMEDY = "build it with `make -C native`, or reinstall pytest-isolate-sandbox on a machine with a C compiler"
@@ -35,7 +40,10 @@ _DEFAULT_SIGNALS = sum(1 << (number - 1) for number in (signal.SIGPIPE, signal.S
 
 #: What makes a known refusal go away: (step, errno) -> remedy.
 _REMEDIES: Mapping[tuple[str, int], str] = {
-    ("clone", errno.EPERM): "run as root, or add a user namespace; a container may need --security-opt seccomp=unconfined",
+    (
+        "clone",
+        errno.EPERM,
+    ): "run as root, or add a user namespace; a container may need --security-opt seccomp=unconfined",
     ("clone", errno.ENOSPC): "raise user.max_*_namespaces, or nest fewer than 32 sandboxes",
     ("clone", errno.EAGAIN): "raise the limit on processes (ulimit -u, pids.max)",
     ("unshare", errno.EPERM): "run as root, or add a user namespace",
@@ -214,14 +222,14 @@ def _compile(plan: Plan) -> _Compiled:
 
 @contextlib.contextmanager
 def _ready(plan: Plan) -> Iterator[abi.Plan]:
-    """The C plan, with isolate-init opened for this launch. Caches nothing that is an fd of ours."""
+    """The C plan, with isolate-init opened for this launch: an fd kept longer may be closed by someone's closerange()."""
     compiled = abi.Plan.from_buffer_copy(_compile(plan).plan)
-    init_fd = os.open(_find("isolate-init"), os.O_PATH | os.O_CLOEXEC)
+    init_fd, owner = os.open(_find("isolate-init"), os.O_PATH | os.O_CLOEXEC), os.getpid()
     try:
         compiled.init_fd_plus1 = init_fd + 1
         yield compiled
     finally:
-        with contextlib.suppress(OSError):  # a forked child with close_fds has lost it already
+        if not plan.close_fds or os.getpid() == owner:  # else the C library has closed it, in the child
             os.close(init_fd)
 
 
@@ -252,6 +260,21 @@ class Rusage:
     involuntary_switches: int = 0
     blocks_in: int = 0
     blocks_out: int = 0
+
+    @classmethod
+    def of(cls, usage: resource.struct_rusage) -> Rusage:
+        """From what os.wait4() gives; its maxrss is in KiB."""
+        return cls(
+            user_s=usage.ru_utime,
+            system_s=usage.ru_stime,
+            max_rss_bytes=usage.ru_maxrss * 1024,
+            minor_faults=usage.ru_minflt,
+            major_faults=usage.ru_majflt,
+            voluntary_switches=usage.ru_nvcsw,
+            involuntary_switches=usage.ru_nivcsw,
+            blocks_in=usage.ru_inblock,
+            blocks_out=usage.ru_oublock,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +316,7 @@ def _readable(timeout_s: float | None, *fds: int) -> bool:
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000))
+    return bool(poll.poll(None if timeout_s is None else math.ceil(max(0.0, timeout_s) * 1000)))
 
 
 @dataclass(slots=True)
@@ -316,7 +339,7 @@ class Child:
     _exited: Exited | None = None
     _collected: bool = False
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Child:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -367,6 +390,10 @@ class Child:
         """Send a signal to the main process only; nothing happens when it has ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signum)
+
+    def leftovers(self) -> list[Leftover]:
+        """What else still lives in its PID namespace, and in those nested in it: see leftovers()."""
+        return leftovers(self)
 
     def kill(self) -> None:
         """End the whole tree at once: the PID namespace with its init, else the process group and the main process."""
@@ -488,58 +515,34 @@ def fork(plan: Plan) -> Child | None:
 # ---- leftovers ----
 
 
-def _stat_fields(pid: int) -> tuple[int, int]:
-    """(parent pid, start time in clock ticks after boot) of a process, from /proc/pid/stat. Source: proc(5)."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(after_name[1]), int(after_name[19])
-
-
-def _command(pid: int) -> str:
-    raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-    words = raw.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-    return words or Path(f"/proc/{pid}/comm").read_text().strip()
-
-
-def _processes() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, start) of all that can be seen."""
+def _parents() -> dict[int, int]:
+    """pid -> parent of all processes this /proc shows. Source: proc(5), stat field 4."""
     found = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError):
-                found[int(name)] = _stat_fields(int(name))
+    for pid in processes.pids():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+            found[pid] = int(stat.read().rpartition(b")")[2].split()[1])
     return found
 
 
-def _namespace(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return ""
-
-
-def _inside(child: Child, processes: Mapping[int, tuple[int, int]]) -> list[int]:
-    """Pids in the child's PID namespace, and all descendants of its init (nested sandboxes have their own)."""
-    home = _namespace(child.init_pid)
-    inside = {pid for pid in processes if home and _namespace(pid) == home} | {child.init_pid}
-    grown = True
-    while grown:
-        more = {pid for pid, (parent, _) in processes.items() if parent in inside} - inside
-        inside |= more
-        grown = bool(more)
-    return sorted(inside - {child.init_pid, child.pid})
+def _descendants(root: int) -> set[int]:
+    """All below ``root``, which is not counted. Orphans of a PID namespace are children of its init."""
+    parents, found, before = _parents(), {root}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {pid for pid, parent in parents.items() if parent in found}
+    return found - {root}
 
 
 def leftovers(child: Child) -> list[Leftover]:
-    """Processes still in the child's PID namespace, its init and main process not counted; [] without a namespace.
+    """Processes still in the child's PID namespace or in one nested in it; [] when it has none of its own.
 
-    To be asked while the init lives: before kill().
+    Init and main process are not counted, zombies neither. To be asked while the init lives, before kill().
     """
     if child.init_pid <= 0:
         return []
-    processes = _processes()
-    ticks, uptime = os.sysconf("SC_CLK_TCK"), time.clock_gettime(time.CLOCK_BOOTTIME)
     found = []
-    for pid in _inside(child, processes):
-        with contextlib.suppress(OSError):
-            found.append(Leftover(pid=pid, command=_command(pid), age_s=max(0.0, uptime - processes[pid][1] / ticks)))
+    for pid in sorted(_descendants(child.init_pid) - {child.pid}):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            if (leftover := processes.describe(pid)) is not None:
+                found.append(leftover)
     return found
