@@ -86,12 +86,34 @@ static void decide(struct launch *l)
 		l->late_namespaces = plan->namespaces & CLONE_NEWCGROUP; /* its root is where we then are */
 }
 
+/* A child that executes a program never leaves its frames, so a sanitizer still thinks of them at this address. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+static void forget_old_frames(char *at, size_t bytes)
+{
+#ifdef SANITIZED
+	extern void __asan_unpoison_memory_region(void const volatile *at, size_t bytes);
+
+	__asan_unpoison_memory_region(at, bytes);
+#else
+	(void)at;
+	(void)bytes;
+#endif
+}
+
 static int open_arena(struct launch *l)
 {
-	char *at = mmap(NULL, ISO_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *at =
+		mmap(NULL, ISO_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (at == MAP_FAILED)
 		return -errno;
+	forget_old_frames(at, ISO_ARENA_BYTES);
 	l->arena = at;
 	l->init_stack = at + ISO_GUARD_BYTES;
 	l->main_stack = l->init_stack + ISO_STACK_BYTES + ISO_GUARD_BYTES;
@@ -190,7 +212,7 @@ static uint64_t helper_flags(const struct launch *l)
 	return flags;
 }
 
-/* Returns the pid of the child, or -errno. With shared memory the child has then left it, by exec or by its end. */
+/* The kernel clears the word and wakes us when the child leaves our memory, by exec or by its end. */
 static void await_memory(struct launch *l)
 {
 	int alive;

@@ -58,7 +58,7 @@ static pid_t pid_from_fdinfo(int pidfd)
 /* The process behind pidfd by the caller's numbers; -ESRCH when it was collected already. */
 pid_t iso_pid_of(int pidfd)
 {
-	struct pidfd_info_v0 info = { 0 };
+	struct pidfd_info_v0 info = {0};
 
 	if (!ioctl(pidfd, PIDFD_GET_INFO_V0, &info))
 		return (pid_t)info.pid;
