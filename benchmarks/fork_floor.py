@@ -21,17 +21,16 @@ PROC = MountOp(kind=MountKind.MOUNT, source="proc", target="/proc", fstype="proc
 STANDARD = PID | UTS | IPC | MNT
 
 
-def own_ids() -> dict[str, tuple[IdMap, ...]]:
-    uid, gid = os.geteuid(), os.getegid()
-    return {"uid_map": (IdMap(inside=uid, outside=uid, count=1),), "gid_map": (IdMap(inside=gid, outside=gid, count=1),)}
-
-
+UIDS = (IdMap(inside=os.geteuid(), outside=os.geteuid(), count=1),)
+GIDS = (IdMap(inside=os.getegid(), outside=os.getegid(), count=1),)
 ROWS = {
     "no namespace": Plan(),
     "pid": Plan(namespaces=PID),
     "pid uts ipc mnt + /proc": Plan(namespaces=STANDARD, mounts=(PRIVATE, PROC)),
-    "... + user": Plan(namespaces=STANDARD | USER, mounts=(PRIVATE, PROC), **own_ids()),
-    "... + user net": Plan(namespaces=STANDARD | USER | NET, loopback_up=True, mounts=(PRIVATE, PROC), **own_ids()),
+    "... + user": Plan(namespaces=STANDARD | USER, mounts=(PRIVATE, PROC), uid_map=UIDS, gid_map=GIDS),
+    "... + user net": Plan(
+        namespaces=STANDARD | USER | NET, loopback_up=True, mounts=(PRIVATE, PROC), uid_map=UIDS, gid_map=GIDS
+    ),
 }
 
 
@@ -62,7 +61,9 @@ def usec(operation: Callable[[], None]) -> float:
 
 def rows() -> dict[str, Callable[[], None]]:
     """The rows this user may run: a plain user needs the user namespace in each."""
-    allowed = {name: plan for name, plan in ROWS.items() if os.geteuid() == 0 or not plan.namespaces & ~USER or plan.uid_map}
+    allowed = {
+        name: plan for name, plan in ROWS.items() if os.geteuid() == 0 or not plan.namespaces & ~USER or plan.uid_map
+    }
     return {"os.fork": bare_fork, **{name: sandboxed_fork(plan) for name, plan in allowed.items()}}
 
 

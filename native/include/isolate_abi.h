@@ -120,31 +120,30 @@ struct iso_mount {
 	X(uint32_t, version, 4)		  /* ISO_ABI_VERSION */                                                        \
 	X(uint64_t, namespaces, 8)	  /* CLONE_NEW* */                                                             \
 	X(uint64_t, flags, 16)		  /* ISO_NEW_SESSION ... */                                                    \
-	X(uint64_t, hostname, 24)	  /* const char * */                                                           \
-	X(uint64_t, cwd, 32)		  /* const char * */                                                           \
-	X(uint64_t, uid_map, 40)	  /* const struct iso_idmap * */                                               \
-	X(uint64_t, gid_map, 48)	  /* const struct iso_idmap * */                                               \
-	X(uint64_t, mounts, 56)		  /* const struct iso_mount * */                                               \
-	X(uint64_t, rlimits, 64)	  /* const struct iso_rlimit * */                                              \
-	X(uint64_t, joins, 72)		  /* const struct iso_join * */                                                \
-	X(uint64_t, cgroup_procs_fds, 80) /* const int32_t *: open cgroup.procs files */                               \
-	X(uint64_t, keep_fds, 88)	  /* const int32_t *, ascending, all above 2 */                                \
-	X(uint64_t, seccomp, 96)	  /* const struct sock_filter * */                                             \
-	X(uint32_t, uid_map_count, 104)                                                                                \
-	X(uint32_t, gid_map_count, 108)                                                                                \
-	X(uint32_t, mounts_count, 112)                                                                                 \
-	X(uint32_t, rlimits_count, 116)                                                                                \
-	X(uint32_t, joins_count, 120)                                                                                  \
-	X(uint32_t, cgroup_procs_fds_count, 124)                                                                       \
-	X(uint32_t, keep_fds_count, 128)                                                                               \
-	X(uint32_t, seccomp_count, 132)	  /* instructions */                                                           \
-	X(uint64_t, capabilities, 136)	  /* what remains, bit n = capability n; with ISO_SET_CAPABILITIES */          \
-	X(uint32_t, cgroup_fd_plus1, 144) /* directory of a v2 cgroup */                                               \
-	X(uint32_t, landlock_fd_plus1, 148)                                                                            \
-	X(uint32_t, init_fd_plus1, 152) /* isolate-init, O_PATH is enough; needed with a PID namespace */              \
-	X(uint32_t, pdeathsig, 156)	/* for the main process when there is no init */                               \
-	X(uint32_t, umask, 160)		/* with ISO_SET_UMASK */                                                       \
-	X(uint32_t, pad, 164)
+	X(uint64_t, init, 24)		  /* const char *: path of isolate-init; needed with a PID namespace */        \
+	X(uint64_t, hostname, 32)	  /* const char * */                                                           \
+	X(uint64_t, cwd, 40)		  /* const char * */                                                           \
+	X(uint64_t, uid_map, 48)	  /* const struct iso_idmap * */                                               \
+	X(uint64_t, gid_map, 56)	  /* const struct iso_idmap * */                                               \
+	X(uint64_t, mounts, 64)		  /* const struct iso_mount * */                                               \
+	X(uint64_t, rlimits, 72)	  /* const struct iso_rlimit * */                                              \
+	X(uint64_t, joins, 80)		  /* const struct iso_join * */                                                \
+	X(uint64_t, cgroup_procs_fds, 88) /* const int32_t *: open cgroup.procs files */                               \
+	X(uint64_t, keep_fds, 96)	  /* const int32_t *, ascending, all above 2 */                                \
+	X(uint64_t, seccomp, 104)	  /* const struct sock_filter * */                                             \
+	X(uint32_t, uid_map_count, 112)                                                                                \
+	X(uint32_t, gid_map_count, 116)                                                                                \
+	X(uint32_t, mounts_count, 120)                                                                                 \
+	X(uint32_t, rlimits_count, 124)                                                                                \
+	X(uint32_t, joins_count, 128)                                                                                  \
+	X(uint32_t, cgroup_procs_fds_count, 132)                                                                       \
+	X(uint32_t, keep_fds_count, 136)                                                                               \
+	X(uint32_t, seccomp_count, 140)	  /* instructions */                                                           \
+	X(uint64_t, capabilities, 144)	  /* what remains, bit n = capability n; with ISO_SET_CAPABILITIES */          \
+	X(uint32_t, cgroup_fd_plus1, 152) /* directory of a v2 cgroup */                                               \
+	X(uint32_t, landlock_fd_plus1, 156)                                                                            \
+	X(uint32_t, pdeathsig, 160) /* for the main process when there is no init */                                   \
+	X(uint32_t, umask, 164)	    /* with ISO_SET_UMASK */
 struct iso_plan {
 	ISO_PLAN_FIELDS(ISO_DECLARE_FIELD)
 };

@@ -558,7 +558,7 @@ _Noreturn void iso_exec_init(struct launch *l, pid_t main_pid)
 	check(l, unshare(CLONE_FILES), ISO_STEP_INIT, -1);
 	check(l, fcntl(l->status_fd[1], F_SETFD, 0), ISO_STEP_INIT, -1);
 	check(l, fcntl(l->parent_pidfd, F_SETFD, 0), ISO_STEP_INIT, -1);
-	syscall(SYS_execveat, (int)l->plan->init_fd_plus1 - 1, "", argv, envp, AT_EMPTY_PATH);
+	syscall(SYS_execveat, l->init_fd, "", argv, envp, AT_EMPTY_PATH);
 	iso_fail(l, ISO_STEP_INIT, errno, -1);
 }
 

@@ -45,7 +45,9 @@ struct launch {
 	bool parent_maps;	     /* the caller writes uid_map and gid_map */
 	bool shared_memory;	     /* the first child runs in the caller's memory */
 	bool private_main;	     /* spawned main must not share memory: it enters a time namespace by itself */
+	bool reports;		     /* a step of the main process may fail where the caller cannot see it */
 	int dumpable;		     /* prctl(2) PR_GET_DUMPABLE of the caller */
+	int init_fd;		     /* isolate-init, opened for this launch; -1 without init */
 	int parent_pidfd;	     /* the caller, watched by the init; -1 without init */
 	int status_fd[2];	     /* caller, init: one byte down, one struct iso_exit up; -1 without init */
 	int report_fd[2];	     /* caller, main: struct iso_failure up; -1 when memory is shared up to exec */

@@ -21,7 +21,7 @@
 #include "isolate.h"
 
 static int checks, failed;
-static uint32_t init_fd_plus1;
+static const char *init_path;
 
 static void expect(int holds, const char *text, int line)
 {
@@ -49,7 +49,7 @@ static struct iso_plan make_plan(uint64_t namespaces)
 
 	plan.flags = ISO_NEW_SESSION;
 	plan.pdeathsig = SIGKILL;
-	plan.init_fd_plus1 = init_fd_plus1;
+	plan.init = (uintptr_t)init_path;
 	if (namespaces & CLONE_NEWUSER || geteuid()) {
 		own_uid = (struct iso_idmap){.inside = geteuid(), .outside = geteuid(), .count = 1};
 		own_gid = (struct iso_idmap){.inside = getegid(), .outside = getegid(), .count = 1};
@@ -245,7 +245,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: %s isolate-init\n", argv[0]);
 		return 2;
 	}
-	init_fd_plus1 = (uint32_t)open(argv[1], O_PATH | O_CLOEXEC) + 1;
+	init_path = argv[1];
 	test_the_table_of_fields_is_complete();
 	test_another_version_is_refused();
 	test_programs_report_their_status();

@@ -12,11 +12,10 @@ import errno
 import functools
 import math
 import os
-import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +62,7 @@ class _Library:
     spawn: Any
     fork: Any
     wait: Any
+    await_: Any
     step_name: Any
     hooks: abi.Hooks
 
@@ -116,6 +116,7 @@ def _functions() -> _Library:
         spawn=_prototype(released.iso_spawn, plan, ctypes.POINTER(abi.Exec), child, failure),
         fork=_prototype(held.iso_fork, plan, ctypes.POINTER(abi.Hooks), child, failure),
         wait=_prototype(released.iso_wait, ctypes.c_int, ctypes.c_int, ctypes.POINTER(abi.Exit)),
+        await_=_prototype(released.iso_await, child, ctypes.c_int, ctypes.POINTER(abi.Exit)),
         step_name=name,
         hooks=abi.Hooks(
             prepare=_hook("PyOS_BeforeFork"),
@@ -183,7 +184,6 @@ def _flags(plan: Plan) -> int:
 _ALL_ONES = 2**64 - 1  # RLIM_INFINITY
 
 
-@functools.lru_cache(maxsize=64)
 def _compile(plan: Plan) -> _Compiled:
     memory = _Memory()
     keep = sorted({fd for fd in plan.keep_fds if fd > 2})
@@ -193,6 +193,7 @@ def _compile(plan: Plan) -> _Compiled:
         version=abi.VERSION,
         namespaces=plan.namespaces,
         flags=_flags(plan),
+        init=memory.text(_find("isolate-init")),
         hostname=memory.text(plan.hostname),
         cwd=memory.text(plan.cwd),
         uid_map=memory.structs(abi.IdMap, _id_rows(plan.uid_map)),
@@ -220,17 +221,18 @@ def _compile(plan: Plan) -> _Compiled:
     return _Compiled(compiled, tuple(memory.alive))
 
 
-@contextlib.contextmanager
-def _ready(plan: Plan) -> Iterator[abi.Plan]:
-    """The C plan, with isolate-init opened for this launch: an fd kept longer may be closed by someone's closerange()."""
-    compiled = abi.Plan.from_buffer_copy(_compile(plan).plan)
-    init_fd, owner = os.open(_find("isolate-init"), os.O_PATH | os.O_CLOEXEC), os.getpid()
-    try:
-        compiled.init_fd_plus1 = init_fd + 1
-        yield compiled
-    finally:
-        if not plan.close_fds or os.getpid() == owner:  # else the C library has closed it, in the child
-            os.close(init_fd)
+_compiled: dict[int, tuple[Plan, _Compiled]] = {}
+
+
+def _ready(plan: Plan) -> abi.Plan:
+    """The plan in C, compiled once for each Plan object. Compared by identity: a hash would touch all of its pages,
+    each of which is copied again after every fork."""
+    known = _compiled.get(id(plan))
+    if known is None:
+        if len(_compiled) >= 256:
+            _compiled.clear()
+        known = _compiled[id(plan)] = (plan, _compile(plan))
+    return known[1].plan
 
 
 def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> SetupError:
@@ -311,12 +313,11 @@ def _exited(record: abi.Exit) -> Exited:
 _KILLED = Exited(ExitStatus(signal=signal.SIGKILL), Rusage(), leftovers=False)
 
 
-def _readable(timeout_s: float | None, *fds: int) -> bool:
-    """True when one of ``fds`` became readable. poll(2), so fds above 1023 work."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout_s is None else math.ceil(max(0.0, timeout_s) * 1000)))
+def _milliseconds(deadline: float | None) -> int:
+    """For poll(2): what is left, rounded up; -1 for ever. At most a day: the caller asks again."""
+    if deadline is None:
+        return -1
+    return min(math.ceil(max(0.0, deadline - time.monotonic()) * 1000), 86_400_000)
 
 
 @dataclass(slots=True)
@@ -335,7 +336,8 @@ class Child:
     init_pid: int
     init_pidfd: int
     status_fd: int
-    own_session: bool = True
+    own_session: bool
+    _raw: abi.Child
     _exited: Exited | None = None
     _collected: bool = False
 
@@ -354,37 +356,26 @@ class Child:
 
     def wait(self, timeout_s: float | None = None) -> Exited | None:
         """Wait until the main process has ended; None when it still runs after ``timeout_s``."""
+        if self._exited is not None:
+            return self._exited
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self._exited is None:
-            left = None if deadline is None else deadline - time.monotonic()
-            self._exited = self._await_init(left) if self.init_pidfd >= 0 else self._await_main(left)
+        record = abi.Exit()
+        while (answer := _functions().await_(self._raw, _milliseconds(deadline), record)) in (0, -errno.EINTR):
             if deadline is not None and time.monotonic() >= deadline:
-                break
+                return None
+        self._exited = self._ended(answer, record)
         return self._exited
 
-    def _await_init(self, timeout_s: float | None) -> Exited | None:
-        if not _readable(timeout_s, self.status_fd, self.init_pidfd):
-            return None
-        record = abi.Exit()
-        try:
-            data = os.read(self.status_fd, ctypes.sizeof(record)) if _readable(0, self.status_fd) else b""
-        except ConnectionResetError:
-            data = b""
-        if len(data) != ctypes.sizeof(record):
+    def _ended(self, answer: int, record: abi.Exit) -> Exited:
+        if answer == -errno.EPIPE:
             return _KILLED
-        record = abi.Exit.from_buffer_copy(data)
-        return _exited(record) if record.magic == abi.EXIT_MAGIC else _KILLED
-
-    def _await_main(self, timeout_s: float | None) -> Exited | None:
-        if not _readable(timeout_s, self.pidfd):
-            return None
-        record = abi.Exit()
-        answer = _functions().wait(self.pidfd, 0, record)
-        if answer == -errno.ECHILD:  # someone's waitpid(-1) was faster: the status is gone
+        if self.init_pidfd < 0:
             self._collected = True
+        if answer == -errno.ECHILD:  # someone's waitpid(-1) was faster: the status is gone
             raise ChildProcessError(errno.ECHILD, f"pid {self.pid} was collected by someone else's wait()")
-        self._collected = answer == 1
-        return _exited(record) if answer == 1 else None
+        if answer < 0:
+            raise OSError(-answer, os.strerror(-answer))
+        return _exited(record)
 
     def signal(self, signum: int) -> None:
         """Send a signal to the main process only; nothing happens when it has ended."""
@@ -435,7 +426,7 @@ class Child:
 
 
 def _child(plan: Plan, raw: abi.Child) -> Child:
-    return Child(raw.main_pid, raw.main_pidfd, raw.init_pid, raw.init_pidfd, raw.status_fd, plan.new_session)
+    return Child(raw.main_pid, raw.main_pidfd, raw.init_pid, raw.init_pidfd, raw.status_fd, plan.new_session, raw)
 
 
 # ---- starting ----
@@ -487,9 +478,8 @@ def spawn(
     )
     child, failure = abi.Child(), abi.Failure()
     functions = _functions()
-    with _ready(plan) as ready:
-        if functions.spawn(ready, request, child, failure) < 0:
-            raise _setup_error(plan, failure, argv)
+    if functions.spawn(_ready(plan), request, child, failure) < 0:
+        raise _setup_error(plan, failure, argv)
     return _child(plan, child)
 
 
@@ -505,8 +495,7 @@ def fork(plan: Plan) -> Child | None:
     child, failure = abi.Child(), abi.Failure()
     functions = _functions()
     sys.audit("os.fork")
-    with _ready(plan) as ready:
-        answer = functions.fork(ready, functions.hooks, child, failure)
+    answer = functions.fork(_ready(plan), functions.hooks, child, failure)
     if answer < 0:
         raise _setup_error(plan, failure)
     return _child(plan, child) if answer else None

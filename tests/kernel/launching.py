@@ -124,7 +124,7 @@ def leave_after(function: Callable[..., Any], arguments: Sequence[Any], fd: int)
     try:
         os.write(fd, json.dumps(function(*arguments)).encode())
         status = 0
-    except BaseException:  # noqa: BLE001 - reported to the parent by status and stderr
+    except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)

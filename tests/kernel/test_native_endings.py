@@ -10,12 +10,15 @@ import select
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_isolate.kernel import native
-from pytest_isolate.kernel.plan import Plan
 from tests.kernel.launching import LIMIT_S, become, close_end, forked, open_fds, pipe, plan, read_all, run
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.plan import Plan
 
 NO_CORE = ((resource.RLIMIT_CORE, 0, 0),)
 WITH_INIT = plan("pid", "mnt", rlimits=NO_CORE)

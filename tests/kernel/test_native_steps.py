@@ -53,6 +53,11 @@ def test_no_limit_is_written_as_minus_one() -> None:
     assert value(plan(rlimits=unlimited), read_limit, resource.RLIMIT_CORE) == [0, -1]
 
 
+def fork_and_leave(a_plan: Plan) -> None:
+    if native.fork(a_plan) is None:
+        os._exit(0)
+
+
 def refused(a_plan: Plan, *argv: str, start: str = "both") -> list[SetupError]:
     """The errors of a spawn and a fork under this plan; both must fail alike, leaving no fd behind."""
     before, errors = open_fds(), []
@@ -61,8 +66,7 @@ def refused(a_plan: Plan, *argv: str, start: str = "both") -> list[SetupError]:
     errors.append(spawned.value)
     if start == "both":
         with pytest.raises(SetupError) as forking:
-            if native.fork(a_plan) is None:
-                os._exit(0)
+            fork_and_leave(a_plan)
         errors.append(forking.value)
     assert open_fds() == before
     assert {(e.step, e.errno, e.index) for e in errors} == {(errors[0].step, errors[0].errno, errors[0].index)}
@@ -183,7 +187,23 @@ def test_without_no_new_privs_the_flag_is_clear_and_with_it_set() -> None:
 GETPPID = 110 if os.uname().machine == "x86_64" else 173
 #: load the number; getppid -> EPERM, all else allowed. Source: seccomp(2).
 DENY_GETPPID = struct.pack(
-    "=HBBIHBBIHBBIHBBI", 0x20, 0, 0, 0, 0x15, 0, 1, GETPPID, 0x06, 0, 0, 0x00050000 | errno.EPERM, 0x06, 0, 0, 0x7FFF0000
+    "=HBBIHBBIHBBIHBBI",
+    0x20,
+    0,
+    0,
+    0,
+    0x15,
+    0,
+    1,
+    GETPPID,
+    0x06,
+    0,
+    0,
+    0x00050000 | errno.EPERM,
+    0x06,
+    0,
+    0,
+    0x7FFF0000,
 )
 
 
@@ -276,9 +296,7 @@ def test_stdio_is_placed_even_when_it_is_swapped() -> None:
     with pipe() as out, pipe() as err:
         argv = ["sh", "-c", "echo to-out; echo to-err >&2; cat"]
         with open("/etc/hostname", "rb") as source:
-            child = native.spawn(
-                plan("pid", "mnt"), argv, stdin_fd=source.fileno(), stdout_fd=out[1], stderr_fd=err[1]
-            )
+            child = native.spawn(plan("pid", "mnt"), argv, stdin_fd=source.fileno(), stdout_fd=out[1], stderr_fd=err[1])
         with child:
             assert child.wait(10) is not None
         assert os.read(out[0], 4096) == b"to-out\n" + Path("/etc/hostname").read_bytes()
@@ -338,7 +356,10 @@ def building(root: Path, *ops: MountOp) -> Plan:
         MountOp(kind=MountKind.MOUNT, source="tmpfs", target=target, fstype="tmpfs", flags=MS_NOSUID, data="mode=755"),
         MountOp(kind=MountKind.MKDIR, target=f"{target}/usr"),
         MountOp(kind=MountKind.BIND, source="/usr", target=f"{target}/usr", flags=MS_BIND | MS_REC | MS_RDONLY),
-        *(MountOp(kind=MountKind.SYMLINK, source=f"usr/{name}", target=f"{target}/{name}") for name in ("bin", "lib", "lib64")),
+        *(
+            MountOp(kind=MountKind.SYMLINK, source=f"usr/{name}", target=f"{target}/{name}")
+            for name in ("bin", "lib", "lib64")
+        ),
         MountOp(kind=MountKind.MKDIR, target=f"{target}/proc"),
         MountOp(kind=MountKind.MOUNT, source="proc", target=f"{target}/proc", fstype="proc", flags=14),
         *ops,
@@ -394,6 +415,9 @@ def test_a_thousand_mounts(tmp_path: Path) -> None:
     ops = [MountOp(kind=MountKind.MOUNT, source="tmpfs", target=str(tmp_path), fstype="tmpfs")]
     for number in range(1000):
         target = f"{tmp_path}/{number}"
-        ops += [MountOp(kind=MountKind.MKDIR, target=target), MountOp(kind=MountKind.BIND, source="/usr", target=target)]
+        ops += [
+            MountOp(kind=MountKind.MKDIR, target=target),
+            MountOp(kind=MountKind.BIND, source="/usr", target=target),
+        ]
     assert run(plan("mnt", mounts=tuple(ops)), "sh", "-c", f"ls {tmp_path} | wc -l").text == "1000\n"
     assert forked(plan("mnt", mounts=tuple(ops)), os.getpid).exited.status.code == 0
