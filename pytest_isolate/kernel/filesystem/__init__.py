@@ -1,0 +1,8 @@
+"""File-system views: a Filesystem policy becomes a mount table, and one can ask what the sandbox will see.
+
+Owns: the names of this package. Refuses: to mount; the C child interprets the table (kernel/plan.py, native/src/mounts.c).
+"""
+
+from pytest_isolate.kernel.filesystem.view import Context, Layer, MountPlan, compile
+
+__all__ = ["Context", "Layer", "MountPlan", "compile"]
