@@ -3,6 +3,19 @@
 Owns: the names of this package. Refuses: to mount; the C child interprets the table (kernel/plan.py, native/src/mounts.c).
 """
 
+from pytest_isolate.kernel.filesystem.changes import FilesChanged, Layers, files_changed
+from pytest_isolate.kernel.filesystem.resolve import Resolution, explain, resolve
 from pytest_isolate.kernel.filesystem.view import Context, Layer, MountPlan, compile
 
-__all__ = ["Context", "Layer", "MountPlan", "compile"]
+__all__ = [
+    "Context",
+    "FilesChanged",
+    "Layer",
+    "Layers",
+    "MountPlan",
+    "Resolution",
+    "compile",
+    "explain",
+    "files_changed",
+    "resolve",
+]

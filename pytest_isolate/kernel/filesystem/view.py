@@ -25,7 +25,7 @@ from pytest_isolate.kernel.filesystem.mountinfo import (
     MS_REC,
     MS_REMOUNT,
 )
-from pytest_isolate.kernel.filesystem.tree import Found, Lookup, Mounted, Place, Tree, host_lookup, host_path, is_below
+from pytest_isolate.kernel.filesystem.tree import FileSystem, Found, Lookup, Mounted, Node, Place, Tree, host_lookup, host_path, is_below
 from pytest_isolate.kernel.plan import MountKind, MountOp
 from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 
@@ -105,12 +105,13 @@ class MountPlan:
         words: for each op, what it is for; a SetupError's index points here.
         create: directories the supervisor makes before the launch (layers that are kept).
         skipped: what needed no op, with the reason.
-        tree: the mounts as the sandbox will see them.
+        tree: the mounts as the sandbox will see them; ``host``: as the host has them.
     """
 
     ops: tuple[MountOp, ...]
     words: tuple[str, ...]
     tree: Tree
+    host: Tree
     layers: tuple[Layer, ...] = ()
     create: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -160,6 +161,7 @@ class _Compiler:
     skipped: list[str] = field(default_factory=list)
     sealed_late: list[str] = field(default_factory=list)
     assembled: dict[str, str] = field(default_factory=dict)  # target -> where it is put together
+    _overlays_made: dict[str, FileSystem] = field(default_factory=dict)
     scratch: str = ""
     new_root: str = ""  # where a root is put together that is pivoted to; empty: the host's root stays
 
@@ -180,7 +182,8 @@ class _Compiler:
             ops=tuple(self.ops),
             words=tuple(self.words),
             tree=self.tree,
-            layers=tuple(self.layers),
+            host=self.host,
+            layers=tuple(self._made_on(layer) for layer in self.layers),
             create=tuple(self.create),
             skipped=tuple(self.skipped),
         )
@@ -291,7 +294,7 @@ class _Compiler:
                 continue
             node = self.host.node(Place(mount, mount.root))
             if mount.fs.fstype in _STORES and node is not None and node.kind == "directory":
-                yield _overlay_entry(Overlay(target=path, keep=overlay.keep), path, implied=True)
+                yield _overlay_entry(Overlay(target=path, keep=overlay.keep, size_bytes=overlay.size_bytes), path, implied=True)
             else:
                 whole.append(path)
                 yield _Entry(kind="bind", target=path, source=path, implied=True, words="mount of the host, read-only")
@@ -423,6 +426,11 @@ class _Compiler:
         self._emit(made, path, f"a place for {entry.target}", data="755" if made is MountKind.MKDIR else "644")
         return path
 
+    def _made_on(self, layer: Layer) -> Layer:
+        """The layer, knowing which of its entries the table made (by MKDIR and MKFILE on the overlay)."""
+        made = self._overlays_made[layer.target].made
+        return replace(layer, made=frozenset(f"{layer.target.rstrip('/')}{path}" for path in made))
+
     def _kind_of(self, entry: _Entry) -> str:
         node = self.context.lookup(entry.source or entry.target)
         return "directory" if node is not None and node.kind == "directory" else "file"
@@ -449,8 +457,8 @@ class _Compiler:
             self._seal(path, entry.words)
             return
         for mount in list(self._mounted(path).subtree()):
-            if mount.flags != mount.host_flags:
-                self._remount(self.tree.path_of(Place(mount, mount.root)), mount.host_flags, entry.words)
+            if mount.flags != mount.host_flags and not mount.host_flags & MS_RDONLY:
+                self._unseal(self.tree.path_of(Place(mount, mount.root)), mount, entry.words)
 
     def _uncover_stage(self, path: str, source: str) -> None:
         """A recursive bind of a directory above the stage took a copy of it along."""
@@ -467,18 +475,26 @@ class _Compiler:
         number = len(self.layers)
         layers = f"{self.scratch}/layers"
         home = f"{self.context.keep_directory}/{number}" if entry.keep else f"{layers}/{number}"
+        if entry.size_bytes and not entry.keep:
+            self._emit(MountKind.MKDIR, home, f"layer of {entry.target}")
+            self._mount_tmpfs(home, f"layer of {entry.target}", f"mode=700,size={entry.size_bytes}")
         for name in ("upper", "work"):
             if entry.keep:
                 self.create.append(f"{home}/{name}")
             else:
-                mode = node.mode if node is not None and name == "upper" else 0o755
-                self._emit(MountKind.MKDIR, f"{home}/{name}", f"layer of {entry.target}", data=f"{mode:o}")
+                data = self._layer_owner(node) if node is not None and name == "upper" else "755"
+                self._emit(MountKind.MKDIR, f"{home}/{name}", f"layer of {entry.target}", data=data)
         lower = self._plain_lower(entry.source, number)
         private = "userxattr" if self.context.user_namespace else "redirect_dir=on,index=off,metacopy=off"
         data = f"lowerdir={lower},upperdir={home}/upper,workdir={home}/work,{private}"
         self._emit(MountKind.MOUNT, path, entry.words, source="overlay", fstype="overlay", flags=MS_NODEV, data=data)
         upper = f"{home}/upper" if entry.keep else f"{number}/upper"
+        self._overlays_made[entry.target] = self._mounted(path).fs
         self.layers.append(Layer(target=entry.target, lower=entry.source, upper=upper, kept=entry.keep))
+
+    def _layer_owner(self, node: Node) -> str:
+        """Mode and owner of the merged directory are those of the upper one: MKDIR's data."""
+        return f"{node.mode:o}" if self.context.user_namespace else f"{node.mode:o}:{node.owner[0]}:{node.owner[1]}"
 
     def _plain_lower(self, source: str, number: int) -> str:
         """The lower directory under a name that needs no quoting and fits the kernel's page of options."""
@@ -500,6 +516,12 @@ class _Compiler:
         for shown, mount in [(path, top), *self.tree.below(path)]:
             if not mount.flags & MS_RDONLY:
                 self._remount(shown, mount.flags | MS_RDONLY, words)
+
+    def _unseal(self, path: str, mount: Mounted, words: str) -> None:
+        if self.context.mount_setattr:
+            self._emit(MountKind.SETATTR, path, words, data=f"0:{MS_RDONLY}")
+        else:
+            self._remount(path, mount.host_flags, words)
 
     def _remount(self, path: str, flags: int, words: str) -> None:
         self._emit(MountKind.REMOUNT, path, words, flags=MS_REMOUNT | MS_BIND | flags)
@@ -533,7 +555,13 @@ def _by_target(entries: list[_Entry]) -> dict[str, _Entry]:
 def _overlay_entry(overlay: Overlay, source: str, *, implied: bool = False) -> _Entry:
     kept = "kept" if overlay.keep else "thrown away"
     return _Entry(
-        kind="overlay", target=source, source=source, keep=overlay.keep, implied=implied, words=f"overlay, changes are {kept}"
+        kind="overlay",
+        target=source,
+        source=source,
+        keep=overlay.keep,
+        size_bytes=overlay.size_bytes,
+        implied=implied,
+        words=f"overlay, changes are {kept}",
     )
 
 
