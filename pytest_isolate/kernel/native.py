@@ -1,7 +1,545 @@
+"""Starts children through libisolate.so: plan in, Child out, SetupError when a step failed.
+
+Owns: the library handle (loaded at first use), the translation of a Plan into C structs, Child and Exited.
+Refuses: to decide anything. A child is untrusted: nothing here waits for the end of a stream that a grandchild may hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Union
+
+from pytest_isolate.errors import BackendUnavailable, SetupError
+from pytest_isolate.kernel import abi
+from pytest_isolate.kernel.plan import IdMap, MountOp, Plan
+from pytest_isolate.outcome import ExitStatus, Leftover
+
+_DIRECTORY = Path(__file__).resolve().parent.parent / "_native"
+_REMEDY = "build it with `make -C native`, or reinstall pytest-isolate-sandbox on a machine with a C compiler"
+Arg = Union[bytes, str, "os.PathLike[str]"]
+
+#: Python ignores these for itself; a program expects their defaults (as subprocess.Popen's restore_signals has it).
+_DEFAULT_SIGNALS = sum(1 << (number - 1) for number in (signal.SIGPIPE, signal.SIGXFSZ))
+
+#: What makes a known refusal go away: (step, errno) -> remedy.
+_REMEDIES: Mapping[tuple[str, int], str] = {
+    ("clone", errno.EPERM): "run as root, or add a user namespace; a container may need --security-opt seccomp=unconfined",
+    ("clone", errno.ENOSPC): "raise user.max_*_namespaces, or nest fewer than 32 sandboxes",
+    ("clone", errno.EAGAIN): "raise the limit on processes (ulimit -u, pids.max)",
+    ("unshare", errno.EPERM): "run as root, or add a user namespace",
+    ("maps", errno.EACCES): "the calling process is not dumpable: prctl(PR_SET_DUMPABLE, 1) after it changed its uid",
+    ("maps", errno.EPERM): "map only your own uid and gid, or run as root",
+    ("init", errno.EACCES): "isolate-init must be executable and not on a noexec mount",
+}
+
+
+# ---- the library ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    """The C functions. ``fork`` keeps the GIL: the child must come out of it holding it."""
+
+    spawn: Any
+    fork: Any
+    wait: Any
+    step_name: Any
+    hooks: abi.Hooks
+
+
+def _find(name: str) -> Path:
+    path = _DIRECTORY / name
+    if not path.is_file():
+        raise BackendUnavailable(f"native backend ({name})", f"{path} does not exist", _REMEDY)
+    return path
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise BackendUnavailable("native backend (libisolate.so)", str(error), _REMEDY) from error
+
+
+def _hook(name: str) -> int:
+    return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
+
+
+def _prototype(function: Any, *arguments: Any) -> Any:
+    function.argtypes, function.restype = arguments, ctypes.c_int
+    return function
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded libisolate.so.
+
+    Raises:
+        BackendUnavailable: it is not there, not loadable, or of another version.
+    """
+    loaded = _load(_find("libisolate.so"))
+    loaded.iso_abi_version.restype = ctypes.c_uint32
+    found = loaded.iso_abi_version()
+    if found != abi.VERSION:
+        raise BackendUnavailable("native backend", f"libisolate.so has layout {found}, this is {abi.VERSION}", _REMEDY)
+    return loaded
+
+
+@functools.cache
+def _functions() -> _Library:
+    released = library()
+    held = ctypes.PyDLL(None, handle=released._handle)
+    plan, failure, child = (ctypes.POINTER(kind) for kind in (abi.Plan, abi.Failure, abi.Child))
+    name = released.iso_step_name
+    name.argtypes, name.restype = (ctypes.c_int32,), ctypes.c_char_p
+    return _Library(
+        spawn=_prototype(released.iso_spawn, plan, ctypes.POINTER(abi.Exec), child, failure),
+        fork=_prototype(held.iso_fork, plan, ctypes.POINTER(abi.Hooks), child, failure),
+        wait=_prototype(released.iso_wait, ctypes.c_int, ctypes.c_int, ctypes.POINTER(abi.Exit)),
+        step_name=name,
+        hooks=abi.Hooks(
+            prepare=_hook("PyOS_BeforeFork"),
+            parent=_hook("PyOS_AfterFork_Parent"),
+            child=_hook("PyOS_AfterFork_Child"),
+        ),
+    )
+
+
+# ---- a plan in C ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A plan as C reads it; ``alive`` owns the memory that its addresses point to."""
+
+    plan: abi.Plan
+    alive: tuple[Any, ...]
+
+
+class _Memory:
+    """Collects what the addresses in a struct point to."""
+
+    def __init__(self) -> None:
+        self.alive: list[Any] = []
+
+    def text(self, value: Arg) -> int:
+        """The address of a NUL-ended copy; 0 for the empty text."""
+        raw = os.fsencode(value)
+        return self.array(ctypes.create_string_buffer(raw)) if raw else 0
+
+    def array(self, value: Any) -> int:
+        self.alive.append(value)
+        return ctypes.addressof(value)
+
+    def structs(self, kind: Any, rows: Sequence[tuple[Any, ...]]) -> int:
+        return self.array((kind * len(rows))(*rows)) if rows else 0
+
+    def texts(self, values: Sequence[Arg]) -> int:
+        """The address of a NULL-ended array of strings, as argv."""
+        return self.array((ctypes.c_char_p * (len(values) + 1))(*map(os.fsencode, values), None))
+
+
+def _id_rows(lines: Sequence[IdMap]) -> list[tuple[int, ...]]:
+    return [(line.inside, line.outside, line.count, 0) for line in lines]
+
+
+def _mount_row(memory: _Memory, op: MountOp) -> tuple[int, ...]:
+    text = memory.text
+    return (op.kind, 0, op.flags, text(op.source), text(op.target), text(op.fstype), text(op.data))
+
+
+def _flags(plan: Plan) -> int:
+    chosen = {
+        abi.Flag.NEW_SESSION: plan.new_session,
+        abi.Flag.LOOPBACK_UP: plan.loopback_up,
+        abi.Flag.NO_NEW_PRIVS: plan.no_new_privs,
+        abi.Flag.CLOSE_FDS: plan.close_fds,
+        abi.Flag.SET_UMASK: plan.umask >= 0,
+        abi.Flag.SET_CAPABILITIES: plan.capabilities is not None,
+    }
+    return sum(flag for flag, wanted in chosen.items() if wanted)
+
+
+_ALL_ONES = 2**64 - 1  # RLIM_INFINITY
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(plan: Plan) -> _Compiled:
+    memory = _Memory()
+    keep = sorted({fd for fd in plan.keep_fds if fd > 2})
+    limits = [(resource, 0, soft & _ALL_ONES, hard & _ALL_ONES) for resource, soft, hard in plan.rlimits]
+    compiled = abi.Plan(
+        size=ctypes.sizeof(abi.Plan),
+        version=abi.VERSION,
+        namespaces=plan.namespaces,
+        flags=_flags(plan),
+        hostname=memory.text(plan.hostname),
+        cwd=memory.text(plan.cwd),
+        uid_map=memory.structs(abi.IdMap, _id_rows(plan.uid_map)),
+        gid_map=memory.structs(abi.IdMap, _id_rows(plan.gid_map)),
+        mounts=memory.structs(abi.Mount, [_mount_row(memory, op) for op in plan.mounts]),
+        rlimits=memory.structs(abi.Rlimit, limits),
+        joins=memory.structs(abi.Join, plan.join_fds),
+        cgroup_procs_fds=memory.array((ctypes.c_int32 * len(plan.cgroup_procs_fds))(*plan.cgroup_procs_fds)),
+        keep_fds=memory.array((ctypes.c_int32 * len(keep))(*keep)),
+        seccomp=memory.array(ctypes.create_string_buffer(plan.seccomp, max(1, len(plan.seccomp)))),
+        uid_map_count=len(plan.uid_map),
+        gid_map_count=len(plan.gid_map),
+        mounts_count=len(plan.mounts),
+        rlimits_count=len(plan.rlimits),
+        joins_count=len(plan.join_fds),
+        cgroup_procs_fds_count=len(plan.cgroup_procs_fds),
+        keep_fds_count=len(keep),
+        seccomp_count=len(plan.seccomp) // 8,
+        capabilities=plan.capabilities or 0,
+        cgroup_fd_plus1=plan.cgroup_fd + 1,
+        landlock_fd_plus1=plan.landlock_fd + 1,
+        pdeathsig=plan.pdeathsig,
+        umask=max(plan.umask, 0),
+    )
+    return _Compiled(compiled, tuple(memory.alive))
+
+
+@contextlib.contextmanager
+def _ready(plan: Plan) -> Iterator[abi.Plan]:
+    """The C plan, with isolate-init opened for this launch. Caches nothing that is an fd of ours."""
+    compiled = abi.Plan.from_buffer_copy(_compile(plan).plan)
+    init_fd = os.open(_find("isolate-init"), os.O_PATH | os.O_CLOEXEC)
+    try:
+        compiled.init_fd_plus1 = init_fd + 1
+        yield compiled
+    finally:
+        with contextlib.suppress(OSError):  # a forked child with close_fds has lost it already
+            os.close(init_fd)
+
+
+def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> SetupError:
+    step = _functions().step_name(failure.step).decode()
+    detail = ""
+    if step == "mounts" and 0 <= failure.index < len(plan.mounts):
+        op = plan.mounts[failure.index]
+        detail = f"({op.kind.name} {op.target})"
+    elif step == "exec" and argv:
+        detail = f"({os.fsdecode(argv[0])})"
+    return SetupError(step, failure.err, failure.index, detail, _REMEDIES.get((step, failure.err), ""))
+
+
+# ---- children ----
+
+
+@dataclass(frozen=True, slots=True)
+class Rusage:
+    """getrusage(2) of the main process and the descendants it waited for, in bytes and seconds."""
+
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+    minor_faults: int = 0
+    major_faults: int = 0
+    voluntary_switches: int = 0
+    involuntary_switches: int = 0
+    blocks_in: int = 0
+    blocks_out: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Exited:
-    status: Any
-    rusage: Any
+    """How the main process ended. ``leftovers``: other processes remain in its PID namespace."""
+
+    status: ExitStatus
+    rusage: Rusage
     leftovers: bool
+
+
+def _exit_status(status: int) -> ExitStatus:
+    if os.WIFSIGNALED(status):
+        return ExitStatus(signal=os.WTERMSIG(status), core_dumped=os.WCOREDUMP(status))
+    return ExitStatus(code=os.WEXITSTATUS(status))
+
+
+def _exited(record: abi.Exit) -> Exited:
+    rusage = Rusage(
+        user_s=record.user_usec / 1e6,
+        system_s=record.system_usec / 1e6,
+        max_rss_bytes=record.max_rss_bytes,
+        minor_faults=record.minor_faults,
+        major_faults=record.major_faults,
+        voluntary_switches=record.voluntary_switches,
+        involuntary_switches=record.involuntary_switches,
+        blocks_in=record.blocks_in,
+        blocks_out=record.blocks_out,
+    )
+    return Exited(_exit_status(record.status), rusage, bool(record.leftovers))
+
+
+#: The init was killed before it could say anything: so was everything in its namespace.
+_KILLED = Exited(ExitStatus(signal=signal.SIGKILL), Rusage(), leftovers=False)
+
+
+def _readable(timeout_s: float | None, *fds: int) -> bool:
+    """True when one of ``fds`` became readable. poll(2), so fds above 1023 work."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000))
+
+
+@dataclass(slots=True)
+class Child:
+    """A started child: the owner of its fds. A context manager; leaving it kills and collects what is left.
+
+    Attributes:
+        pid: host pid of the main process (the test or the program).
+        pidfd: pidfd of it; readable when it has ended.
+        init_pid, init_pidfd: the init of its PID namespace; 0 and -1 without one.
+        status_fd: the init's one record arrives here; -1 without an init.
+    """
+
+    pid: int
+    pidfd: int
+    init_pid: int
+    init_pidfd: int
+    status_fd: int
+    own_session: bool = True
+    _exited: Exited | None = None
+    _collected: bool = False
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self.pidfd >= 0:
+            self.kill()
+            self.reap(block=True)
+        self.close()
+
+    def poll(self) -> Exited | None:
+        """How it ended, or None while it runs. Never blocks."""
+        return self.wait(0)
+
+    def wait(self, timeout_s: float | None = None) -> Exited | None:
+        """Wait until the main process has ended; None when it still runs after ``timeout_s``."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._exited is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            self._exited = self._await_init(left) if self.init_pidfd >= 0 else self._await_main(left)
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        return self._exited
+
+    def _await_init(self, timeout_s: float | None) -> Exited | None:
+        if not _readable(timeout_s, self.status_fd, self.init_pidfd):
+            return None
+        record = abi.Exit()
+        try:
+            data = os.read(self.status_fd, ctypes.sizeof(record)) if _readable(0, self.status_fd) else b""
+        except ConnectionResetError:
+            data = b""
+        if len(data) != ctypes.sizeof(record):
+            return _KILLED
+        record = abi.Exit.from_buffer_copy(data)
+        return _exited(record) if record.magic == abi.EXIT_MAGIC else _KILLED
+
+    def _await_main(self, timeout_s: float | None) -> Exited | None:
+        if not _readable(timeout_s, self.pidfd):
+            return None
+        record = abi.Exit()
+        answer = _functions().wait(self.pidfd, 0, record)
+        if answer == -errno.ECHILD:  # someone's waitpid(-1) was faster: the status is gone
+            self._collected = True
+            raise ChildProcessError(errno.ECHILD, f"pid {self.pid} was collected by someone else's wait()")
+        self._collected = answer == 1
+        return _exited(record) if answer == 1 else None
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the main process only; nothing happens when it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signum)
+
+    def kill(self) -> None:
+        """End the whole tree at once: the PID namespace with its init, else the process group and the main process."""
+        if self.init_pidfd < 0:
+            self._kill_group()
+            self.signal(signal.SIGKILL)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)
+        self.signal(signal.SIGKILL)  # in a joined PID namespace the init is only a monitor
+
+    def _kill_group(self) -> None:
+        if self.own_session and not self._collected:  # a collected pid may be someone else's by now
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def reap(self, block: bool) -> bool:
+        """Collect what ended. True when there is nothing left to collect; with ``block``, wait for that."""
+        if self._collected:
+            return True
+        if self.init_pidfd < 0:
+            self.wait(None if block else 0)
+            return self._collected
+        if block and self._exited is None:
+            self.wait(None)
+        answer = _functions().wait(self.init_pidfd, int(block), abi.Exit())
+        while block and answer == -errno.EINTR:
+            answer = _functions().wait(self.init_pidfd, 1, abi.Exit())
+        self._collected = answer in (1, -errno.ECHILD)
+        return self._collected
+
+    def close(self) -> None:
+        """Give the fds back. The child is not touched."""
+        for name in ("pidfd", "init_pidfd", "status_fd"):
+            fd = getattr(self, name)
+            setattr(self, name, -1)
+            if fd >= 0:
+                os.close(fd)
+
+
+def _child(plan: Plan, raw: abi.Child) -> Child:
+    return Child(raw.main_pid, raw.main_pidfd, raw.init_pid, raw.init_pidfd, raw.status_fd, plan.new_session)
+
+
+# ---- starting ----
+
+
+def _candidates(program: str, env: Mapping[Any, Any] | None) -> list[str]:
+    """The paths to try, as execvp(3): PATH of the environment the program gets."""
+    if "/" in program:
+        return [program]
+    return [os.path.join(directory, program) for directory in os.get_exec_path(env)]
+
+
+def _environment(env: Mapping[Any, Any]) -> list[bytes]:
+    return [os.fsencode(key) + b"=" + os.fsencode(value) for key, value in env.items()]
+
+
+def spawn(
+    plan: Plan,
+    argv: Sequence[Arg],
+    env: Mapping[Any, Any] | None = None,
+    *,
+    stdin_fd: int = -1,
+    stdout_fd: int = -1,
+    stderr_fd: int = -1,
+    executable_fd: int = -1,
+) -> Child:
+    """Start a program under ``plan`` and return once it executes.
+
+    ``env`` None: this process's environment. Absent stdio fds (-1) are inherited; all fds stay the caller's.
+
+    Raises:
+        SetupError: a step failed; nothing of the child remains. ``exec`` with ENOENT: no such program.
+        BackendUnavailable: the native library is not there.
+    """
+    if not argv:
+        raise ValueError("argv is empty: name a program")
+    memory = _Memory()
+    env = os.environ if env is None else env
+    request = abi.Exec(
+        size=ctypes.sizeof(abi.Exec),
+        executable_fd_plus1=executable_fd + 1,
+        paths=memory.texts(_candidates(os.fsdecode(argv[0]), env)),
+        argv=memory.texts(argv),
+        envp=memory.texts(_environment(env)),
+        default_signals=_DEFAULT_SIGNALS,
+        stdin_fd_plus1=stdin_fd + 1,
+        stdout_fd_plus1=stdout_fd + 1,
+        stderr_fd_plus1=stderr_fd + 1,
+    )
+    child, failure = abi.Child(), abi.Failure()
+    functions = _functions()
+    with _ready(plan) as ready:
+        if functions.spawn(ready, request, child, failure) < 0:
+            raise _setup_error(plan, failure, argv)
+    return _child(plan, child)
+
+
+def fork(plan: Plan) -> Child | None:
+    """Fork this process into a sandbox: None in the child, the Child in the parent, once every step succeeded.
+
+    Python's own fork hooks (os.register_at_fork, threading, random) run as for os.fork().
+
+    Raises:
+        SetupError: in the parent; a step failed and nothing of the child remains.
+        BackendUnavailable: the native library is not there.
+    """
+    child, failure = abi.Child(), abi.Failure()
+    functions = _functions()
+    sys.audit("os.fork")
+    with _ready(plan) as ready:
+        answer = functions.fork(ready, functions.hooks, child, failure)
+    if answer < 0:
+        raise _setup_error(plan, failure)
+    return _child(plan, child) if answer else None
+
+
+# ---- leftovers ----
+
+
+def _stat_fields(pid: int) -> tuple[int, int]:
+    """(parent pid, start time in clock ticks after boot) of a process, from /proc/pid/stat. Source: proc(5)."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(after_name[1]), int(after_name[19])
+
+
+def _command(pid: int) -> str:
+    raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    words = raw.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+    return words or Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def _processes() -> dict[int, tuple[int, int]]:
+    """pid -> (parent, start) of all that can be seen."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                found[int(name)] = _stat_fields(int(name))
+    return found
+
+
+def _namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
+
+
+def _inside(child: Child, processes: Mapping[int, tuple[int, int]]) -> list[int]:
+    """Pids in the child's PID namespace, and all descendants of its init (nested sandboxes have their own)."""
+    home = _namespace(child.init_pid)
+    inside = {pid for pid in processes if home and _namespace(pid) == home} | {child.init_pid}
+    grown = True
+    while grown:
+        more = {pid for pid, (parent, _) in processes.items() if parent in inside} - inside
+        inside |= more
+        grown = bool(more)
+    return sorted(inside - {child.init_pid, child.pid})
+
+
+def leftovers(child: Child) -> list[Leftover]:
+    """Processes still in the child's PID namespace, its init and main process not counted; [] without a namespace.
+
+    To be asked while the init lives: before kill().
+    """
+    if child.init_pid <= 0:
+        return []
+    processes = _processes()
+    ticks, uptime = os.sysconf("SC_CLK_TCK"), time.clock_gettime(time.CLOCK_BOOTTIME)
+    found = []
+    for pid in _inside(child, processes):
+        with contextlib.suppress(OSError):
+            found.append(Leftover(pid=pid, command=_command(pid), age_s=max(0.0, uptime - processes[pid][1] / ticks)))
+    return found
