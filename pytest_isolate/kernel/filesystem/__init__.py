@@ -4,6 +4,7 @@ Owns: the names of this package. Refuses: to mount; the C child interprets the t
 """
 
 from pytest_isolate.kernel.filesystem.changes import FilesChanged, Layers, files_changed
+from pytest_isolate.kernel.filesystem.places import for_tests
 from pytest_isolate.kernel.filesystem.resolve import Resolution, explain, resolve
 from pytest_isolate.kernel.filesystem.view import Context, Layer, MountPlan, compile
 
@@ -17,5 +18,6 @@ __all__ = [
     "compile",
     "explain",
     "files_changed",
+    "for_tests",
     "resolve",
 ]

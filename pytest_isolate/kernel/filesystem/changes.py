@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,6 +23,7 @@ from pytest_isolate.kernel.plan import MountOp
 MAX_DEPTH = 200  # one open directory for each
 MAX_ENTRIES = 100_000
 _CHUNK_BYTES = 1 << 20
+_INT_BYTES = struct.calcsize("i")
 _XATTR_PREFIXES = ("trusted.overlay.", "user.overlay.")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: O_NONBLOCK: should the entry have become a fifo since it was looked at, nobody waits for a writer.
@@ -72,9 +74,12 @@ class Layers:
     def receive(self) -> None:
         """Take over what a child that has been set up has sent; without a child, or without overlays, nothing."""
         with contextlib.suppress(BlockingIOError):
-            _, fds, _, _ = socket.recv_fds(self._ours, 1, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-            self._release()
-            self._fd = fds[0] if fds else -1
+            # Not socket.recv_fds(): until Python 3.13 it loses its flags, and would wait.
+            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            _, messages, _, _ = self._ours.recvmsg(1, socket.CMSG_SPACE(_INT_BYTES), flags)
+            for _, _, data in messages:
+                self._release()
+                (self._fd,) = struct.unpack("i", data[:_INT_BYTES])
 
     def changed(self, limit: int = MAX_ENTRIES) -> FilesChanged:
         """The changes of all overlays of the plan, up to now."""
