@@ -68,6 +68,8 @@ enum iso_mount_kind {
 	ISO_MOUNT_PIVOT = 7,
 	ISO_MOUNT_REMOUNT = 8,
 	ISO_MOUNT_SETATTR = 9,
+	ISO_MOUNT_UMOUNT = 10,
+	ISO_MOUNT_SEND_DIR = 11,
 };
 
 /* One line of uid_map or gid_map, user_namespaces(7). */
@@ -99,13 +101,13 @@ struct iso_join {
 };
 
 /*
- * source, target, fstype and data are const char *. data holds: options of MOUNT; the octal mode of MKDIR and
- * MKFILE; of SETATTR "set" or "set:clear", MOUNT_ATTR_* bits in decimal or 0x hexadecimal.
+ * source, target, fstype and data are const char *. data holds: options of MOUNT; the octal mode of MKFILE; of MKDIR
+ * "mode" or "mode:uid:gid", exactly so whatever the umask is; of SETATTR "set" or "set:clear", MOUNT_ATTR_* bits in decimal or 0x hexadecimal.
  */
 #define ISO_MOUNT_FIELDS(X)                                                                                            \
 	X(uint32_t, kind, 0)                                                                                           \
 	X(uint32_t, pad, 4)                                                                                            \
-	X(uint64_t, flags, 8) /* MS_*, mount(2) */                                                                     \
+	X(uint64_t, flags, 8) /* MS_*, mount(2); of SEND_DIR the socket */                                                                     \
 	X(uint64_t, source, 16)                                                                                        \
 	X(uint64_t, target, 24)                                                                                        \
 	X(uint64_t, fstype, 32)                                                                                        \

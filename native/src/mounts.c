@@ -13,6 +13,7 @@
 #include <linux/mount.h>
 #include <linux/openat2.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -203,9 +204,44 @@ static mode_t octal(const char *text, mode_t otherwise)
 	return mode;
 }
 
+/* The decimal number after the next ':', or -1. */
+static long after_colon(const char **text)
+{
+	long n = 0;
+
+	while (**text && **text != ':')
+		(*text)++;
+	if (!**text)
+		return -1;
+	for ((*text)++; **text >= '0' && **text <= '9'; (*text)++)
+		n = n * 10 + (**text - '0');
+	return n;
+}
+
+/* What the umask took off, and the owner. The directory is ours and new: nothing can have replaced it by a symlink. */
+static int set_mode_and_owner(int parent_fd, const char *name, const char *data)
+{
+	mode_t mode = octal(data, 0755);
+	long uid = after_colon(&data), gid = after_colon(&data);
+
+	if (uid >= 0 && gid >= 0 && fchownat(parent_fd, name, (uid_t)uid, (gid_t)gid, AT_SYMLINK_NOFOLLOW))
+		return -errno;
+	return (int)result(fchmodat(parent_fd, name, mode, 0));
+}
+
 static int make_dir_op(const struct builder *b, const struct iso_mount *op)
 {
-	return make_directory(b, iso_ptr(op->target), octal(iso_ptr(op->data), 0755));
+	const char *path = iso_ptr(op->target), *data = iso_ptr(op->data);
+	char name[256];
+	int parent_fd = open_parent(b, path, name), err;
+
+	if (parent_fd < 0)
+		return parent_fd;
+	err = *name ? (int)result(mkdirat(parent_fd, name, octal(data, 0755))) : -EEXIST;
+	if (!err && data)
+		err = set_mode_and_owner(parent_fd, name, data);
+	close(parent_fd);
+	return err == -EEXIST ? 0 : err;
 }
 
 static int make_file_op(const struct builder *b, const struct iso_mount *op)
@@ -255,7 +291,7 @@ static int propagation_op(const struct builder *b, const struct iso_mount *op)
 	return (int)result(mount(NULL, iso_ptr(op->target), NULL, op->flags, NULL));
 }
 
-/* Flags that a user namespace may not take off, and that a remount would otherwise ask to take off. */
+/* Flags that a user namespace may not take off, and that a remount which does not name them would ask to take off. */
 static unsigned long locked_flags(int fd)
 {
 	struct statfs fs;
@@ -278,9 +314,19 @@ static int remount(const struct builder *b, const char *target, unsigned long fl
 	return err;
 }
 
+/* MS_RDONLY alone is as the table says: a writable place in a read-only view is made by taking it off. */
 static int remount_op(const struct builder *b, const struct iso_mount *op)
 {
-	return remount(b, iso_ptr(op->target), op->flags);
+	struct place place;
+	int err = find_place(b, iso_ptr(op->target), &place);
+	unsigned long flags = op->flags | MS_REMOUNT | MS_BIND;
+
+	if (err)
+		return err;
+	flags |= locked_flags(place.fd) & ~(unsigned long)MS_RDONLY;
+	err = (int)result(mount(NULL, place.name, NULL, flags, NULL));
+	close(place.fd);
+	return err;
 }
 
 static int set_attributes(int fd, bool recursive, uint64_t set, uint64_t clear)
@@ -393,6 +439,50 @@ static int setattr_op(const struct builder *b, const struct iso_mount *op)
 	return err;
 }
 
+static int umount_op(const struct builder *b, const struct iso_mount *op)
+{
+	struct place place;
+	int err = find_place(b, iso_ptr(op->target), &place);
+
+	if (err)
+		return err;
+	err = (int)result(umount2(place.name, DETACH));
+	close(place.fd);
+	return err;
+}
+
+static int send_fd(int socket_fd, int fd)
+{
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { .header = { .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int)) } };
+	struct iovec byte = { .iov_base = (char[]){ 0 }, .iov_len = 1 };
+	struct msghdr message = {
+		.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control.space)
+	};
+
+	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+	return sendmsg(socket_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+}
+
+/* Hands a directory to the caller, who can look at it when it is mounted nowhere any more. */
+static int send_dir_op(const struct builder *b, const struct iso_mount *op)
+{
+	struct place place;
+	int err = find_place(b, iso_ptr(op->target), &place), fd;
+
+	if (err)
+		return err;
+	fd = (int)result(open(place.name, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+	close(place.fd);
+	if (fd < 0)
+		return fd;
+	err = send_fd((int)op->flags, fd);
+	close(fd);
+	return err;
+}
+
 /* Both roots on one directory, then the old one off it: no directory for the old root is needed. pivot_root(2). */
 static int pivot_op(const struct builder *b, const struct iso_mount *op)
 {
@@ -425,6 +515,10 @@ static int run_op(const struct builder *b, const struct iso_mount *op)
 		return remount_op(b, op);
 	case ISO_MOUNT_SETATTR:
 		return setattr_op(b, op);
+	case ISO_MOUNT_UMOUNT:
+		return umount_op(b, op);
+	case ISO_MOUNT_SEND_DIR:
+		return send_dir_op(b, op);
 	default:
 		return -EINVAL;
 	}
