@@ -127,13 +127,13 @@ def write(dir_fd: int, path: str, value: str) -> None:
 def children(dir_fd: int, name: str) -> list[str]:
     """Paths, relative to ``dir_fd``, of the cgroups directly inside ``name``."""
     try:
+        # kernfs counts a directory's subdirectories in st_nlink: two means none, and spares the listing.
+        if os.stat(name, dir_fd=dir_fd).st_nlink <= 2:
+            return []
         fd = open_directory(name, dir_fd)
     except OSError:
         return []
     try:
-        # kernfs counts a directory's subdirectories in st_nlink: two means none, and spares the listing.
-        if os.fstat(fd).st_nlink <= 2:
-            return []
         with os.scandir(fd) as entries:
             return [f"{name}/{entry.name}" for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from pytest_isolate.kernel.cgroups.layout import CONTROLLERS, Hierarchy, is_mach
 #: Enabled for every run on v2; the others only when a limit asks, since each makes every mkdir dearer.
 USUAL = frozenset({"memory", "pids", "cpu"})
 _LEAF = "supervisor"
-_PROBE = "probe"
+PROBE = "probe"
 #: What an outer cgroup may hold us by; a sandbox beside that cgroup would escape it.
 _OUTER_LIMITS = ("memory.max", "memory.high", "memory.swap.max", "cpu.max")
 
@@ -68,7 +69,7 @@ class Branch:
         self.enabled |= missing
 
 
-def place_v1(hierarchy: Hierarchy, run: str) -> Branch:
+def place_v1(hierarchy: Hierarchy, run: str, volunteer: Volunteer) -> Branch:
     """Make the run's directory in our own cgroup of a v1 hierarchy.
 
     Raises:
@@ -84,11 +85,11 @@ def place_v1(hierarchy: Hierarchy, run: str) -> Branch:
                 cgroupfs.write(branch.fd, file, value)
         if "memory" in branch.controllers and cgroupfs.read(branch.fd, "memory.use_hierarchy") == "0\n":
             cgroupfs.write(branch.fd, "memory.use_hierarchy", "1")  # before Linux 5.11 a choice of each subtree
-        _try_out(branch, v1.NEUTRAL)
+        _try_out(branch, v1.NEUTRAL, volunteer)
     return branch
 
 
-def place_v2(hierarchy: Hierarchy, run: str, elsewhere: frozenset[str]) -> Branch:
+def place_v2(hierarchy: Hierarchy, run: str, volunteer: Volunteer, elsewhere: frozenset[str]) -> Branch:
     """Make the run's directory in v2, where most of the usual controllers can be had. ``elsewhere``: they are in v1.
 
     Raises:
@@ -99,14 +100,14 @@ def place_v2(hierarchy: Hierarchy, run: str, elsewhere: frozenset[str]) -> Branc
     first: SetupError | None = None
     for parent in sorted(_candidates(own, hierarchy.mount), key=lambda c: -len(_offers(c, own) & wanted)):
         try:
-            return _grow(parent, own, run, elsewhere)
+            return _grow(parent, own, run, volunteer, elsewhere)
         except SetupError as error:
             first = first or error
     assert first is not None  # _candidates yields at least our own
     raise first
 
 
-def _grow(parent: str, own: str, run: str, elsewhere: frozenset[str]) -> Branch:
+def _grow(parent: str, own: str, run: str, volunteer: Volunteer, elsewhere: frozenset[str]) -> Branch:
     branch = Branch(version=2, parent=parent, name=run, controllers=frozenset())
     with undone_on_error(branch.undo):
         if parent == own and _may_move(own):
@@ -120,7 +121,7 @@ def _grow(parent: str, own: str, run: str, elsewhere: frozenset[str]) -> Branch:
         if cgroupfs.read(branch.fd, "cgroup.freeze") is None:  # Linux 5.2
             branch.controllers -= {"freezer"}
         branch.enable(USUAL & branch.controllers)
-        _try_out(branch, v2.NEUTRAL)
+        _try_out(branch, v2.NEUTRAL, volunteer)
     return branch
 
 
@@ -147,41 +148,52 @@ def _make_run(branch: Branch) -> None:
     branch.undo.callback(os.close, branch.fd)
 
 
-def _try_out(branch: Branch, neutral: dict[str, tuple[str, str]]) -> None:
-    """Do what every sandbox will need once, in a throw-away cgroup: make, limit, join, leave, remove."""
-    branch.make(_PROBE)
-    try:
-        for controller in sorted(branch.enabled & neutral.keys()):
-            file, value = neutral[controller]
-            cgroupfs.write(branch.fd, f"{_PROBE}/{file}", value)
-        try:
-            procs_fd = os.open(f"{_PROBE}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=branch.fd)
-        except OSError as error:
-            raise cgroupfs.fault("cgroup.procs", error, branch.path) from error
-        try:
-            code = _joins(procs_fd)
-        finally:
-            os.close(procs_fd)
-        if code:
-            raise cgroupfs.fault("cgroup.procs", OSError(code, "join"), branch.path)
-    finally:
-        cgroupfs.remove(branch.fd, _PROBE)
+def _try_out(branch: Branch, neutral: dict[str, tuple[str, str]], volunteer: Volunteer) -> None:
+    """Do what every sandbox will need once, in a throw-away cgroup: make, limit, join."""
+    branch.make(PROBE)
+    branch.undo.callback(cgroupfs.remove, branch.fd, PROBE)
+    for controller in sorted(branch.enabled & neutral.keys()):
+        file, value = neutral[controller]
+        cgroupfs.write(branch.fd, f"{PROBE}/{file}", value)
+    cgroupfs.write(branch.fd, f"{PROBE}/cgroup.procs", str(volunteer.pid))
 
 
-def _joins(procs_fd: int) -> int:
-    """Whether a child may join: its errno, 0 for yes. The child does two system calls, safe under any threads."""
+class Volunteer:
+    """A child that only waits, to be moved into throw-away cgroups; started when first asked for. Context manager."""
+
+    def __init__(self) -> None:
+        self._pid, self._lifeline_fd = 0, -1
+
+    @property
+    def pid(self) -> int:
+        if not self._pid:
+            self._pid, self._lifeline_fd = _waiting_child()
+        return self._pid
+
+    def __enter__(self) -> Volunteer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)  # our own child, not collected yet: the number is still its
+            os.waitpid(self._pid, 0)
+            os.close(self._lifeline_fd)
+
+
+def _waiting_child() -> tuple[int, int]:
+    """Fork a child that sleeps until it is killed, or until we, with the returned end of its pipe, are gone."""
+    read_fd, write_fd = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork in a process with threads
         pid = os.fork()
     if pid == 0:
-        code = 0
         try:
-            os.write(procs_fd, b"0")
-        except OSError as error:
-            code = error.errno or errno.EIO
+            os.close(write_fd)
+            os.read(read_fd, 1)
         finally:
-            os._exit(min(code, 255))
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os._exit(0)
+    os.close(read_fd)
+    return pid, write_fd
 
 
 def _cpuset_of(parent: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pytest_isolate.errors import BackendUnavailable, CleanupError, IsolateError
 from pytest_isolate.kernel.cgroups import cgroupfs, placement, processes, stale
 from pytest_isolate.kernel.cgroups.group import Cgroup
 from pytest_isolate.kernel.cgroups.layout import CONTROLLERS, Hierarchy, Layout, discover
-from pytest_isolate.kernel.cgroups.placement import Branch
+from pytest_isolate.kernel.cgroups.placement import Branch, Volunteer
 from pytest_isolate.kernel.cgroups.processes import Place
 from pytest_isolate.kernel.cgroups.settings import controllers_for
 from pytest_isolate.policy import Limits
@@ -90,29 +90,30 @@ class CgroupManager:
         return False
 
     def _place_all(self, run: str) -> None:
-        if self.mode in ("auto", "v1"):
-            for hierarchy in self.layout.v1:
-                self._try(hierarchy, run)
-        if self.mode != "v1" and self.layout.v2 is not None:
-            self._try(self.layout.v2, run)
+        """v2 first: there this process may have to step aside before it has a child."""
+        with Volunteer() as volunteer:
+            if self.mode != "v1" and self.layout.v2 is not None:
+                self._try(self.layout.v2, run, volunteer)
+            if self.mode in ("auto", "v1"):
+                for hierarchy in self.layout.v1:
+                    self._try(hierarchy, run, volunteer)
+        for branch in self.branches:
+            cgroupfs.remove(branch.fd, placement.PROBE)
 
-    def _try(self, hierarchy: Hierarchy, run: str) -> None:
+    def _try(self, hierarchy: Hierarchy, run: str, volunteer: Volunteer) -> None:
         try:
             if hierarchy.version == 1:
-                branch = placement.place_v1(hierarchy, run)
+                branch = placement.place_v1(hierarchy, run, volunteer)
             else:
                 elsewhere = frozenset().union(*(h.controllers for h in self.layout.v1))
-                branch = placement.place_v2(hierarchy, run, elsewhere)
+                branch = placement.place_v2(hierarchy, run, volunteer, elsewhere)
         except SetupError as error:
             why = f"{error.what.removeprefix('sandbox setup failed at ')}: {error.why}"
             self.refusals |= dict.fromkeys(hierarchy.controllers | ({"v2"} if hierarchy.version == 2 else set()), why)
             return
         self.branches.append(branch)
-        for controller in branch.controllers:
-            # v2's freezer is in every cgroup of the tree; v1's needs a hierarchy of its own.
-            self._home.setdefault(controller, branch)
-            if branch.version == 2 and controller == "freezer":
-                self._home[controller] = branch
+        # v2's freezer, in every cgroup of that tree, goes before v1's, which needs a hierarchy of its own.
+        self._home = dict.fromkeys(branch.controllers, branch) | self._home
 
     @property
     def version_of(self) -> dict[str, int]:
