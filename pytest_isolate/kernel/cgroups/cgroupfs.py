@@ -70,7 +70,8 @@ def remove(dir_fd: int, name: str) -> bool:
 
 def _remove_inside(dir_fd: int, name: str) -> bool:
     """Deepest first, for a sandbox that made cgroups of its own inside; EBUSY again means processes."""
-    if not all([remove(dir_fd, inner) for inner in children(dir_fd, name)]):
+    removed = [remove(dir_fd, inner) for inner in children(dir_fd, name)]  # all of them, also after one that is held
+    if not all(removed):
         return False
     try:
         os.rmdir(name, dir_fd=dir_fd)

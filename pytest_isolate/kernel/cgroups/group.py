@@ -16,7 +16,7 @@ from pytest_isolate.errors import CleanupError, SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes, v1, v2
 from pytest_isolate.kernel.cgroups import verdicts as judge
 from pytest_isolate.kernel.cgroups.layout import own_paths
-from pytest_isolate.kernel.cgroups.placement import Branch
+from pytest_isolate.kernel.cgroups.placement import JOIN_FILE, Branch
 from pytest_isolate.kernel.cgroups.processes import Place
 from pytest_isolate.kernel.cgroups.settings import Setting, controllers_for
 from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage
@@ -26,13 +26,13 @@ _VERSIONS: Mapping[int, ModuleType] = {1: v1, 2: v2}
 _NOTHING = Limits()
 #: A file that is there as long as the controller is, for limits whose counters we do not read anyway.
 _WITNESS = {
-    (1, "cpu"): "cpu.stat",
     (1, "cpuset"): "cpuset.cpus",
     (2, "cpuset"): "cpuset.cpus",
     (1, "io"): "blkio.throttle.io_serviced",
     (2, "io"): "io.max",
-    (2, "cpu"): "cpu.max",
 }
+#: A counter of _events that is None only when the controller's files are gone.
+_COUNTER = {"memory": "oom_kill", "pids": "pids_max", "cpu": "nr_periods"}
 
 
 class Cgroup:
@@ -87,14 +87,17 @@ class Cgroup:
 
     @property
     def procs_fds(self) -> tuple[int, ...]:
-        """Open ``cgroup.procs`` of every v1 directory: the child writes ``0`` to each. Ours: do not close."""
+        """An open file of every v1 directory, for a single-threaded child to write ``0`` to. Ours: do not close.
+
+        The number ``0``, not a pid: only so does the kernel skip its global lock (placement.JOIN_FILE).
+        """
         if self._procs_fds is None:
             self._procs_fds = tuple(self._open_procs(place) for place in self._places.values() if place.version == 1)
         return self._procs_fds
 
     @property
     def all_procs_fds(self) -> tuple[int, ...]:
-        """As procs_fds, and v2's first: for a child that is not cloned into the v2 cgroup."""
+        """As procs_fds, and v2's first: for a child that is not cloned into the v2 cgroup, at the price of that lock."""
         if self._procs_fds is None or len(self._procs_fds) < len(self._places):
             self.release_procs_fds()
             ordered = sorted(self._places.values(), key=lambda place: -place.version)
@@ -103,9 +106,9 @@ class Cgroup:
 
     def _open_procs(self, place: Place) -> int:
         try:
-            return os.open(f"{self.name}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=place.dir_fd)
+            return os.open(f"{self.name}/{JOIN_FILE[place.version]}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=place.dir_fd)
         except OSError as error:
-            raise cgroupfs.fault("cgroup.procs", error, self.name) from error
+            raise cgroupfs.fault(JOIN_FILE[place.version], error, self.name) from error
 
     def release_procs_fds(self) -> None:
         """Close the procs fds once the child has joined; with hundreds of sandboxes at once fds are scarce."""
@@ -258,25 +261,27 @@ class Cgroup:
         """Controllers we set limits of, whose files are not there any more."""
         gone = []
         for name in sorted(controllers_for(self.limits)):
-            if name in ("memory", "pids"):
-                here = seen.get("memory_max" if name == "memory" else "pids_max") is not None
+            if name in _COUNTER:
+                here = seen.get(_COUNTER[name]) is not None
             else:
                 witness = _WITNESS.get((self._version(name), name))
                 here = witness is None or self._read(name, witness) is not None
             gone += [] if here else [name]
         return tuple(gone)
 
-    def usage(self, *, pressure: bool = False) -> CgroupUsage:
-        """Everything counted, peaks and events. ``pressure``: the three PSI files too (v2), a few microseconds more."""
+    def usage(self, *, current: bool = True, pressure: bool = False) -> CgroupUsage:
+        """Everything counted, peaks and events. ``current``: what is in use now, of no interest once all is over;
+        ``pressure``: the three PSI files of v2. Each file costs some 8 us.
+        """
         v2_place = self._v2_place()
         stat = cgroupfs.numbers(v2_place.read("cpu.stat")) if v2_place else {}
         counted: dict[str, Any] = v2.cpu(stat) if stat else v1.cpu(self._read)
         if version := self._version("memory"):
-            counted |= _VERSIONS[version].memory(self._read)
+            counted |= _VERSIONS[version].memory(self._read, current=current)
         if version := self._version("io"):
             counted |= _VERSIONS[version].io(self._read)
         if self._version("pids"):
-            counted["pids"] = cgroupfs.number(self._read("pids", "pids.current"))
+            counted["pids"] = cgroupfs.number(self._read("pids", "pids.current")) if current else None
             counted["pids_peak"] = cgroupfs.number(self._read("pids", "pids.peak"))  # Linux 6.1
         if pressure and v2_place:
             for name in ("memory", "cpu", "io"):
@@ -285,7 +290,7 @@ class Cgroup:
 
     def verdicts(self, before: CgroupEvents | None = None, usage: CgroupUsage | None = None) -> list[judge.Verdict]:
         """What the limits caught since ``before`` (default: since it was made), from ``usage`` or read now."""
-        start, cost = before or CgroupEvents(), usage or self.usage()
+        start, cost = before or CgroupEvents(), usage or self.usage(current=False)
         found = judge.verdicts(start, cost.events, self.limits, usage=cost)
         if (cost.events.oom_kill or 0) > (start.oom_kill or 0):  # only then is the kernel's log worth reading
             killed = kernel_log.victim(f"/{self._branch_of['memory'].name}/{self.name}")
@@ -294,8 +299,11 @@ class Cgroup:
 
     # End
 
-    def close(self) -> None:
-        """Close the fds and remove the directories; never waits. What is still held goes when the run next looks."""
+    def close(self, *, later: bool = False) -> None:
+        """Close the fds and remove the directories; never waits. What is still held goes when the run next looks.
+
+        ``later``: leave the removal (80 us on v1) to CgroupManager.tidy, called while there is nothing else to do.
+        """
         self.release_procs_fds()
         fd, self._dir_fd = self._dir_fd, -1
         if fd >= 0:
@@ -303,7 +311,8 @@ class Cgroup:
         places, self._places = self._places, {}
         if os.getpid() != self._owner:
             return
-        self._forget(self.name, [p for p in reversed(places.values()) if not cgroupfs.remove(p.dir_fd, p.name)])
+        held = [p for p in reversed(places.values()) if later or not cgroupfs.remove(p.dir_fd, p.name)]
+        self._forget(self.name, held)
 
     def __enter__(self) -> Cgroup:
         return self

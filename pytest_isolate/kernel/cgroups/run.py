@@ -29,6 +29,8 @@ MODES: tuple[Mode, ...] = ("auto", "v1", "v2", "systemd")
 #: Counted for every sandbox, limited or not. cpuacct is needed only where there is no v2, whose cpu.stat has it all.
 ACCOUNTING = frozenset({"memory", "pids", "cpuacct"})
 _NAME_LENGTH = 120
+#: Removals that may wait for a call of tidy() before create() does them itself.
+_BACKLOG = 32
 _DELEGATE = "use --isolate-cgroup=systemd, or systemd-run --user --scope -p Delegate=yes"
 
 
@@ -164,7 +166,8 @@ class CgroupManager:
             BackendUnavailable: a limit whose controller cannot be used here. Nothing is made.
             SetupError: step ``cgroup mkdir`` or ``cgroup <file>``, with errno. Nothing is left.
         """
-        self._remove_doomed()
+        if len(self._doomed) > _BACKLOG:
+            self.tidy()
         limits = limits or Limits()
         needed = controllers_for(limits)
         self._require(needed)
@@ -194,7 +197,8 @@ class CgroupManager:
         has_v2 = any(branch.version == 2 for branch in self.branches)
         return accounting - {"cpuacct"} if has_v2 else accounting | {"freezer"}
 
-    def _remove_doomed(self) -> None:
+    def tidy(self) -> None:
+        """Try once to remove what close() left: for the moments in which the caller would only wait."""
         for _ in range(len(self._doomed)):
             place = self._doomed.popleft()
             if not cgroupfs.remove(place.dir_fd, place.name):
@@ -213,7 +217,7 @@ class CgroupManager:
         faults = [text for cgroup in list(self._live.values()) if (text := _end(cgroup, deadline_s))]
         while self._doomed and time.monotonic() < end:
             processes.kill(self._doomed, max(0.0, end - time.monotonic()))
-            self._remove_doomed()
+            self.tidy()
             if self._doomed:
                 time.sleep(0.001)
         faults += [self._leave(branch, end) for branch in reversed(self.branches)]

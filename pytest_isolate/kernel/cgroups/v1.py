@@ -86,7 +86,7 @@ def _throttle(limit: IoLimit) -> list[Setting]:
 
 
 def _hugetlb(limits: Limits, old: Limits) -> list[Setting]:
-    wanted = {size: "-1" for size in old.hugetlb_bytes} | {s: str(v) for s, v in limits.hugetlb_bytes.items()}
+    wanted = dict.fromkeys(old.hugetlb_bytes, "-1") | {s: str(v) for s, v in limits.hugetlb_bytes.items()}
     return [Setting("hugetlb", f"hugetlb.{size}.limit_in_bytes", value) for size, value in wanted.items()]
 
 
@@ -144,10 +144,10 @@ def cpu(read: Reader) -> dict[str, int | None]:
     return {field: None if ns is None else ns // 1000 for field, ns in counted.items()}
 
 
-def memory(read: Reader) -> dict[str, int | None]:
+def memory(read: Reader, *, current: bool) -> dict[str, int | None]:
     """Memory now and at most. v1 has no peak of swap alone."""
     return {
-        "memory_bytes": number(read("memory", "memory.usage_in_bytes")),
+        "memory_bytes": number(read("memory", "memory.usage_in_bytes")) if current else None,
         "memory_peak_bytes": number(read("memory", "memory.max_usage_in_bytes")),
     }
 

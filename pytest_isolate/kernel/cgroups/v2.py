@@ -72,7 +72,7 @@ def _io_line(limit: IoLimit) -> str:
 
 
 def _hugetlb(limits: Limits, old: Limits) -> list[Setting]:
-    wanted = {size: "max" for size in old.hugetlb_bytes} | {s: str(v) for s, v in limits.hugetlb_bytes.items()}
+    wanted = dict.fromkeys(old.hugetlb_bytes, "max") | {s: str(v) for s, v in limits.hugetlb_bytes.items()}
     return [Setting("hugetlb", f"hugetlb.{size}.max", value) for size, value in wanted.items()]
 
 
@@ -119,10 +119,10 @@ def cpu(stat: dict[str, int]) -> dict[str, int | None]:
     return {field: stat.get(name) for field, name in names.items()}
 
 
-def memory(read: Reader) -> dict[str, int | None]:
+def memory(read: Reader, *, current: bool) -> dict[str, int | None]:
     """Memory now and at most. Peaks: memory Linux 5.19, swap 6.5; no such file, no figure."""
     return {
-        "memory_bytes": number(read("memory", "memory.current")),
+        "memory_bytes": number(read("memory", "memory.current")) if current else None,
         "memory_peak_bytes": number(read("memory", "memory.peak")),
         "swap_peak_bytes": number(read("memory", "memory.swap.peak")),
     }
