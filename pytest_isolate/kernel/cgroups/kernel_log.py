@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _RECORD_BYTES = 8192  # one read returns one record, PRINTK_MESSAGE_MAX is 2048
-_CONTEXT = re.compile(r"oom-kill:.*task_memcg=(?P<cgroup>[^,]*),task=(?P<name>.*),pid=(?P<pid>\d+),uid=\d+")
+_CONTEXT = re.compile(r"oom-kill:.*?(?:oom_memcg=(?P<limit>[^,]*),|global_oom,)task_memcg=(?P<cgroup>[^,]*),task=(?P<name>.*),pid=(?P<pid>\d+),uid=\d+")
 _KILLED = re.compile(
     r"Killed process (?P<pid>\d+) \(.*\) .*anon-rss:(?P<anon>\d+)kB, file-rss:(?P<file>\d+)kB, shmem-rss:(?P<shmem>\d+)kB"
 )
@@ -20,11 +20,15 @@ _KILLED = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Victim:
-    """A process the OOM killer chose, the largest of its cgroup. ``pid`` is the host's number."""
+    """A process the OOM killer chose, the largest there was. ``pid`` is the host's number.
+
+    ``own_limit``: the limit that was hit is that of the cgroup asked about, not of one above or the host's memory.
+    """
 
     pid: int
     name: str
     rss_bytes: int
+    own_limit: bool
 
 
 def victim(cgroup: str) -> Victim | None:
@@ -41,15 +45,16 @@ def victim(cgroup: str) -> Victim | None:
 
 def parse(lines: Iterable[str], cgroup: str) -> Victim | None:
     """Pure half of ``victim``: pair each ``oom-kill:`` line of our cgroup with the ``Killed process`` line after it."""
-    waiting: dict[int, str] = {}
+    waiting: dict[int, tuple[str, bool]] = {}
     found: Victim | None = None
     for line in lines:
         if (context := _CONTEXT.search(line)) and f"{cgroup}/" in context["cgroup"] + "/":
-            waiting[int(context["pid"])] = context["name"]
+            waiting[int(context["pid"])] = context["name"], f"{cgroup}/" in f"{context['limit']}/"
         elif (killed := _KILLED.search(line)) and int(killed["pid"]) in waiting:
             pid = int(killed["pid"])
+            name, own = waiting.pop(pid)
             rss_kib = int(killed["anon"]) + int(killed["file"]) + int(killed["shmem"])
-            found = Victim(pid=pid, name=waiting.pop(pid), rss_bytes=rss_kib * 1024)
+            found = Victim(pid=pid, name=name, rss_bytes=rss_kib * 1024, own_limit=own)
     return found
 
 

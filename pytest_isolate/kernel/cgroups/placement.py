@@ -260,9 +260,10 @@ def _offers(parent: str, own: str) -> frozenset[str]:
 
 
 def _may_move(own: str, *, already: bool = False) -> bool:
-    """True when ``own`` is delegated to us and we are the only process in it (``already``: or have left it)."""
-    alone = [str(os.getpid())]
-    return not is_machine_root(own) and _delegated(own) and _words(own, "cgroup.procs") == ([] if already else alone)
+    """True when ``own`` is delegated to us with controllers, and holds this process alone (``already``: nobody)."""
+    if is_machine_root(own) or not _words(own, "cgroup.controllers") or not _delegated(own):
+        return False
+    return _words(own, "cgroup.procs") == ([] if already else [str(os.getpid())])
 
 
 def _delegated(own: str) -> bool:

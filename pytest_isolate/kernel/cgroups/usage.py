@@ -16,7 +16,7 @@ class CgroupEvents:
     Attributes:
         oom: times the memory limit was hit and nothing could be reclaimed (v2 only; v1 does not count it).
         oom_kill: processes of this cgroup killed by the OOM killer, ours or that of a cgroup above.
-        memory_max: times usage was pushed against the limit (v2 ``max``, v1 ``memory.failcnt``).
+        memory_max: times usage was pushed against the limit (v2 ``max``, v1 both failcnt, and only after a kill).
         pids_max: forks refused. cpu_usec: CPU time of all processes together.
         nr_periods, nr_throttled, throttled_usec: the CPU quota's periods, those cut short, and time lost.
         lost: controllers with a limit whose files are gone: the limit does not hold any more.

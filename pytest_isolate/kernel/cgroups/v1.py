@@ -109,14 +109,16 @@ TABLES: Mapping[str, Table] = {
 
 
 def memory_events(read: Reader, inner: list[Reader]) -> dict[str, int | None]:
-    """oom_kill over the whole subtree (``inner``: its cgroups) and failcnt of the limit itself."""
+    """oom_kill over the whole subtree (``inner``: its cgroups); only after a kill, how often the limit was hit.
+
+    Which of the two counters moves depends on which limit is lower: without swap memsw is as low, and asked first.
+    """
     kills = [numbers(each("memory", "memory.oom_control")).get("oom_kill") for each in (read, *inner)]
     known = [count for count in kills if count is not None]  # oom_kill: Linux 4.13
-    return {
-        "oom": None,
-        "oom_kill": sum(known) if known else None,
-        "memory_max": number(read("memory", "memory.failcnt")),
-    }
+    hits = None
+    if sum(known):
+        hits = sum(number(read("memory", f"memory.{which}failcnt")) or 0 for which in ("", "memsw."))
+    return {"oom": None, "oom_kill": sum(known) if known else None, "memory_max": hits}
 
 
 def pids_events(read: Reader, inner: list[Reader]) -> dict[str, int | None]:

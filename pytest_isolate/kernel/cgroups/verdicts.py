@@ -62,7 +62,8 @@ def _oom(
     kills = _grown(before.oom_kill, after.oom_kill)
     if not kills:
         return []
-    own = limits.memory_bytes and (_grown(before.oom, after.oom) or _grown(before.memory_max, after.memory_max))
+    hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0
+    own = limits.memory_bytes and (largest.own_limit if largest is not None else hit)
     peak = f"peak {format_bytes(cost.memory_peak_bytes)}" if cost.memory_peak_bytes is not None else "peak unknown"
     if own:
         said = f"OOM-killed: {peak} of {format_bytes(limits.memory_bytes or 0)}"
