@@ -53,11 +53,11 @@ def kill(places: Iterable[Place], deadline_s: float) -> list[int]:
     pause = 0.0002
     patience = 20 if _kill_at_once(places) else 0
     while left := pids(places):
-        if time.monotonic() > end:
-            break
         if patience <= 0:  # no cgroup.kill here, or a process that left the v2 cgroup but not the others
             _kill_each(places)
         patience -= 1
+        if time.monotonic() > end:
+            break
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
     return left
