@@ -9,11 +9,11 @@
 Standard library only; jeepney is imported when mode="systemd" asks for it.
 """
 
+from pytest_isolate.kernel.cgroups.evidence import throttling, verdicts
 from pytest_isolate.kernel.cgroups.group import Cgroup
 from pytest_isolate.kernel.cgroups.layout import Hierarchy, Layout, discover
 from pytest_isolate.kernel.cgroups.run import ACCOUNTING, MODES, Capability, CgroupManager, open_manager
 from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage, Pressure
-from pytest_isolate.kernel.cgroups.verdicts import throttling, verdicts
 
 __all__ = [
     "ACCOUNTING",

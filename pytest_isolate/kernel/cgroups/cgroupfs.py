@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: cgroupfs answers these when the file, its controller or the whole directory is not there (any more).
 GONE = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)

@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import CleanupError, SetupError
-from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes, v1, v2
-from pytest_isolate.kernel.cgroups import verdicts as judge
+from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes
+from pytest_isolate.kernel.cgroups.counters import VERSIONS, Counters
+from pytest_isolate.kernel.cgroups.evidence import Verdict, verdicts
 from pytest_isolate.kernel.cgroups.layout import own_paths
-from pytest_isolate.kernel.cgroups.placement import JOIN_FILE, Branch
 from pytest_isolate.kernel.cgroups.processes import Place
 from pytest_isolate.kernel.cgroups.settings import Setting, controllers_for
 from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage
+from pytest_isolate.kernel.cgroups.volunteer import JOIN_FILE
 from pytest_isolate.policy import Limits
 
-_VERSIONS: Mapping[int, ModuleType] = {1: v1, 2: v2}
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from pytest_isolate.kernel.cgroups.placement import Branch
+
 _NOTHING = Limits()
-#: A file that is there as long as the controller is, for limits whose counters we do not read anyway.
-_WITNESS = {
-    (1, "cpuset"): "cpuset.cpus",
-    (2, "cpuset"): "cpuset.cpus",
-    (1, "io"): "blkio.throttle.io_serviced",
-    (2, "io"): "io.max",
-}
-#: A counter of _events that is None only when the controller's files are gone.
-_COUNTER = {"memory": "oom_kill", "pids": "pids_max", "cpu": "nr_periods"}
 
 
 class Cgroup:
@@ -41,7 +38,7 @@ class Cgroup:
     Made by ``CgroupManager.create``. In a forked child it is inert: only the process that made it removes it.
     """
 
-    __slots__ = ("_branch_of", "_dir_fd", "_forget", "_owner", "_places", "_procs_fds", "limits", "name")
+    __slots__ = ("_branch_of", "_dir_fd", "_forget", "_owner", "_places", "_procs_fds", "counters", "limits", "name")
 
     def __init__(self, name: str, branch_of: Mapping[str, Branch], forget: Callable[[str, list[Place]], None]) -> None:
         self.name = name
@@ -51,6 +48,7 @@ class Cgroup:
         self._places: dict[int, Place] = {}  # by the branch's fd
         self._dir_fd = -1
         self._procs_fds: tuple[int, ...] | None = None
+        self.counters = Counters(name, branch_of, self._places)
         self._owner = os.getpid()
 
     def make(self, branches: Iterable[Branch], limits: Limits) -> None:
@@ -89,7 +87,7 @@ class Cgroup:
     def procs_fds(self) -> tuple[int, ...]:
         """An open file of every v1 directory, for a single-threaded child to write ``0`` to. Ours: do not close.
 
-        The number ``0``, not a pid: only so does the kernel skip its global lock (placement.JOIN_FILE).
+        The number ``0``, not a pid: only so does the kernel skip its global lock (volunteer.JOIN_FILE).
         """
         if self._procs_fds is None:
             self._procs_fds = tuple(self._open_procs(place) for place in self._places.values() if place.version == 1)
@@ -152,13 +150,13 @@ class Cgroup:
         table = [
             (self._branch_of[name], setting)
             for name in sorted(wanted)
-            for setting in _VERSIONS[self._branch_of[name].version].TABLES[name](limits, old)
+            for setting in VERSIONS[self._branch_of[name].version].TABLES[name](limits, old)
         ]
         for name in wanted:
             self._reach(self._branch_of[name], name)
         for branch, setting in table:
             self._write(branch, setting)
-        self.limits = limits
+        self.limits = self.counters.limits = limits
 
     def _write(self, branch: Branch, setting: Setting) -> None:
         value = setting.value or branch.inherited.get(setting.file, "")
@@ -209,92 +207,23 @@ class Cgroup:
 
     # Counters
 
-    def _read(self, controller: str, file: str) -> str | None:
-        branch = self._branch_of.get(controller)
-        if branch is None or branch.fd not in self._places:
-            return None
-        return cgroupfs.read(branch.fd, f"{self.name}/{file}")
-
-    def _inner(self, controller: str) -> list[v1.Reader]:
-        """Readers of the cgroups that the sandbox made inside its own."""
-        branch = self._branch_of[controller]
-        inside = list(cgroupfs.subtree(branch.fd, self.name))[1:]
-
-        def reader(name: str) -> v1.Reader:
-            return lambda _, file: cgroupfs.read(branch.fd, f"{name}/{file}")
-
-        return [reader(name) for name in inside]
-
-    def _version(self, controller: str) -> int:
-        """1 or 2; 0 where this cgroup has no directory for the controller."""
-        branch = self._branch_of.get(controller)
-        return branch.version if branch is not None and branch.fd in self._places else 0
-
-    def _v2_place(self) -> Place | None:
-        return next((place for place in self._places.values() if place.version == 2), None)
-
     def events(self) -> CgroupEvents:
         """The counters that verdicts compare."""
-        v2_place = self._v2_place()
-        return self._events(cgroupfs.numbers(v2_place.read("cpu.stat")) if v2_place else {}, None)
-
-    def _events(self, stat: dict[str, int], cpu_usec: int | None) -> CgroupEvents:
-        """``stat``: v2's cpu.stat, read once for both its uses."""
-        seen: dict[str, Any] = {"cpu_usec": stat.get("usage_usec", cpu_usec)}
-        match self._version("memory"):
-            case 1:
-                seen |= v1.memory_events(self._read, self._inner("memory"))
-            case 2:
-                seen |= v2.memory_events(self._read)
-        if version := self._version("pids"):
-            seen |= _VERSIONS[version].pids_events(self._read, self._inner("pids"))
-        match self._version("cpu"):
-            case 1:
-                seen |= v1.throttling(self._read)
-            case 2:
-                seen |= v2.throttling(stat)
-        if seen["cpu_usec"] is None:
-            seen |= {"cpu_usec": v1.cpu(self._read)["cpu_usec"]}
-        return CgroupEvents(**seen, lost=self._lost(seen))
-
-    def _lost(self, seen: dict[str, Any]) -> tuple[str, ...]:
-        """Controllers we set limits of, whose files are not there any more."""
-        gone = []
-        for name in sorted(controllers_for(self.limits)):
-            if name in _COUNTER:
-                here = seen.get(_COUNTER[name]) is not None
-            else:
-                witness = _WITNESS.get((self._version(name), name))
-                here = witness is None or self._read(name, witness) is not None
-            gone += [] if here else [name]
-        return tuple(gone)
+        return self.counters.events()
 
     def usage(self, *, current: bool = True, pressure: bool = False) -> CgroupUsage:
         """Everything counted, peaks and events. ``current``: what is in use now, of no interest once all is over;
         ``pressure``: the three PSI files of v2. Each file costs some 8 us.
         """
-        v2_place = self._v2_place()
-        stat = cgroupfs.numbers(v2_place.read("cpu.stat")) if v2_place else {}
-        counted: dict[str, Any] = v2.cpu(stat) if stat else v1.cpu(self._read)
-        if version := self._version("memory"):
-            counted |= _VERSIONS[version].memory(self._read, current=current)
-        if version := self._version("io"):
-            counted |= _VERSIONS[version].io(self._read)
-        if self._version("pids"):
-            counted["pids"] = cgroupfs.number(self._read("pids", "pids.current")) if current else None
-            counted["pids_peak"] = cgroupfs.number(self._read("pids", "pids.peak"))  # Linux 6.1
-        if pressure and v2_place:
-            for name in ("memory", "cpu", "io"):
-                counted[f"{name}_pressure"] = v2.pressure(_pressure_text(v2_place, name))
-        return CgroupUsage(**counted, events=self._events(stat, counted["cpu_usec"]))
+        return self.counters.usage(current=current, pressure=pressure)
 
-    def verdicts(self, before: CgroupEvents | None = None, usage: CgroupUsage | None = None) -> list[judge.Verdict]:
+    def verdicts(self, before: CgroupEvents | None = None, usage: CgroupUsage | None = None) -> list[Verdict]:
         """What the limits caught since ``before`` (default: since it was made), from ``usage`` or read now."""
         start, cost = before or CgroupEvents(), usage or self.usage(current=False)
-        found = judge.verdicts(start, cost.events, self.limits, usage=cost)
+        found = verdicts(start, cost.events, self.limits, usage=cost)
         if (cost.events.oom_kill or 0) > (start.oom_kill or 0):  # only then is the kernel's log worth reading
             killed = kernel_log.victim(f"/{self._branch_of['memory'].name}/{self.name}")
-            found = judge.verdicts(start, cost.events, self.limits, usage=cost, largest=killed)
+            found = verdicts(start, cost.events, self.limits, usage=cost, largest=killed)
         return found
 
     # End
@@ -308,13 +237,14 @@ class Cgroup:
         fd, self._dir_fd = self._dir_fd, -1
         if fd >= 0:
             os.close(fd)
-        places, self._places = self._places, {}
+        places = list(self._places.values())
+        self._places.clear()
         if os.getpid() != self._owner:
             return
-        held = [p for p in reversed(places.values()) if later or not cgroupfs.remove(p.dir_fd, p.name)]
+        held = [p for p in reversed(places) if later or not cgroupfs.remove(p.dir_fd, p.name)]
         self._forget(self.name, held)
 
-    def __enter__(self) -> Cgroup:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -322,12 +252,6 @@ class Cgroup:
 
     def __repr__(self) -> str:
         return f"<Cgroup {self.name} {'open' if self._places else 'closed'}>"
-
-
-def _pressure_text(place: Place, name: str) -> str | None:
-    with contextlib.suppress(SetupError):
-        return place.read(f"{name}.pressure")
-    return None
 
 
 def _command(pid: int) -> str:

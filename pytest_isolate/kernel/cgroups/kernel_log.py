@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _RECORD_BYTES = 8192  # one read returns one record, PRINTK_MESSAGE_MAX is 2048
-_CONTEXT = re.compile(r"oom-kill:.*?(?:oom_memcg=(?P<limit>[^,]*),|global_oom,)task_memcg=(?P<cgroup>[^,]*),task=(?P<name>.*),pid=(?P<pid>\d+),uid=\d+")
+_CONTEXT = re.compile(
+    r"oom-kill:.*?(?:oom_memcg=(?P<limit>[^,]*),|global_oom,)"
+    r"task_memcg=(?P<cgroup>[^,]*),task=(?P<name>.*),pid=(?P<pid>\d+),uid=\d+"
+)
 _KILLED = re.compile(
     r"Killed process (?P<pid>\d+) \(.*\) .*anon-rss:(?P<anon>\d+)kB, file-rss:(?P<file>\d+)kB, shmem-rss:(?P<shmem>\d+)kB"
 )
@@ -64,5 +70,5 @@ def _records(fd: int) -> Iterable[str]:
             yield os.read(fd, _RECORD_BYTES).decode("utf-8", "replace")
         except BrokenPipeError:  # overwritten while we read: the next read goes on behind the gap
             continue
-        except OSError:  # EAGAIN: the end
+        except OSError:  # noqa: PERF203 - EAGAIN: the end
             return

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: Controllers this package has limits, counters or a use for, by their v2 name.
 CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "cpuset", "io", "hugetlb", "freezer")

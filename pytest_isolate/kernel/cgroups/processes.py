@@ -11,11 +11,14 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,23 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_isolate.errors import BackendUnavailable, CleanupError, IsolateError, PolicyError, SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs, placement, processes, stale
 from pytest_isolate.kernel.cgroups.group import Cgroup
 from pytest_isolate.kernel.cgroups.layout import CONTROLLERS, Hierarchy, Layout, discover
-from pytest_isolate.kernel.cgroups.placement import Branch, Volunteer
 from pytest_isolate.kernel.cgroups.processes import Place
 from pytest_isolate.kernel.cgroups.settings import controllers_for
+from pytest_isolate.kernel.cgroups.volunteer import Volunteer
 from pytest_isolate.policy import Limits
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from pytest_isolate.kernel.cgroups.placement import Branch
 
 Mode = Literal["auto", "v1", "v2", "systemd"]
 MODES: tuple[Mode, ...] = ("auto", "v1", "v2", "systemd")
@@ -83,13 +89,9 @@ class CgroupManager:
         self._closed = False
         run = stale.run_name(run_id)
         with contextlib.ExitStack() as stack:
-            stack.push(self._on_error)
+            stack.callback(self.close)
             self._place_all(run)
-
-    def _on_error(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> bool:
-        if error is not None:
-            self.close()
-        return False
+            stack.pop_all()
 
     def _place_all(self, run: str) -> None:
         """v2 first: there this process may have to step aside before it has a child."""
@@ -150,7 +152,8 @@ class CgroupManager:
             return why
         if self.layout.kind == "none":
             return "no cgroup file system is mounted"
-        return "not delegated to this cgroup" if hierarchy or self.layout.v2 else "the kernel or the host does not mount it"
+        there = hierarchy is not None or self.layout.v2 is not None
+        return "not delegated to this cgroup" if there else "the kernel or the host does not mount it"
 
     def _remedy(self, name: str) -> str:
         if name in self.layout.disabled:
@@ -245,7 +248,7 @@ class CgroupManager:
         branch.undo.close()
         return text
 
-    def __enter__(self) -> CgroupManager:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -270,4 +273,3 @@ def _end(cgroup: Cgroup, deadline_s: float) -> str:
     finally:
         cgroup.close()
     return ""
-

@@ -7,12 +7,15 @@ Refuses: what v1 cannot enforce (memory_high, swap alone), by an error that says
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.kernel.cgroups.cgroupfs import number, numbers
 from pytest_isolate.kernel.cgroups.devices import whole_disk
 from pytest_isolate.kernel.cgroups.settings import CPU_PERIOD_USEC, Setting, Table, cpu_quota
-from pytest_isolate.policy import IoLimit, Limits
+
+if TYPE_CHECKING:
+    from pytest_isolate.policy import IoLimit, Limits
 
 #: Written to a throw-away cgroup to see whether we may: each asks for what is so anyway.
 NEUTRAL = {

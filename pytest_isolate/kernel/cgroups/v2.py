@@ -6,14 +6,18 @@ Refuses: I/O of its own; it is handed a reader. Source: Documentation/admin-guid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pytest_isolate.kernel.cgroups.cgroupfs import number, numbers
 from pytest_isolate.kernel.cgroups.devices import whole_disk
 from pytest_isolate.kernel.cgroups.settings import Setting, Table, cpu_quota
 from pytest_isolate.kernel.cgroups.usage import Pressure
-from pytest_isolate.kernel.cgroups.v1 import Reader
 from pytest_isolate.policy import IoLimit, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_isolate.kernel.cgroups.v1 import Reader
 
 #: Written to a throw-away cgroup to see whether we may: each asks for what is so anyway.
 NEUTRAL = {

@@ -108,7 +108,7 @@ def test_memory_high_slows_down_and_does_not_kill_where_the_host_has_it(manager,
         return
     with manager.create("gw0-high", limits) as cgroup:
         assert nursery.run(cgroup, lambda: touch(36 * MIB), 60) == 0
-        events = cgroup._read("memory", "memory.events")
+        events = cgroup.counters.read("memory", "memory.events")
         assert int(events.split("high ")[1].split()[0]) > 0
         assert cgroup.verdicts() == []
 
@@ -124,7 +124,7 @@ def test_a_fork_bomb_stops_at_its_own_pids_limit(manager, need, nursery):
                     if os.fork() == 0:
                         time.sleep(60)
                         os._exit(0)
-                except BlockingIOError:
+                except BlockingIOError:  # noqa: PERF203
                     refused += 1
             os._exit(0 if refused == 85 else 3)
 
@@ -182,7 +182,7 @@ def test_cpu_weight_is_written_by_the_formula_of_the_version(manager, need, vers
     need("cpu")
     with manager.create("gw0-weight", Limits(cpu_weight=50)) as cgroup:
         file, expected = ("cpu.shares", "512") if version == 1 else ("cpu.weight", "50")
-        assert cgroup._read("cpu", file).strip() == expected
+        assert cgroup.counters.read("cpu", file).strip() == expected
 
 
 def test_a_cpuset_pins_every_process_and_an_impossible_one_says_so(manager, need, nursery):

@@ -6,11 +6,15 @@ Refuses: to look at exit statuses: a SIGKILL alone is no OOM, and an OOM can hid
 
 from __future__ import annotations
 
-from pytest_isolate.kernel.cgroups.kernel_log import Victim
+from typing import TYPE_CHECKING
+
 from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage
 from pytest_isolate.outcome import Cause
-from pytest_isolate.policy import Limits
 from pytest_isolate.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups.kernel_log import Victim
+    from pytest_isolate.policy import Limits
 
 Verdict = tuple[Cause, str]
 
@@ -53,7 +57,8 @@ def _grown(before: int | None, after: int | None) -> int:
 
 
 def _lost(controller: str) -> Verdict:
-    return Cause.SETUP, f"the {controller} limit did not hold: its cgroup, or the controller in it, was taken away meanwhile"
+    why = "its cgroup, or the controller in it, was taken away meanwhile"
+    return Cause.SETUP, f"the {controller} limit did not hold: {why}"
 
 
 def _oom(
