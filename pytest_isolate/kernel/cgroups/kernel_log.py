@@ -6,6 +6,7 @@ Refuses: to be needed: where the log may not be read (dmesg_restrict), the verdi
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -68,7 +69,6 @@ def _records(fd: int) -> Iterable[str]:
     while True:
         try:
             yield os.read(fd, _RECORD_BYTES).decode("utf-8", "replace")
-        except BrokenPipeError:  # overwritten while we read: the next read goes on behind the gap
-            continue
-        except OSError:  # noqa: PERF203 - EAGAIN: the end
-            return
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # that one: overwritten while we read, the next read goes on behind the gap
+                return
