@@ -197,15 +197,22 @@ def test_a_cpuset_pins_every_process_and_an_impossible_one_says_so(manager, need
             manager.create("gw0-cpuset", Limits(cpuset="9999"))
 
 
+def disk_to_read(tmp_path, size_bytes):
+    """The scratch disk of a test machine, else a new file on whatever holds the tests' directory."""
+    if os.path.exists("/dev/vm/data"):
+        return "/dev/vm/data"
+    path = tmp_path / "data"
+    path.write_bytes(os.urandom(size_bytes))
+    os.sync()
+    return str(path)
+
+
 def test_reads_of_a_disk_are_held_to_their_rate(manager, need, nursery, require, tmp_path):
     need("io")
     size = 4 * MIB
-    path = tmp_path / "data"
-    path.write_bytes(os.urandom(size))
-    os.sync()
+    path = disk_to_read(tmp_path, size)
     try:
-        limits = Limits(io=(IoLimit(path=str(path), read_bps=2 * MIB),))
-        cgroup = manager.create("gw0-io", limits)
+        cgroup = manager.create("gw0-io", Limits(io=(IoLimit(path=path, read_bps=2 * MIB),)))
     except PolicyError as error:
         require(f"cgroup{manager.branches[0].version}-blockdevice", False, str(error))
         raise
@@ -217,7 +224,7 @@ def test_reads_of_a_disk_are_held_to_their_rate(manager, need, nursery, require,
             os.readv(fd, [buffer])
 
     with cgroup:
-        free = manager.create("gw0-io-free", Limits(io=(IoLimit(path=str(path), read_bps=2**40),)))
+        free = manager.create("gw0-io-free", Limits(io=(IoLimit(path=path, read_bps=2**40),)))
         with free:
             start = time.monotonic()
             assert nursery.run(free, read_directly) == 0

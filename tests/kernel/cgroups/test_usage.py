@@ -50,7 +50,7 @@ def test_cpu_time_is_that_of_the_tree_and_agrees_with_rusage(manager, need, nurs
         hundredths = nursery.run(cgroup, burn_in_a_child)
         usage = cgroup.usage()
     assert hundredths >= 30
-    assert usage.cpu_usec == pytest.approx(hundredths * 10_000, rel=0.15, abs=30_000)
+    assert usage.cpu_usec == pytest.approx(hundredths * 10_000, rel=0.25)
     assert usage.cpu_user_usec + usage.cpu_system_usec == pytest.approx(usage.cpu_usec, rel=0.05)
 
 
