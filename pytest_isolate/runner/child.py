@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_isolate.runner import compat, wire
+from pytest_isolate import wire
+from pytest_isolate.runner import compat
 
 #: Leaves no doubt in the parent about who ended the process.
 EXIT_OUR_FAULT = 70

@@ -19,7 +19,8 @@ import pytest
 
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.runner import child, compat, crash, wire
+from pytest_isolate import wire
+from pytest_isolate.runner import child, compat, crash
 from pytest_isolate.units import format_seconds
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_isolate.runner.fixtures import sandbox, sandbox_session
+
 if TYPE_CHECKING:
     from pytest_isolate.runner.protocol import Isolation
+
+__all__ = ["sandbox", "sandbox_session"]  # pytest finds fixtures in the module it loads
 
 _NAME = "isolate-runner"
 _resolver_key = pytest.StashKey[Any]()

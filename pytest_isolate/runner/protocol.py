@@ -20,7 +20,8 @@ from pytest_isolate.backend import Process
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Namespace
-from pytest_isolate.runner import child, compat, crash, report, wire
+from pytest_isolate import wire
+from pytest_isolate.runner import child, compat, crash, report
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict, living_leftovers
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.options import Resolver, Settings
