@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -274,6 +275,15 @@ def test_nothing_survives_a_caller_killed_at_a_random_moment(uid: int | None) ->
             except AssertionError:
                 survivors += 1
     assert survivors == 0
+
+
+def test_a_child_outlives_the_thread_that_started_it() -> None:
+    started: list[native.Child] = []
+    thread = threading.Thread(target=lambda: started.append(native.spawn(WITH_INIT, ["sleep", "30"])))
+    thread.start()
+    thread.join()
+    with started[0] as child:
+        assert child.wait(0.3) is None
 
 
 def own_children() -> list[str]:
