@@ -24,14 +24,14 @@ def test_importing_the_module_loads_no_library() -> None:
 @pytest.mark.parametrize("name", ["libisolate.so", "isolate-init"])
 def test_a_missing_file_is_told_with_a_remedy(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "_DIRECTORY", tmp_path)
-    with pytest.raises(BackendUnavailable, match=f"{name}.*does not exist. Build it with `make -C native`"):
+    with pytest.raises(BackendUnavailable, match=rf"{name}.*does not exist. Build it with `make -C native`"):
         native._find(name)
 
 
 def test_a_broken_library_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "libisolate.so").write_bytes(b"not a library")
     monkeypatch.setattr(native, "_DIRECTORY", tmp_path)
-    with pytest.raises(BackendUnavailable, match="too short.*Build it with"):
+    with pytest.raises(BackendUnavailable, match=r"too short.*Build it with"):
         native.library.__wrapped__()
 
 
