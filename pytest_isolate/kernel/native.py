@@ -185,6 +185,8 @@ _ALL_ONES = 2**64 - 1  # RLIM_INFINITY
 
 
 def _compile(plan: Plan) -> _Compiled:
+    if len(plan.seccomp) % 8:
+        raise ValueError(f"plan.seccomp has {len(plan.seccomp)} bytes: a struct sock_filter has 8")
     memory = _Memory()
     keep = sorted({fd for fd in plan.keep_fds if fd > 2})
     limits = [(resource, 0, soft & _ALL_ONES, hard & _ALL_ONES) for resource, soft, hard in plan.rlimits]
