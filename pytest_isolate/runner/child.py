@@ -16,12 +16,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import pytest
 
 from pytest_isolate import wire
+from pytest_isolate.policy import Limits
 from pytest_isolate.runner import compat
 
 #: Leaves no doubt in the parent about who ended the process.
@@ -50,6 +51,7 @@ class Link:
     close_fds: tuple[int, ...] = ()
     dump_stacks: bool = False
     in_pid_namespace: bool = False
+    limits: Limits = field(default_factory=Limits)
     atfork: tuple[Callable[[pytest.Item], object], ...] = ()
 
 

@@ -13,15 +13,19 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
 from pytest_isolate import wire
-from pytest_isolate.runner import child, compat, crash
+from pytest_isolate.runner import child, compat, crash, verdict
+from pytest_isolate.sandbox import group_usage
 from pytest_isolate.units import format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
 _DUMP_S = 0.3
@@ -46,12 +50,19 @@ class TestProcess:
     process: Process = field(init=False)
     item: pytest.Item = field(init=False)
     group: Any = None
+    cgroup: Cgroup | None = None
 
     def send_run(self, place: int, following: int | None) -> None:
         wire.send(self.channel_fd, "run", {"item": place, "next": following})
 
     def send_end(self) -> None:
         wire.send(self.channel_fd, "end")
+
+    def kill(self) -> None:
+        """End all of it: what its namespace or session shows, and what its cgroup holds."""
+        self.process.kill()
+        if self.cgroup is not None:
+            self.cgroup.kill()
 
     def close(self) -> None:
         if self.channel_fd >= 0:
@@ -99,6 +110,7 @@ class Conversation:
         self._eof = False
         self._garbage = ""
         self._timed_out = False
+        self._events = worker.cgroup.events() if worker.cgroup is not None and worker.item is not item else None
         self.setup_s = 0.0
         self.verdict = Verdict()
 
@@ -145,7 +157,7 @@ class Conversation:
                 self._handle(kind, data)
         except (wire.WireError, LookupError, TypeError, ValueError, AttributeError) as error:
             self._garbage = str(error) or type(error).__name__
-            self._worker.process.kill()
+            self._worker.kill()
             return False
         self._eof = self._worker.reader.eof
         return not self._eof
@@ -180,7 +192,7 @@ class Conversation:
         process.signal(signal.SIGTERM)
         process.wait(self._grace_s)
         self.verdict.leftovers = process.leftovers()
-        process.kill()
+        self._worker.kill()
 
     def _interrupt(self) -> None:
         """Ctrl-C: let the test tear its own fixtures down, for a while; a second Ctrl-C ends it at once."""
@@ -190,7 +202,7 @@ class Conversation:
         try:
             self._listen()
         except KeyboardInterrupt:
-            self._worker.process.kill()
+            self._worker.kill()
 
     # -- frames -------------------------------------------------------------------------------------------------
 
@@ -231,6 +243,8 @@ class Conversation:
         self._phases += 1
         self._phase_start = time.time()
         self._sections = list(report.sections)
+        if report.failed and not hasattr(report, "isolate_cause"):
+            verdict.mark(report, verdict.of_group(self._worker.cgroup, self._events))
         self.flush()
         if report.when == "teardown":
             self._held = report  # the parent's own teardown may have something to add
@@ -274,7 +288,7 @@ class Conversation:
         process = self._worker.process
         exited = process.wait(_EXIT_S)
         if exited is None:
-            process.kill()
+            self._worker.kill()
             exited = process.wait(_EXIT_S)
         self.verdict.died = True
         if not self.verdict.leftovers and exited is not None and exited.leftovers:
@@ -295,6 +309,9 @@ class Conversation:
             )
         if status.signal == signal.SIGXCPU:
             return crash.Ending(text=f"CPU: the test used up its CPU time during {when} ({status})", cause=Cause.CPU)
+        if causes := verdict.of_group(self._worker.cgroup, self._events):
+            text = "\n".join(line for _, line in causes)
+            return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
         return crash.ended_early(status, when, garbage=self._garbage)
 
     def _blame(self, when: crash.When, ending: crash.Ending) -> None:
@@ -341,7 +358,14 @@ class Conversation:
             *self._held.user_properties,
             ("isolate_wall_s", wall_s),
             *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
+            *self._group_costs(),
         ]
+
+    def _group_costs(self) -> list[tuple[str, Any]]:
+        if self._worker.cgroup is None:
+            return []
+        counted = group_usage(self._worker.cgroup.usage(current=False))
+        return [(f"isolate_{name}", value) for name, value in counted.items() if value is not None]
 
 
 def living_leftovers(process: Process) -> list[Leftover]:

@@ -80,6 +80,13 @@ OPTIONS = (
         choices=("function", "class", "module"),
         help="what one sandbox runs: a test (default), or all tests of a class or module",
     ),
+    Option(
+        name="cgroup",
+        metavar="WHERE",
+        default="auto",
+        choices=("auto", "v1", "v2", "systemd", "none"),
+        help="where group limits are held: auto (default), v1, v2, a scope of the systemd user manager, or none",
+    ),
     Option(name="backend", metavar="NAMES", default="", help="backends to choose from, first preferred: native, fork"),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -129,6 +136,10 @@ class Resolver:
         self._cache: dict[tuple[int, ...], Settings] = {}
         self._kept: list[pytest.Mark] = []
         self.default = self._settings(self._all, {}, "options")
+
+    @property
+    def cgroup_mode(self) -> str:
+        return str(self._words["cgroup"])
 
     @property
     def isolates_all(self) -> bool:

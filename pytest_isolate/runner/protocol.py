@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.scope import Scope
@@ -21,10 +21,14 @@ from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Namespace
 from pytest_isolate import wire
-from pytest_isolate.runner import child, compat, crash, report
+from pytest_isolate.runner import child, compat, crash, report, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict, living_leftovers
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.options import Resolver, Settings
+from pytest_isolate.sandbox import joined
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup
 
 _SCOPE_NODES: dict[str, type] = {"class": pytest.Class, "module": pytest.Module}
 _WIDEST = {"function": Scope.Function, "class": Scope.Class, "module": Scope.Module}
@@ -38,24 +42,26 @@ class Reaper:
     """Processes that have said their last word: their ends are collected while the next test already runs."""
 
     def __init__(self) -> None:
-        self._bodies: list[Process] = []
+        self._bodies: list[tuple[Process, Cgroup | None]] = []
 
-    def add(self, process: Process) -> None:
-        self._bodies.append(process)
+    def add(self, process: Process, cgroup: Cgroup | None) -> None:
+        self._bodies.append((process, cgroup))
         self.collect(keep=_MAX_BODIES)
 
     def collect(self, keep: int) -> None:
         """Collect what has ended; wait for the oldest until at most ``keep`` are left."""
-        self._bodies = [body for body in self._bodies if not self._collected(body, block=False)]
+        self._bodies = [body for body in self._bodies if not _collected(*body, block=False)]
         while len(self._bodies) > keep:
-            self._collected(self._bodies.pop(0), block=True)
+            _collected(*self._bodies.pop(0), block=True)
 
-    @staticmethod
-    def _collected(body: Process, *, block: bool) -> bool:
-        done = body.reap(block)
-        if done:
-            body.close()
-        return done
+
+def _collected(process: Process, cgroup: Cgroup | None, *, block: bool) -> bool:
+    done = process.reap(block)
+    if done:
+        process.close()
+        if cgroup is not None:
+            cgroup.close(later=True)
+    return done
 
 
 class Isolation:
@@ -134,6 +140,18 @@ class Isolation:
         if self.reporter is None:
             self._retire()
             self._reaper.collect(keep=0)
+            self.host.groups.close()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:
+        """In the child: name the limit of ours that explains an exception."""
+        outcome: Any = yield
+        if self.reporter is None or call.excinfo is None:
+            return
+        report = outcome.get_result()
+        cause = verdict.of_exception(call.excinfo.value, self.reporter.link.limits)
+        if cause is not None and report.failed:
+            verdict.mark(report, [cause])
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> bool | None:
@@ -178,16 +196,16 @@ class Isolation:
             slow_s=settings.slow_s,
         )
         talk.setup_s = time.monotonic() - began
-        verdict = talk.run()
-        stop = bool(item.session.shouldfail or item.session.shouldstop or verdict.interrupted)
-        if verdict.over or following is None:
-            self._bury(verdict)
+        result = talk.run()
+        stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted)
+        if result.over or following is None:
+            self._bury(result)
         elif stop:
             self._retire()
-        self._judge(item, talk, verdict, settings)
-        failure, sections = self._run_teardown(item, None if stop or verdict.control else nextitem)
+        self._judge(item, talk, result, settings)
+        failure, sections = self._run_teardown(item, None if stop or result.control else nextitem)
         talk.finish(failure, sections)
-        _continue_as(verdict)
+        _continue_as(result)
 
     def _deadline_s(self, settings: Settings) -> float | None:
         """pytest-timeout's figure for the item, else ours; none while a person debugs."""
@@ -213,7 +231,6 @@ class Isolation:
             self._set_up(item, settings, group, limit)
         self._worker = self._start(item, following, settings)
         self._worker.group = group
-        self._worker.item = item
         return self._worker
 
     def _set_up(self, item: pytest.Item, settings: Settings, group: Any, limit: Any) -> None:
@@ -245,6 +262,7 @@ class Isolation:
         self._reaper.collect(keep=_MAX_BODIES)
         ours_fd, theirs_fd = (end.detach() for end in socket.socketpair())
         worker = TestProcess(channel_fd=ours_fd, outputs=crash.Outputs.make(), reader=wire.Reader(ours_fd))
+        worker.item = item
         link = child.Link(
             channel_fd=theirs_fd,
             out_fd=worker.outputs.out_fd,
@@ -253,10 +271,14 @@ class Isolation:
             close_fds=(ours_fd,),
             dump_stacks=self._deadline_s(settings) is not None,
             in_pid_namespace=Namespace.PID in settings.policy.namespaces,
+            limits=settings.policy.limits,
         )
         try:
-            process = self.host.backend(settings).fork(settings.policy)
+            worker.cgroup = self.host.groups.enter(item.name, settings.policy)
+            process = self.host.backend(settings).fork(settings.policy, joined(worker.cgroup))
         except BaseException:
+            if worker.cgroup is not None:
+                worker.cgroup.close()
             worker.close()
             os.close(theirs_fd)
             raise
@@ -282,11 +304,11 @@ class Isolation:
         held.sections.extend(sections)
         item.ihook.pytest_runtest_logreport(report=failure or held)
 
-    def _judge(self, item: pytest.Item, talk: Conversation, verdict: Verdict, settings: Settings) -> None:
-        if verdict.leftovers and settings.leaks != "ignore":
-            talk.leaked(verdict.leftovers, fail=settings.leaks == "fail")
-            self.tally.leaks.append((item.nodeid, verdict.leftovers))
-        talk.note(verdict.evidence)
+    def _judge(self, item: pytest.Item, talk: Conversation, result: Verdict, settings: Settings) -> None:
+        if result.leftovers and settings.leaks != "ignore":
+            talk.leaked(result.leftovers, fail=settings.leaks == "fail")
+            self.tally.leaks.append((item.nodeid, result.leftovers))
+        talk.note(result.evidence)
 
     def _run_teardown(
         self, item: pytest.Item, nextitem: pytest.Item | None
@@ -316,10 +338,10 @@ class Isolation:
             exited = process.wait(_EXIT_S)
             if exited is None or exited.leftovers:
                 verdict.leftovers = living_leftovers(process)
-            process.kill()
+            worker.kill()
         elif verdict.died:
-            process.kill()
-        self._reaper.add(process)
+            worker.kill()
+        self._reaper.add(process, worker.cgroup)
 
     def _retire(self) -> None:
         """Let the living child of a group, if there is one, tear down what it had set up for it, then end it."""
