@@ -198,8 +198,12 @@ def faulthandler_fd(config: pytest.Config) -> int:
     return config.stash.get(key, -1) if key is not None else -1
 
 
-def captures_fds(config: pytest.Config) -> bool:
-    return bool(config.getoption("capture", "fd") == "fd")
+def lost_output(config: pytest.Config) -> str | None:
+    """What to say of a crashed test's output where pytest captures it in the memory of the process that is gone."""
+    method = config.getoption("capture", "fd")
+    if method not in ("sys", "tee-sys"):
+        return None
+    return f"(what was printed is lost: --capture={method} keeps it in the test's memory; --capture=fd keeps it in a file)"
 
 
 def caught_warnings(item: pytest.Item) -> Any:

@@ -316,6 +316,8 @@ class Conversation:
 
     def _blame(self, when: crash.When, ending: crash.Ending) -> None:
         sections = [*(self._sections or compat.report_sections(self._item)), *self._worker.outputs.sections(when)]
+        if (lost := compat.lost_output(self._item.config)) is not None:
+            sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
         self.flush()
         if when == "teardown":
