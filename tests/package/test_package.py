@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_library_the_init_and_the_ebpf_sources(wheel: Path) 
     if HAS_NATIVE:
         assert {"pytest_isolate/_native/libisolate.so", "pytest_isolate/_native/isolate-init"} <= names
     if HAS_BPF:
-        expected = {f"pytest_isolate/_bpf/{path.name}" for path in (ROOT / "bpf").glob("*.[ch]")}
+        expected = {f"pytest_isolate/_bpf/sources/{path.name}" for path in (ROOT / "bpf").glob("*.[ch]")}
         assert expected <= names
     assert not [name for name in names if name.startswith(("tests/", "native/", "bpf/", "benchmarks/"))]
 

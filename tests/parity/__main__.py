@@ -90,6 +90,7 @@ def run_suite(python: Path, tree: Path, record: Path, args: Sequence[str], timeo
     content = json.loads(record.read_text())
     return compare.Run(
         exitstatus=content["exitstatus"],
+        collected=content["collected"],
         wall_s=wall_s,
         tests=content["tests"],
         collect_errors=content["collect_errors"],
@@ -132,6 +133,10 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
             plain = run_suite(
                 python, tree, runs / f"plain-{number}.json", ["-p", "no:isolate", *suite.args], options.timeout
             )
+            if reason := compare.incomplete(plain):
+                raise RunError(
+                    f"run plainly, {reason}: there is nothing to compare with; see {runs}/plain-{number}.log"
+                )
             result.plain.append(plain)
         if not options.plain_only:
             args = [*shlex.split(options.args), *suite.args]
