@@ -14,6 +14,7 @@ import datetime as dt
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import statistics
@@ -185,21 +186,29 @@ def import_cost(python: str, place: Path, rounds: int) -> Iterator[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     base = [python, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     times: dict[str, list[float]] = {"with": [], "without": []}
+    cpu: dict[str, list[float]] = {"with": [], "without": []}
     for round_number in range(rounds + 1):
         for name, extra in (("with", []), ("without", ["-p", "no:isolate"])):
-            started = time.monotonic()
+            started, used = time.monotonic(), children_cpu_s()
             status, output, ended = run([*base, *extra], one, env)
             if status:
                 yield f"cost of being installed: not measured: {output.strip()[-200:]}"
                 return
             if round_number:
                 times[name].append(ended - started)
+                cpu[name].append(children_cpu_s() - used)
     with_s, without_s = statistics.median(times["with"]), statistics.median(times["without"])
+    cpu_ms = (min(cpu["with"]) - min(cpu["without"])) * 1000
     yield (
-        f"\ncost of being installed, without --isolate: {(with_s - without_s) * 1000:+.1f} ms "
+        f"\ncost of being installed, without --isolate: {(with_s - without_s) * 1000:+.1f} ms by medians, {cpu_ms:+.1f} ms of CPU time by the least of each "
         f"(pytest --collect-only of one test: {with_s * 1000:.1f} ms with, {without_s * 1000:.1f} ms with -p no:isolate; {rounds} rounds)"
     )
     yield f"loaded without --isolate that should not be: {', '.join(loaded_needlessly(base, one, env)) or 'nothing'}"
+
+
+def children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 PROBE = """

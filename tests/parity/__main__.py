@@ -284,10 +284,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print()
     print("\n".join(table([COLUMNS, *(row(result) for result in results)])))
     status = exit_status(results)
-    differ = sum(len(result.verdict) for result in results)
-    print(
-        f"\n{sum(len(r.plain[0].tests) for r in results if r.plain)} tests in {len(results)} suites, {differ} outcomes differ"
-    )
+    compared = [result for result in results if result.other and not result.error]
+    tests = sum(len(result.plain[0].tests) for result in compared)
+    differ = sum(len(result.verdict) for result in compared)
+    print(f"\n{tests} tests in {len(compared)} suites, {differ} outcomes differ")
+    if failed := [result.suite.name for result in results if result.error]:
+        print(f"not compared, see above: {', '.join(failed)}")
     return status
 
 
