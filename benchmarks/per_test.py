@@ -200,8 +200,9 @@ def import_cost(python: str, place: Path, rounds: int) -> Iterator[str]:
     with_s, without_s = statistics.median(times["with"]), statistics.median(times["without"])
     cpu_ms = (min(cpu["with"]) - min(cpu["without"])) * 1000
     yield (
-        f"\ncost of being installed, without --isolate: {(with_s - without_s) * 1000:+.1f} ms by medians, {cpu_ms:+.1f} ms of CPU time by the least of each "
-        f"(pytest --collect-only of one test: {with_s * 1000:.1f} ms with, {without_s * 1000:.1f} ms with -p no:isolate; {rounds} rounds)"
+        f"\ncost of being installed, without --isolate: {(with_s - without_s) * 1000:+.1f} ms by medians, "
+        f"{cpu_ms:+.1f} ms of CPU time by the least of each (pytest --collect-only of one test: "
+        f"{with_s * 1000:.1f} ms with, {without_s * 1000:.1f} ms with -p no:isolate; {rounds} rounds)"
     )
     yield f"loaded without --isolate that should not be: {', '.join(loaded_needlessly(base, one, env)) or 'nothing'}"
 
