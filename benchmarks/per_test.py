@@ -49,9 +49,14 @@ ROWS: Sequence[Row] = (
     Row(name="--isolate, standard", args=("--isolate", "--isolate-profile=standard")),
     Row(name="--isolate, strict", args=("--isolate", "--isolate-profile=strict")),
     Row(name="--isolate-scope=module, standard", args=("--isolate", "--isolate-scope=module")),
-    Row(name="plain pytest 9.1.1", args=(), incumbent=True, is_plain=True),
-    Row(name="pytest-forked 1.7.5", args=("--forked",), incumbent=True),
-    Row(name="pytest-isolate 0.0.17 (of the index)", args=("--isolate",), incumbent=True),
+    Row(
+        name="plain pytest 9.1.1",
+        args=("-p", "no:pytest_isolate", "-p", "no:pytest_forked"),
+        incumbent=True,
+        is_plain=True,
+    ),
+    Row(name="pytest-forked 1.7.5", args=("-p", "no:pytest_isolate", "--forked"), incumbent=True),
+    Row(name="pytest-isolate 0.0.17 (of the index)", args=("-p", "no:pytest_forked", "--isolate"), incumbent=True),
 )
 FLOOR = ROWS[1]
 
