@@ -279,8 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 results.append(measure(suite, wheel, work, options))
                 print("  ".join(row(results[-1])), flush=True)
     print()
-    for result in results:
-        print("\n".join(details(result, options.show or sys.maxsize)), end="\n" if result.error or result.plain else "")
+    for line in (line for result in results for line in details(result, options.show or sys.maxsize)):
+        print(line)
     print()
     print("\n".join(table([COLUMNS, *(row(result) for result in results)])))
     status = exit_status(results)
