@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,10 +30,6 @@ try:
     from _pytest.faulthandler import fault_handler_stderr_fd_key
 except ImportError:  # named differently in a pytest to come
     fault_handler_stderr_fd_key = None  # type: ignore[assignment]
-try:
-    from _pytest.warnings import catch_warnings_for_item
-except ImportError:
-    catch_warnings_for_item = None  # type: ignore[assignment]
 
 __all__ = ["evaluate_xfail_marks"]
 
@@ -51,6 +48,22 @@ def protocol_owners(item: pytest.Item, ours: object) -> Iterator[Any]:
         yield impl
 
 
+#: Whose wrappers around the protocol may run once more inside themselves, with the next item.
+_NESTING = frozenset(
+    "_pytest pytest_isolate pytest_timeout pytest_cov pytest_asyncio anyio xdist pytest_randomly pytest_rerunfailures "
+    "_hypothesis_pytestplugin".split()
+)
+
+
+def wrappers_may_nest(item: pytest.Item, ours: object) -> bool:
+    """True when every wrapper of the protocol is known to bear nesting; a stranger's may count, lock or print."""
+    for impl in item.config.hook.pytest_runtest_protocol.get_hookimpls():
+        wraps = impl.hookwrapper or getattr(impl, "wrapper", False)
+        if wraps and impl.plugin is not ours and impl.function.__module__.partition(".")[0] not in _NESTING:
+            return False
+    return True
+
+
 def keep_only(config: pytest.Config, plugin: object, hooks: tuple[str, ...]) -> None:
     """Leave ``plugin`` as the only implementation of ``hooks``: in a child, the other listeners are the parent's."""
     for name in hooks:
@@ -67,6 +80,29 @@ def forget_finalizers(session: pytest.Session) -> None:
 
 def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:
     session._setupstate.teardown_exact(nextitem)
+
+
+def is_torn_down(session: pytest.Session, nextitem: pytest.Item | None) -> bool:
+    """True when teardown_exact(nextitem) would find nothing to do."""
+    stack = session._setupstate.stack
+    return list(stack) == (nextitem.listchain() if nextitem is not None else [])[: len(stack)]
+
+
+def is_set_up(item: pytest.Item, parent: Any, parameters: tuple[tuple[str, int], ...]) -> bool:
+    """True when the collectors down to ``parent``, and the item's wide fixtures with ``parameters``, are all made."""
+    if item.parent is not parent or list(item.session._setupstate.stack) != item.listchain()[:-1]:
+        return False
+    info = getattr(item, "_fixtureinfo", None)
+    if info is None:
+        return True
+    if wide_parameters(item, Scope.Function) != parameters:
+        return False
+    for name in info.names_closure:
+        definitions = info.name2fixturedefs.get(name)
+        if definitions and fixture_scope(item, name, definitions[-1]) > Scope.Function:
+            if definitions[-1].cached_result is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
+                return False
+    return True
 
 
 def set_up_collectors(item: pytest.Item, limit: Any) -> None:
@@ -206,11 +242,20 @@ def lost_output(config: pytest.Config) -> str | None:
     return f"(what was printed is lost: --capture={method} keeps it in the test's memory; --capture=fd keeps it in a file)"
 
 
-def caught_warnings(item: pytest.Item) -> Any:
-    """Collect the item's warnings and announce each by pytest_warning_recorded, as pytest's own protocol does."""
-    if catch_warnings_for_item is None or not item.config.pluginmanager.has_plugin("warnings"):
-        return contextlib.nullcontext()
-    return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
+@contextlib.contextmanager
+def caught_warnings(item: pytest.Item) -> Iterator[None]:
+    """Announce each warning by pytest_warning_recorded; the filters in force are those of pytest's own protocol."""
+    if not item.config.pluginmanager.has_plugin("warnings"):
+        yield
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield
+        finally:
+            for message in caught or ():
+                item.ihook.pytest_warning_recorded.call_historic(
+                    kwargs={"warning_message": message, "nodeid": item.nodeid, "when": "runtest", "location": None}
+                )
 
 
 def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) -> bool:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,25 +39,29 @@ _COSTS = ("user_s", "system_s", "max_rss_bytes")
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class TestProcess:
-    """A test's process with its channel and output files. Owner of the last two."""
+    """A test's process as its parent holds it. Owner of the descriptors and output files.
+
+    Reports arrive on ``report_fd``; what to run next is written to ``orders_fd``.
+    """
 
     __test__ = False
 
-    channel_fd: int
+    report_fd: int
+    orders_fd: int
     outputs: crash.Outputs
     reader: wire.Reader
+    item: pytest.Item
     process: Process = field(init=False)
-    item: pytest.Item = field(init=False)
     group: Any = None
     cgroup: Cgroup | None = None
 
     def send_run(self, place: int, following: int | None) -> None:
-        wire.send(self.channel_fd, "run", {"item": place, "next": following})
+        wire.send(self.orders_fd, "run", {"item": place, "next": following})
 
     def send_end(self) -> None:
-        wire.send(self.channel_fd, "end")
+        wire.send(self.orders_fd, "end")
 
     def kill(self) -> None:
         """End all of it: what its namespace or session shows, and what its cgroup holds."""
@@ -65,9 +70,10 @@ class TestProcess:
             self.cgroup.kill()
 
     def close(self) -> None:
-        if self.channel_fd >= 0:
-            os.close(self.channel_fd)
-            self.channel_fd = -1
+        if self.report_fd >= 0:
+            os.close(self.report_fd)
+            os.close(self.orders_fd)
+            self.report_fd = self.orders_fd = -1
             self.outputs.close()
 
 
@@ -116,9 +122,11 @@ class Conversation:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self) -> Verdict:
-        """Listen until the item is done or its process has ended."""
+    def run(self, meanwhile: Callable[[], None] | None = None) -> Verdict:
+        """Listen until the item is done or its process has ended; ``meanwhile`` is done first, while it starts."""
         try:
+            if meanwhile is not None:
+                meanwhile()
             self._listen()
         except KeyboardInterrupt:
             self._interrupt()
@@ -132,12 +140,12 @@ class Conversation:
 
     def _listen(self) -> None:
         poller = select.poll()
-        poller.register(self._worker.channel_fd, select.POLLIN)
+        poller.register(self._worker.report_fd, select.POLLIN)
         poller.register(self._worker.process.pidfd, select.POLLIN)
         while self._done is None:
             ready = dict(poller.poll(self._wait_ms()))
-            if self._worker.channel_fd in ready and not self._read():
-                poller.unregister(self._worker.channel_fd)
+            if self._worker.report_fd in ready and not self._read():
+                poller.unregister(self._worker.report_fd)
             elif self._worker.process.pidfd in ready:
                 self._drain()
                 return
@@ -164,7 +172,7 @@ class Conversation:
 
     def _drain(self) -> None:
         """The process has ended: what it had sent before is still in the channel."""
-        os.set_blocking(self._worker.channel_fd, False)
+        os.set_blocking(self._worker.report_fd, False)
         while not self._eof and not self._garbage and self._done is None:
             before = self._worker.reader.received
             if not self._read() or self._worker.reader.received == before:

@@ -16,7 +16,7 @@ from pytest_isolate.groups import Groups
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL
 from pytest_isolate.registry import choose
-from pytest_isolate.runner.options import Resolver, Settings
+from pytest_isolate.runner.settings import Resolver, Settings
 
 
 class Host:

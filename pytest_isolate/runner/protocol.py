@@ -1,67 +1,29 @@
 """Parent side: which process runs which item, what the parent sets up before it and tears down after it.
 
-Owns: the plugin object `isolate-runner`, the child that serves a group, the bodies still to be collected.
-Refuses: to listen to a child (conversation.py) and to word what it sees (report.py, crash.py).
+Owns: the plugin object `isolate-runner`, the child that serves a group and the one forked ahead of its turn.
+Refuses: to start and end processes (workers.py), to listen to them (conversation.py), to word what it sees.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 import pytest
 from _pytest.scope import Scope
 
-from pytest_isolate.backend import Process
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.policy import Namespace
-from pytest_isolate import wire
 from pytest_isolate.runner import child, compat, crash, report, verdict
-from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict, living_leftovers
+from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
-from pytest_isolate.runner.options import Resolver, Settings
-from pytest_isolate.sandbox import joined
-
-if TYPE_CHECKING:
-    from pytest_isolate.kernel.cgroups import Cgroup
+from pytest_isolate.runner.settings import Resolver, Settings
+from pytest_isolate.runner.workers import EXIT_S, Workers
 
 _SCOPE_NODES: dict[str, type] = {"class": pytest.Class, "module": pytest.Module}
 _WIDEST = {"function": Scope.Function, "class": Scope.Class, "module": Scope.Module}
-#: More bodies than this are not left lying: the next test waits for the oldest.
-_MAX_BODIES = 4
-#: What a child that has said its last word may take to end.
-_EXIT_S = 10.0
-
-
-class Reaper:
-    """Processes that have said their last word: their ends are collected while the next test already runs."""
-
-    def __init__(self) -> None:
-        self._bodies: list[tuple[Process, Cgroup | None]] = []
-
-    def add(self, process: Process, cgroup: Cgroup | None) -> None:
-        self._bodies.append((process, cgroup))
-        self.collect(keep=_MAX_BODIES)
-
-    def collect(self, keep: int) -> None:
-        """Collect what has ended; wait for the oldest until at most ``keep`` are left."""
-        self._bodies = [body for body in self._bodies if not _collected(*body, block=False)]
-        while len(self._bodies) > keep:
-            _collected(*self._bodies.pop(0), block=True)
-
-
-def _collected(process: Process, cgroup: Cgroup | None, *, block: bool) -> bool:
-    done = process.reap(block)
-    if done:
-        process.close()
-        if cgroup is not None:
-            cgroup.close(later=True)
-    return done
 
 
 class Isolation:
@@ -72,8 +34,10 @@ class Isolation:
         self._resolver = resolver
         self.host = Host(config, resolver)
         self.reporter: child.Reporter | None = None
+        self._workers = Workers(self.host, self._serve)
         self._worker: TestProcess | None = None
-        self._reaper = Reaper()
+        self._ahead: TestProcess | None = None
+        self._may_fork_ahead: bool | None = None
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
         self.tally = report.Tally()
@@ -139,7 +103,7 @@ class Isolation:
     def pytest_sessionfinish(self) -> None:
         if self.reporter is None:
             self._retire()
-            self._reaper.collect(keep=0)
+            self._workers.close()
             self.host.groups.close()
 
     @pytest.hookimpl(hookwrapper=True)
@@ -196,14 +160,16 @@ class Isolation:
             slow_s=settings.slow_s,
         )
         talk.setup_s = time.monotonic() - began
-        result = talk.run()
-        stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted)
+        result = talk.run(meanwhile=lambda: self._fork_ahead(item, nextitem, settings))
+        stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted or result.control)
         if result.over or following is None:
             self._bury(result)
         elif stop:
             self._retire()
+        if stop:
+            self._drop_ahead()
         self._judge(item, talk, result, settings)
-        failure, sections = self._run_teardown(item, None if stop or result.control else nextitem)
+        failure, sections = self._run_teardown(item, None if stop else nextitem)
         talk.finish(failure, sections)
         _continue_as(result)
 
@@ -227,11 +193,50 @@ class Isolation:
                 return self._worker
             self._bury(Verdict(died=True))
         self._retire()
-        with compat.phase(item, "setup"):
-            self._set_up(item, settings, group, limit)
-        self._worker = self._start(item, following, settings)
+        if self._ahead is not None and self._ahead.item is item:
+            self._worker, self._ahead = self._ahead, None
+            with contextlib.suppress(OSError):  # it died at the gate: start another
+                self._worker.send_run(0, None)
+                return self._worker
+            self._bury(Verdict(died=True))
+        self._drop_ahead()
+        if not self._is_set_up(item, settings):
+            with compat.phase(item, "setup"):
+                self._set_up(item, settings, group, limit)
+        self._worker = self._start(item, following, settings, gated=False)
         self._worker.group = group
         return self._worker
+
+    def _is_set_up(self, item: pytest.Item, settings: Settings) -> bool:
+        """True when nothing is left to set up here: the usual case from a module's second test on."""
+        return settings.scope == "function" and compat.is_set_up(item, item.parent, ())
+
+    def _fork_ahead(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
+        """While ``item`` runs, fork the child of the next one, where nothing has to change here before its turn."""
+        if nextitem is None or not self._can_go_ahead(item, nextitem, settings):
+            return
+        compat.set_up_wide_fixtures(nextitem, Scope.Function)  # all made: this only links them to the item
+        with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn
+            self._ahead = self._start(nextitem, None, settings, gated=True)
+
+    def _can_go_ahead(self, item: pytest.Item, nextitem: pytest.Item, settings: Settings) -> bool:
+        if self._may_fork_ahead is None:
+            debugging = self._config.getoption("usepdb") or self._config.getoption("trace", False)
+            self._may_fork_ahead = not debugging and compat.wrappers_may_nest(item, self)
+        return (
+            self._may_fork_ahead
+            and settings.scope == "function"
+            and self._resolver.item(nextitem) is self._resolver.item(item)
+            and nextitem.parent is item.parent
+            and not compat.is_skipped(nextitem)
+            and compat.is_set_up(nextitem, item.parent, compat.wide_parameters(item, Scope.Function))
+        )
+
+    def _drop_ahead(self) -> None:
+        """End a child whose turn did not come."""
+        worker, self._ahead = self._ahead, None
+        if worker is not None:
+            self._workers.bury(worker, Verdict(died=True))
 
     def _set_up(self, item: pytest.Item, settings: Settings, group: Any, limit: Any) -> None:
         """Set up, once and here, what is wider than the child's scope. What fails is cached and fails there again."""
@@ -257,37 +262,17 @@ class Isolation:
             if not compat.is_skipped(other):
                 yield other
 
-    def _start(self, item: pytest.Item, following: pytest.Item | None, settings: Settings) -> TestProcess:
+    def _start(
+        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool
+    ) -> TestProcess:
         compat.flush(self._config)
-        self._reaper.collect(keep=_MAX_BODIES)
-        ours_fd, theirs_fd = (end.detach() for end in socket.socketpair())
-        worker = TestProcess(channel_fd=ours_fd, outputs=crash.Outputs.make(), reader=wire.Reader(ours_fd))
-        worker.item = item
-        link = child.Link(
-            channel_fd=theirs_fd,
-            out_fd=worker.outputs.out_fd,
-            err_fd=worker.outputs.err_fd,
-            trace_fd=worker.outputs.trace_fd,
-            close_fds=(ours_fd,),
-            dump_stacks=self._deadline_s(settings) is not None,
-            in_pid_namespace=Namespace.PID in settings.policy.namespaces,
-            limits=settings.policy.limits,
+        return self._workers.start(
+            item, following, settings, gated=gated, dump_stacks=self._deadline_s(settings) is not None
         )
-        try:
-            worker.cgroup = self.host.groups.enter(item.name, settings.policy)
-            process = self.host.backend(settings).fork(settings.policy, joined(worker.cgroup))
-        except BaseException:
-            if worker.cgroup is not None:
-                worker.cgroup.close()
-            worker.close()
-            os.close(theirs_fd)
-            raise
-        if process is None:
-            self.reporter = child.Reporter(self._config, link)
-            child.serve(item, following, self.reporter, self)
-        os.close(theirs_fd)
-        worker.process = process
-        return worker
+
+    def _serve(self, item: pytest.Item, following: pytest.Item | None, link: child.Link) -> NoReturn:
+        self.reporter = child.Reporter(self._config, link)
+        child.serve(item, following, self.reporter, self)
 
     def _refused(self, item: pytest.Item, nextitem: pytest.Item | None, error: IsolateError) -> None:
         """The sandbox could not be made: an error of setup, not a failure of the test."""
@@ -314,6 +299,8 @@ class Isolation:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> tuple[pytest.TestReport | None, list[tuple[str, str]]]:
         """Tear down here what was set up here; a finalizer's error becomes a teardown ERROR of the item."""
+        if compat.is_torn_down(item.session, nextitem):
+            return None, []
         before = len(item._report_sections)
 
         def tear_down() -> None:
@@ -329,19 +316,9 @@ class Isolation:
         return pytest.TestReport.from_item_and_call(item, call), sections
 
     def _bury(self, verdict: Verdict) -> None:
-        """The child has said its last word: find what it leaves behind, unless it saw that it was alone."""
         worker, self._worker = self._worker, None
         assert worker is not None
-        worker.close()
-        process = worker.process
-        if not verdict.died and not verdict.evidence.get("alone"):
-            exited = process.wait(_EXIT_S)
-            if exited is None or exited.leftovers:
-                verdict.leftovers = living_leftovers(process)
-            worker.kill()
-        elif verdict.died:
-            worker.kill()
-        self._reaper.add(process, worker.cgroup)
+        self._workers.bury(worker, verdict)
 
     def _retire(self) -> None:
         """Let the living child of a group, if there is one, tear down what it had set up for it, then end it."""
@@ -351,7 +328,7 @@ class Isolation:
         verdict = Verdict(died=True)
         with contextlib.suppress(OSError):
             worker.send_end()
-            talk = Conversation(worker.item, worker, timeout_s=_EXIT_S, grace_s=1.0, slow_s=_EXIT_S)
+            talk = Conversation(worker.item, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
             verdict = talk.run()
             talk.finish(None, [])
         self._bury(verdict)
