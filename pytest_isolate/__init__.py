@@ -3,6 +3,7 @@
 The public names, imported when first used: the plugin of this package is loaded in every pytest run.
 """
 
+# ruff: noqa: F401 - imported for those who check types; at run time by __getattr__
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -7,6 +7,7 @@ Refuses: to decide what a policy may hold (policy.py) or how it is enforced (bac
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import re
 import signal as signals
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pytest_isolate import groups, wire
 from pytest_isolate.backend import Process
@@ -31,7 +32,7 @@ from pytest_isolate.registry import choose
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
-    from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
 
 #: More output than this per stream is cut when it is read; the program is not stopped.
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
@@ -61,7 +62,9 @@ class CallFailed(IsolateError, RuntimeError):
 class Running:
     """A program that was started in a sandbox. A context manager: leaving it ends the program and all it started."""
 
-    def __init__(self, args: Sequence[str], policy: Policy, process: Process, cgroup: Cgroup | None, files: _Files) -> None:
+    def __init__(
+        self, args: Sequence[str], policy: Policy, process: Process, cgroup: Cgroup | None, files: _Files
+    ) -> None:
         self.args = tuple(args)
         self.policy = policy
         self._process = process
@@ -117,7 +120,7 @@ class Running:
             text = os.fsdecode(self._files.raw(1) + b"\n" + self._files.raw(2))
             return next((line for line in text.splitlines() if expression.search(line)), None)
 
-        return self._wait_until(look, timeout, f"a line that matches {pattern!r}")
+        return str(self._wait_until(look, timeout, f"a line that matches {pattern!r}"))
 
     def wait_for_port(self, port: int, host: str = "127.0.0.1", *, timeout: float = 10.0) -> None:
         """Wait until something accepts TCP connections on ``port`` of this process's network.
@@ -348,7 +351,9 @@ class Sandbox:
         self._running.append(running)
         return running
 
-    def python(self, function: Callable[..., Any], /, *args: Any, policy: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+    def python(
+        self, function: Callable[..., Any], /, *args: Any, policy: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
         """Call a function in a fork of this process, in a fresh sandbox, and return what it returns.
 
         The result comes back as data: numbers, text, bytes, None and lists, tuples, sets and dicts of these; another
@@ -363,15 +368,12 @@ class Sandbox:
         cgroup = self._groups.enter(self._name, chosen)
         files = _Files(text=True, merge=False)
         try:
-            process = backend.fork(chosen, joined(cgroup))
-            if process is None:
-                _call_and_leave(function, args, kwargs, write_fd, files)
+            process = backend.fork(chosen, joined(cgroup)) or _call_and_leave(function, args, kwargs, write_fd, files)
         finally:
             os.close(write_fd)
         running = Running((getattr(function, "__qualname__", repr(function)),), chosen, process, cgroup, files)
         with open(read_fd, "rb", buffering=0) as channel:
-            result = _result(running, wire.Reader(channel.fileno()))
-        return result
+            return _result(running, wire.Reader(channel.fileno()))
 
     def _vary(self, words: Mapping[str, Any]) -> Policy:
         """The settled policy for a call; the same words give the same value, so that its plan is compiled once."""
@@ -414,7 +416,7 @@ def usage_of(exited: Exited | None, wall_s: float) -> Usage:
     )
 
 
-def group_usage(counted: Any) -> dict[str, int | None]:
+def group_usage(counted: CgroupUsage) -> dict[str, Any]:
     """The cgroup level of usage, by the names of Usage."""
     return {
         "cgroup_cpu_usec": counted.cpu_usec,
@@ -468,12 +470,14 @@ def _input(content: str | bytes | None, stdin: int | IO[Any] | None) -> Iterator
             os.close(fd)
 
 
-def _call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: _Files) -> None:
+def _call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: _Files) -> NoReturn:
     """In the child: call, send the result, leave without running anything of the parent's."""
     code = _EXIT_FAILED_CALL
     try:
         os.dup2(files.out_fd, 1)
         os.dup2(files.err_fd, 2)
+        if faulthandler.is_enabled():
+            faulthandler.enable(files.err_fd)
         try:
             frame = wire.pack("value", function(*args, **kwargs))
         except BaseException:

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
-from pytest_isolate.kernel.native import Exited, Rusage
+from pytest_isolate.kernel.native import Exited, Joined, Rusage
 from pytest_isolate.kernel.processes import leftovers_of_session
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Policy
@@ -122,5 +122,3 @@ def _enter(policy: Policy, parent: int) -> None:
             raise SetupError("rlimits", getattr(error, "errno", None) or 22, number, str(error)) from error
     if os.getppid() != parent:
         os._exit(1)
-
-

@@ -86,9 +86,7 @@ class NativeBackend:
         plan = self.plan(policy)
         if cwd is not None:
             plan = replace(plan, cwd=cwd)
-        return native.spawn(
-            plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd, joined=joined
-        )
+        return native.spawn(plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd, joined=joined)
 
 
 def compile_plan(policy: Policy) -> Plan:

@@ -196,7 +196,7 @@ def _run_one(item: pytest.Item, nextitem: pytest.Item | None, run: _Run, ours: o
     }
 
 
-def _run_whole(item: pytest.Item, nextitem: pytest.Item | None, ours: object) -> None:
+def _run_whole(item: pytest.Item, nextitem: pytest.Item | None, _ours: object) -> None:
     """The protocol with its wrappers: for an item whose turn had not come when this process was forked."""
     item.ihook.pytest_runtest_protocol(item=item, nextitem=nextitem)
 

@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from _pytest import runner as _runner
@@ -99,9 +99,10 @@ def is_set_up(item: pytest.Item, parent: Any, parameters: tuple[tuple[str, int],
         return False
     for name in info.names_closure:
         definitions = info.name2fixturedefs.get(name)
-        if definitions and fixture_scope(item, name, definitions[-1]) > Scope.Function:
-            if definitions[-1].cached_result is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
-                return False
+        if not definitions or fixture_scope(item, name, definitions[-1]) <= Scope.Function:
+            continue
+        if definitions[-1].cached_result is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
+            return False
     return True
 
 
@@ -164,7 +165,7 @@ def fixture_scope(item: pytest.Item, name: str, definition: FixtureDef[Any]) -> 
     """The scope it has for this item: parametrize(scope=...) overrides the fixture's own."""
     callspec = getattr(item, "callspec", None)
     if callspec is not None and name in callspec.params:
-        return callspec._arg2scope.get(name, definition._scope)
+        return cast(Scope, callspec._arg2scope.get(name, definition._scope))
     return definition._scope
 
 
@@ -224,14 +225,14 @@ def redirect_capture(config: pytest.Config, out_fd: int, err_fd: int) -> None:
     capture = config.pluginmanager.getplugin("capturemanager")
     streams = getattr(capture, "_global_capturing", None)
     for stream, fd in ((getattr(streams, "out", None), out_fd), (getattr(streams, "err", None), err_fd)):
-        if hasattr(stream, "targetfd_save"):
+        if stream is not None and hasattr(stream, "targetfd_save"):
             os.dup2(fd, stream.tmpfile.fileno())
 
 
 def faulthandler_fd(config: pytest.Config) -> int:
     """The descriptor that faulthandler writes to, or -1."""
     key = fault_handler_stderr_fd_key
-    return config.stash.get(key, -1) if key is not None else -1
+    return -1 if key is None else config.stash.get(key, -1)  # type: ignore[redundant-expr]
 
 
 def lost_output(config: pytest.Config) -> str | None:
@@ -239,7 +240,9 @@ def lost_output(config: pytest.Config) -> str | None:
     method = config.getoption("capture", "fd")
     if method not in ("sys", "tee-sys"):
         return None
-    return f"(what was printed is lost: --capture={method} keeps it in the test's memory; --capture=fd keeps it in a file)"
+    return (
+        f"(what was printed is lost: --capture={method} keeps it in the test's memory; --capture=fd keeps it in a file)"
+    )
 
 
 @contextlib.contextmanager
@@ -263,7 +266,7 @@ def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) 
     if SubtestReport is None or not isinstance(report, SubtestReport):
         return False
     if report.failed:
-        config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1
+        config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1  # type: ignore[arg-type]
     return True
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate import wire
 from pytest_isolate.runner import child, compat, crash, verdict
 from pytest_isolate.sandbox import group_usage
 from pytest_isolate.units import format_seconds
@@ -96,7 +96,9 @@ class Verdict:
 class Conversation:
     """One item, from its first frame to its last."""
 
-    def __init__(self, item: pytest.Item, worker: TestProcess, *, timeout_s: float | None, grace_s: float, slow_s: float) -> None:
+    def __init__(
+        self, item: pytest.Item, worker: TestProcess, *, timeout_s: float | None, grace_s: float, slow_s: float
+    ) -> None:
         self._item = item
         self._ihook = item.ihook
         self._worker = worker

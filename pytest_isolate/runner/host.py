@@ -29,7 +29,9 @@ class Host:
         self._backends: dict[int, Backend] = {}
         self._refused: dict[int, str] = {}
         self.degraded: list[str] = []
-        self.groups = Groups(mode=resolver.cgroup_mode, run_id=getattr(config, "workerinput", {}).get("workerid", "main"))
+        self.groups = Groups(
+            mode=resolver.cgroup_mode, run_id=getattr(config, "workerinput", {}).get("workerid", "main")
+        )
 
     def check(self, settings: Settings) -> str:
         """Find a backend; return why not, with --isolate-missing=skip, or an empty string.

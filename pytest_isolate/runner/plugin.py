@@ -14,8 +14,8 @@ from pytest_isolate.runner.fixtures import sandbox, sandbox_session
 from pytest_isolate.runner.options import MARKER_HELP, add_options, is_asked_for
 
 if TYPE_CHECKING:
-    from pytest_isolate.runner.settings import Resolver
     from pytest_isolate.runner.protocol import Isolation
+    from pytest_isolate.runner.settings import Resolver
 
 __all__ = ["sandbox", "sandbox_session"]  # pytest finds fixtures in the module it loads
 

@@ -307,9 +307,7 @@ class Isolation:
             with compat.phase(item, "teardown"):
                 compat.teardown(item.session, nextitem)
 
-        call = pytest.CallInfo.from_call(
-            tear_down, when="teardown", reraise=(pytest.exit.Exception, KeyboardInterrupt)
-        )
+        call = pytest.CallInfo.from_call(tear_down, when="teardown", reraise=(pytest.exit.Exception, KeyboardInterrupt))
         sections = compat.report_sections(item)[before:]
         if call.excinfo is None:
             return None, sections

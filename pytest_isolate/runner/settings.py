@@ -116,13 +116,14 @@ def _all_isolated(config: pytest.Config) -> bool:
     if config.getoption("isolate"):
         return True
     if (value := os.environ.get("PYTEST_ISOLATE")) is not None:
-        return _usage(lambda: truth(value, what="PYTEST_ISOLATE"))
+        return bool(_usage(lambda: truth(value, what="PYTEST_ISOLATE")))
     return bool(config.getini("isolate"))
 
 
 def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool, dict[str, Any]]:
     """Merge the markers, closest last to win; check each keyword."""
-    enabled, words = True, {}
+    enabled = True
+    words: dict[str, Any] = {}
     for mark in reversed(tuple(marks)):
         if len(mark.args) > 1 or any(not isinstance(arg, bool) for arg in mark.args):
             raise _usage_error(item.nodeid, PolicyError("marker isolate", f"{mark.args!r}", "give keywords"))

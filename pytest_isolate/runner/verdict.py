@@ -35,7 +35,10 @@ def of_exception(error: BaseException, limits: Limits) -> tuple[Cause, str] | No
 def _of_one(error: BaseException, limits: Limits) -> tuple[Cause, str] | None:
     if isinstance(error, MemoryError) and limits.memory_fallback == "rlimit" and limits.memory_bytes:
         size = format_bytes(limits.memory_bytes)
-        return Cause.OOM, f"OOM: an allocation was refused under the limit of {size} (RLIMIT_DATA; it cannot see MAP_SHARED)"
+        return (
+            Cause.OOM,
+            f"OOM: an allocation was refused under the limit of {size} (RLIMIT_DATA; it cannot see MAP_SHARED)",
+        )
     name, cause = _BY_ERRNO.get(getattr(error, "errno", None) or 0, ("", None))
     soft, _ = limits.rlimits.get(name, (UNLIMITED, UNLIMITED))
     if cause is None or soft == UNLIMITED:

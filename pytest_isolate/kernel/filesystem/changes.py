@@ -63,7 +63,9 @@ class Layers:
             os.makedirs(folder, exist_ok=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @property
@@ -84,7 +86,9 @@ class Layers:
     def changed(self, limit: int = MAX_ENTRIES) -> FilesChanged:
         """The changes of all overlays of the plan, up to now."""
         self.receive()
-        parts = [files_changed(layer, layers_fd=self._fd, limit=limit) for layer in self._plan.layers if self._has(layer)]
+        parts = [
+            files_changed(layer, layers_fd=self._fd, limit=limit) for layer in self._plan.layers if self._has(layer)
+        ]
         return FilesChanged(
             added=tuple(sorted(path for part in parts for path in part.added)),
             modified=tuple(sorted(path for part in parts for path in part.modified)),
@@ -197,7 +201,11 @@ class _Walk:
     def _moved(self, upper: int, shown: str, lower: str | None, redirect: bytes) -> None:
         """A directory renamed within the overlay: what it had before is new at this place, without being in the layer."""
         text = os.fsdecode(redirect)
-        origin = self.layer.lower.rstrip("/") + text if text.startswith("/") else os.path.join(os.path.dirname(lower or ""), text)
+        origin = (
+            self.layer.lower.rstrip("/") + text
+            if text.startswith("/")
+            else os.path.join(os.path.dirname(lower or ""), text)
+        )
         present = set(os.listdir(upper))
         for path, _, names in _lower_walk(origin):
             inner = os.path.relpath(path, origin)

@@ -48,7 +48,11 @@ def resolve(path: str, plan: MountPlan) -> Resolution:
     """Which mount answers for an absolute ``path`` at the start of the sandbox."""
     found = plan.tree.walk(path)
     mount = found.place.mount
-    real = f"{plan.tree.path_of(found.place).rstrip('/')}/{'/'.join(found.rest)}" if found.rest else plan.tree.path_of(found.place)
+    real = (
+        f"{plan.tree.path_of(found.place).rstrip('/')}/{'/'.join(found.rest)}"
+        if found.rest
+        else plan.tree.path_of(found.place)
+    )
     return Resolution(
         path=path,
         real=real,

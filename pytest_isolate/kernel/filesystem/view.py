@@ -25,19 +25,47 @@ from pytest_isolate.kernel.filesystem.mountinfo import (
     MS_REC,
     MS_REMOUNT,
 )
-from pytest_isolate.kernel.filesystem.tree import FileSystem, Found, Lookup, Mounted, Node, Place, Tree, host_lookup, host_path, is_below
+from pytest_isolate.kernel.filesystem.tree import (
+    FileSystem,
+    Found,
+    Lookup,
+    Mounted,
+    Node,
+    Place,
+    Tree,
+    host_lookup,
+    host_path,
+    is_below,
+)
 from pytest_isolate.kernel.plan import MountKind, MountOp
 from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 
 #: Where the sandbox may assemble things for a moment: the first that exists and is neither source nor target of the policy.
-SCRATCH_CANDIDATES = ("/mnt", "/media", "/srv", "/opt", "/boot", "/var/tmp", "/run", "/home", "/tmp", "/usr/share", "/etc")
+SCRATCH_CANDIDATES = (
+    "/mnt",
+    "/media",
+    "/srv",
+    "/opt",
+    "/boot",
+    "/var/tmp",
+    "/run",
+    "/home",
+    "/tmp",
+    "/usr/share",
+    "/etc",
+)
 
 #: /proc entries that change or show the machine, of use to nobody in a sealed view. Source: OCI runtime spec, default Linux paths.
 PROC_READONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "asound", "scsi")
 PROC_MASKED = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats")
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+}
 
 #: File systems that serve as the lower layer of an overlay; a mount of another kind below an overlay is bound read-only.
 _STORES = frozenset("ext2 ext3 ext4 xfs btrfs f2fs tmpfs overlay zfs squashfs erofs iso9660 bcachefs".split())
@@ -171,7 +199,9 @@ class _Compiler:
 
     def compile(self) -> MountPlan:
         entries = self._entries()
-        self._emit(MountKind.PROPAGATION, "/", "keep mounts from the host and the host's from us", flags=MS_REC | MS_PRIVATE)
+        self._emit(
+            MountKind.PROPAGATION, "/", "keep mounts from the host and the host's from us", flags=MS_REC | MS_PRIVATE
+        )
         if self.filesystem.root == "readonly":
             self._seal("/", "make the host's file systems read-only")
         self._prepare_scratch(entries)
@@ -234,7 +264,9 @@ class _Compiler:
             if node is None or node.kind != "directory":
                 raise PolicyError(f"overlay {overlay.target}", "not a directory", "overlay the directory it is in")
             if overlay.keep and not self.context.keep_directory:
-                raise PolicyError(f"overlay {overlay.target}", "nowhere to keep the changes", "name a directory to keep them in")
+                raise PolicyError(
+                    f"overlay {overlay.target}", "nowhere to keep the changes", "name a directory to keep them in"
+                )
             yield _overlay_entry(overlay, source)
 
     def _tmpfs(self) -> Iterator[_Entry]:
@@ -257,7 +289,9 @@ class _Compiler:
             return
         if not self._fresh_proc:
             if self.filesystem.root == "minimal":
-                yield _Entry(kind="bind", target="/proc", source="/proc", writable=True, implied=True, words="the host's /proc")
+                yield _Entry(
+                    kind="bind", target="/proc", source="/proc", writable=True, implied=True, words="the host's /proc"
+                )
             return
         yield _Entry(kind="proc", target="/proc", implied=True, words="fresh /proc")
         if self.filesystem.root == "host" or not self.context.root_outside:
@@ -294,7 +328,9 @@ class _Compiler:
                 continue
             node = self.host.node(Place(mount, mount.root))
             if mount.fs.fstype in _STORES and node is not None and node.kind == "directory":
-                yield _overlay_entry(Overlay(target=path, keep=overlay.keep, size_bytes=overlay.size_bytes), path, implied=True)
+                yield _overlay_entry(
+                    Overlay(target=path, keep=overlay.keep, size_bytes=overlay.size_bytes), path, implied=True
+                )
             else:
                 whole.append(path)
                 yield _Entry(kind="bind", target=path, source=path, implied=True, words="mount of the host, read-only")
@@ -304,7 +340,9 @@ class _Compiler:
             return
         if self.filesystem.root == "minimal" or (base.kind == "overlay" and self.filesystem.root == "host"):
             return
-        raise PolicyError(f"{base.kind} at /", f"the root is asked to be {self.filesystem.root!r}", "use root='minimal'")
+        raise PolicyError(
+            f"{base.kind} at /", f"the root is asked to be {self.filesystem.root!r}", "use root='minimal'"
+        )
 
     def _host_source(self, path: str, what: str) -> str:
         found = self.host.walk(path)
@@ -326,7 +364,15 @@ class _Compiler:
         if not (pivots or layered or hiding):
             return
         self.scratch = self._choose_scratch(entries)
-        self._emit(MountKind.MOUNT, self.scratch, "a stage", fstype="tmpfs", source="tmpfs", flags=MS_NOSUID | MS_NODEV, data="mode=755")
+        self._emit(
+            MountKind.MOUNT,
+            self.scratch,
+            "a stage",
+            fstype="tmpfs",
+            source="tmpfs",
+            flags=MS_NOSUID | MS_NODEV,
+            data="mode=755",
+        )
         if pivots:
             self.new_root = f"{self.scratch}/root"
             self._emit(MountKind.MKDIR, self.new_root, "the new root")
@@ -376,7 +422,11 @@ class _Compiler:
     # -- one place
 
     def _place(self, entry: _Entry, entries: list[_Entry]) -> None:
-        found = self.tree.walk(entry.target, within=self.new_root) if self.new_root else self.tree.walk(self._inside(entry.target))
+        found = (
+            self.tree.walk(entry.target, within=self.new_root)
+            if self.new_root
+            else self.tree.walk(self._inside(entry.target))
+        )
         if entry.optional and host_path(found.place) == entry.source:
             return
         if entry.kind == "overlay" and not entry.keep and self._overlaid(found, entry):
@@ -401,11 +451,18 @@ class _Compiler:
 
     def _overlaid(self, found: Found, entry: _Entry) -> bool:
         lower = found.place.mount.fs.lower
-        return lower is not None and host_path(Place(lower.mount, f"{lower.path.rstrip('/')}{found.place.path}")) == entry.source
+        return (
+            lower is not None
+            and host_path(Place(lower.mount, f"{lower.path.rstrip('/')}{found.place.path}")) == entry.source
+        )
 
     def _mount_point(self, entry: _Entry, found: Found) -> str:
         """The path to mount on, symlink-free; made where the file system is the sandbox's own."""
-        path = f"{self.tree.path_of(found.place)}/{'/'.join(found.rest)}".rstrip("/") if found.rest else self.tree.path_of(found.place)
+        path = (
+            f"{self.tree.path_of(found.place)}/{'/'.join(found.rest)}".rstrip("/")
+            if found.rest
+            else self.tree.path_of(found.place)
+        )
         if entry.kind == "link":
             if found.error:
                 self._emit(MountKind.SYMLINK, path, f"{entry.target}", source=entry.source)
@@ -413,7 +470,9 @@ class _Compiler:
         kind = "directory" if entry.kind in ("tmpfs", "overlay", "proc") else self._kind_of(entry)
         if found.node is not None and not found.rest:
             if (found.node.kind == "directory") != (kind == "directory"):
-                raise PolicyError(f"{entry.kind} at {entry.target}", f"there is a {found.node.kind}, a {kind} is needed", "")
+                raise PolicyError(
+                    f"{entry.kind} at {entry.target}", f"there is a {found.node.kind}, a {kind} is needed", ""
+                )
             return path
         mount = found.place.mount
         if mount.origin is not None or mount.host_path is not None:
@@ -530,7 +589,15 @@ class _Compiler:
         return self.tree.walk(path).place.mount
 
     def _emit(
-        self, kind: MountKind, target: str, words: str, *, source: str = "", fstype: str = "", flags: int = 0, data: str = ""
+        self,
+        kind: MountKind,
+        target: str,
+        words: str,
+        *,
+        source: str = "",
+        fstype: str = "",
+        flags: int = 0,
+        data: str = "",
     ) -> None:
         op = MountOp(kind=kind, target=target, source=source, fstype=fstype, flags=flags, data=data)
         self.tree.apply(op)
@@ -548,7 +615,9 @@ def _by_target(entries: list[_Entry]) -> dict[str, _Entry]:
         if other is None or other.implied:
             taken[entry.target] = entry
         elif not entry.implied and entry != other:
-            raise PolicyError(f"filesystem {entry.target}", f"asked to be {other.kind} and {entry.kind}", "keep one of them")
+            raise PolicyError(
+                f"filesystem {entry.target}", f"asked to be {other.kind} and {entry.kind}", "keep one of them"
+            )
     return taken
 
 
@@ -571,4 +640,6 @@ def _tmpfs_entry(tmpfs: Tmpfs, target: str) -> _Entry:
 
 def _program_entry(file: programs.Needed) -> _Entry:
     kind: Literal["link", "bind"] = "link" if file.link else "bind"
-    return _Entry(kind=kind, target=file.target, source=file.link or file.target, optional=True, implied=True, words=file.words)
+    return _Entry(
+        kind=kind, target=file.target, source=file.link or file.target, optional=True, implied=True, words=file.words
+    )
