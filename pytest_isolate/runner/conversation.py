@@ -151,7 +151,7 @@ class Conversation:
             elif self._worker.process.pidfd in ready:
                 self._drain()
                 return
-            if self._done is None and not self._keep_time():
+            if not self._keep_time():
                 return
 
     def _wait_ms(self) -> int | None:
@@ -183,7 +183,7 @@ class Conversation:
     def _keep_time(self) -> bool:
         """Say SLOW when it is; at the deadline end the test. False when it was ended."""
         now = time.monotonic()
-        if self._debugging:
+        if self._debugging or self._done is not None:
             return True
         if self._slow_at is not None and now >= self._slow_at:
             self._slow_at = None

@@ -143,4 +143,4 @@ def _honour_xfail(item: pytest.Item, found: pytest.TestReport) -> None:
     raises = expected.raises
     if raises is None or (isinstance(raises, type | tuple) and issubclass(IsolatedCrash, raises)):
         found.outcome = "skipped"
-        found.wasxfail = expected.reason  # type: ignore[attr-defined]
+        found.wasxfail = expected.reason

@@ -22,7 +22,7 @@ from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.settings import Resolver, Settings
 from pytest_isolate.runner.workers import EXIT_S, Workers
 
-_SCOPE_NODES: dict[str, type] = {"class": pytest.Class, "module": pytest.Module}
+_SCOPE_NODES: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "module": pytest.Module}
 _WIDEST = {"function": Scope.Function, "class": Scope.Class, "module": Scope.Module}
 
 
@@ -348,7 +348,7 @@ def group_of(item: pytest.Item, settings: Settings) -> tuple[Any, Any]:
     Two items of one class or module still differ where a wider fixture has another parameter, or the policy differs.
     """
     kind = _SCOPE_NODES.get(settings.scope)
-    node = item.getparent(kind) if kind is not None else None
+    node: pytest.Collector | None = item.getparent(kind) if kind is not None else None
     if node is None:
         return None, None
     return (id(node), compat.wide_parameters(item, _WIDEST[settings.scope]), id(settings)), node
