@@ -1,13 +1,12 @@
 """Does the thing, once, in a throw-away child: every question of the doctor as an act.
 
-Owns: the throw-away child with its deadline, one function per act, Refused. Nothing stays: the child's namespaces and mounts die
-with it, and it is killed and collected. Refuses: to read a sysctl and conclude; to word a remedy (remedies.py).
+Owns: one function per act. Nothing stays: namespaces and mounts die with the child (throwaway.py).
+Refuses: to read a sysctl and conclude; to word a remedy (remedies.py).
 An act returns a fact worth telling (often nothing) or raises Refused with step and errno.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import importlib
@@ -15,24 +14,18 @@ import importlib.util
 import json
 import os
 import resource
-import select
 import signal
 import socket
 import struct
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
-from pytest_isolate.kernel import capabilities, filesystem, native
+from pytest_isolate.kernel import capabilities, filesystem
 from pytest_isolate.kernel.plan import IdMap, MountKind, MountOp, Plan
+from pytest_isolate.kernel.throwaway import DEADLINE_S, Act, Refused, as_plain_user, in_child, libc, syscall
 from pytest_isolate.policy import Bind, Filesystem, Namespace, Overlay, Tmpfs
-
-Act = Callable[[], str]
-
-DEADLINE_S = 10.0
-NOBODY = 65534
 
 #: CLONE_NEW* by namespace. Source: linux/sched.h.
 CLONE_FLAGS = {
@@ -52,115 +45,7 @@ PROC = MountOp(kind=MountKind.MOUNT, source="proc", target="/proc", fstype="proc
 
 # Numbers since 424 are the same on every architecture. Source: include/uapi/asm-generic/unistd.h.
 _SYS_PIDFD_OPEN, _SYS_CLONE3, _SYS_CLOSE_RANGE, _SYS_LANDLOCK_CREATE_RULESET = 434, 435, 436, 444
-_PR_SET_DUMPABLE, _PR_GET_NO_NEW_PRIVS = 4, 39
-
-
-class Refused(Exception):
-    """The host said no: at which step, with which errno (0: none), and why in words."""
-
-    def __init__(self, step: str, number: int, why: str = "", remedy: str = "") -> None:
-        super().__init__(step, number, why)
-        self.step = step
-        self.errno = number
-        self.why = why or (f"{errno.errorcode.get(number, number)} ({os.strerror(number)})" if number else "")
-        self.remedy = remedy
-
-
-# ---- the throw-away child ----
-
-
-def in_child(plan: Plan, act: Act | None = None, *, deadline_s: float = DEADLINE_S) -> str:
-    """Fork under ``plan``, act there, and bring back what the act returned.
-
-    Raises:
-        Refused: the plan or the act was refused, or it took longer than ``deadline_s``.
-    """
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    try:
-        child = _fork(plan)
-        if child is None:
-            _answer(act or _nothing, write_fd)
-        with child:
-            os.close(write_fd)
-            write_fd = -1
-            return _listen(read_fd, child, deadline_s)
-    finally:
-        for fd in (read_fd, write_fd):
-            if fd >= 0:
-                os.close(fd)
-
-
-def _nothing() -> str:
-    return ""
-
-
-def _fork(plan: Plan) -> native.Child | None:
-    try:
-        return native.fork(plan)
-    except BackendUnavailable as error:
-        raise Refused("native", 0, error.why, error.remedy) from error
-    except SetupError as error:
-        step = f"{error.step}[{error.index}]" if error.index >= 0 else error.step
-        raise Refused(step, error.errno) from error
-
-
-def _answer(act: Act, write_fd: int) -> NoReturn:
-    """In the child: act, say what came of it in one write, and leave without any clean-up of the parent's."""
-    answer: dict[str, Any]
-    try:
-        answer = {"fact": act()}
-    except Refused as refused:
-        answer = {"step": refused.step, "errno": refused.errno, "why": refused.why, "remedy": refused.remedy}
-    except OSError as error:
-        answer = {"step": getattr(act, "__name__", "act").strip("_"), "errno": error.errno or 0, "why": ""}
-    except BaseException as error:
-        answer = {"step": "probe", "errno": 0, "why": f"{type(error).__name__}: {error}"}
-    with contextlib.suppress(OSError):
-        os.write(write_fd, json.dumps(answer).encode()[:4096])
-    os._exit(0)
-
-
-def _listen(read_fd: int, child: native.Child, deadline_s: float) -> str:
-    """What the child wrote. One read: nobody waits for the end of a stream."""
-    poller = select.poll()
-    poller.register(read_fd, select.POLLIN)
-    text = os.read(read_fd, 4096) if poller.poll(deadline_s * 1000) else b""
-    if not text:
-        exited = child.poll()
-        raise Refused("probe", 0, f"its child {exited.status}" if exited else f"no answer within {deadline_s:g} s")
-    answer = json.loads(text)
-    if "fact" in answer:
-        return str(answer["fact"])
-    raise Refused(answer["step"], answer["errno"], answer["why"], answer.get("remedy", ""))
-
-
-def as_plain_user(act: Act) -> str:
-    """Act as uid 65534 when we are root, else as who we are."""
-
-    def become_and_act() -> str:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        _libc().prctl(
-            _PR_SET_DUMPABLE, 1, 0, 0, 0
-        )  # /proc/self belongs to root otherwise, and no id map can be written
-        return act()
-
-    return in_child(Plan(), become_and_act) if os.geteuid() == 0 else act()
-
-
-def _libc() -> ctypes.PyDLL:
-    """libc with the GIL held: a raw clone must come out of it holding it."""
-    return ctypes.PyDLL(None, use_errno=True)
-
-
-def _syscall(step: str, *arguments: Any) -> int:
-    libc = _libc()
-    libc.syscall.restype = ctypes.c_long
-    result = libc.syscall(*arguments)
-    if result < 0:
-        raise Refused(step, ctypes.get_errno())
-    return int(result)
+_PR_GET_NO_NEW_PRIVS = 39
 
 
 # ---- namespaces ----
@@ -329,7 +214,7 @@ def pidfd() -> str:
     """A pidfd can be opened, polled and signalled."""
 
     def open_and_signal() -> str:
-        fd = _syscall("pidfd_open", _SYS_PIDFD_OPEN, os.getpid(), 0)
+        fd = syscall("pidfd_open", _SYS_PIDFD_OPEN, os.getpid(), 0)
         signal.pidfd_send_signal(fd, 0)
         return ""
 
@@ -341,7 +226,7 @@ def clone3() -> str:
 
     def clone() -> str:
         arguments = ctypes.create_string_buffer(struct.pack("=11Q", 0, 0, 0, 0, signal.SIGCHLD, *[0] * 6), 88)
-        pid = _syscall("clone3", _SYS_CLONE3, arguments, ctypes.c_size_t(88))
+        pid = syscall("clone3", _SYS_CLONE3, arguments, ctypes.c_size_t(88))
         if pid == 0:
             os._exit(0)
         os.waitpid(pid, 0)
@@ -356,7 +241,7 @@ def close_range() -> str:
     def mark() -> str:
         fd = os.open("/", os.O_RDONLY)
         os.set_inheritable(fd, True)
-        _syscall("close_range", _SYS_CLOSE_RANGE, ctypes.c_uint(fd), ctypes.c_uint(fd), ctypes.c_uint(4))
+        syscall("close_range", _SYS_CLOSE_RANGE, ctypes.c_uint(fd), ctypes.c_uint(fd), ctypes.c_uint(4))
         if os.get_inheritable(fd):
             raise Refused("close_range", 0, "it succeeded and changed nothing")
         return ""
@@ -368,7 +253,7 @@ def no_new_privs() -> str:
     """No program can give the child more privileges."""
 
     def is_set() -> str:
-        if _libc().prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
+        if libc().prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
             raise Refused("no_new_privs", 0, "it was set and is not in force")
         return ""
 
@@ -406,7 +291,7 @@ def seccomp() -> str:
 
     def is_refused() -> str:
         try:
-            os.close(_syscall("pidfd_open", _SYS_PIDFD_OPEN, os.getpid(), 0))
+            os.close(syscall("pidfd_open", _SYS_PIDFD_OPEN, os.getpid(), 0))
         except Refused as refused:
             if refused.errno == errno.EXDEV:
                 return ""
@@ -418,9 +303,9 @@ def seccomp() -> str:
 
 def landlock() -> str:
     """A ruleset without rules refuses to write; the fact is the version of the kernel's interface."""
-    version = _syscall("landlock", _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    version = syscall("landlock", _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))
     write_file = ctypes.create_string_buffer(struct.pack("=Q", 1 << 1), 8)
-    ruleset_fd = _syscall("landlock", _SYS_LANDLOCK_CREATE_RULESET, write_file, ctypes.c_size_t(8), ctypes.c_uint(0))
+    ruleset_fd = syscall("landlock", _SYS_LANDLOCK_CREATE_RULESET, write_file, ctypes.c_size_t(8), ctypes.c_uint(0))
 
     def is_refused() -> str:
         try:
@@ -451,7 +336,7 @@ def cgroups() -> dict[str, tuple[bool, str, str]]:
             found = manager.capabilities().values()
             return json.dumps({one.name: (one.available, one.reason, one.remedy) for one in found})
 
-    return {name: tuple(row) for name, row in json.loads(in_child(Plan(), try_all)).items()}  # type: ignore[misc]
+    return {name: tuple(row) for name, row in json.loads(in_child(Plan(), try_all)).items()}
 
 
 def bpf() -> str:
@@ -465,7 +350,7 @@ def bpf() -> str:
             with dataplane.load(dataplane.ALL_PROGRAMS) as plane:
                 return f"{len(plane.programs)} programs by {plane.front_end}"
         except SetupError as error:
-            raise Refused(error.step, error.errno) from error
+            raise Refused(error.step, error.errno or 0) from error
         except BackendUnavailable as error:
             raise Refused("bpf-load", 0, error.why, error.remedy) from error
 

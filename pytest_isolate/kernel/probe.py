@@ -6,17 +6,19 @@ Refuses: to answer from a file; every yes was done once in a throw-away child (a
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from pytest_isolate.kernel import attempts
-from pytest_isolate.kernel.attempts import Refused
 from pytest_isolate.kernel.remedies import Case, remedy
 from pytest_isolate.kernel.surroundings import observe
+from pytest_isolate.kernel.throwaway import Act, Refused
 from pytest_isolate.policy import Namespace, unknown
 
 
@@ -74,7 +76,7 @@ _CONTROLLERS = {
 }
 
 #: name -> (meaning, act). Order: as the doctor shows them.
-_ACTS: Mapping[str, tuple[str, attempts.Act]] = {
+_ACTS: Mapping[str, tuple[str, Act]] = {
     "sandbox": ("all that the profile standard does, start to end", attempts.sandbox),
     "sandbox_plain_user": ("the same for a plain user", attempts.sandbox_plain_user),
     **{
@@ -132,7 +134,7 @@ def capabilities() -> Mapping[str, Feature]:
     return MappingProxyType({name: feature(name) for name in names()})
 
 
-def _tried(name: str, meaning: str, act: attempts.Act) -> Feature:
+def _tried(name: str, meaning: str, act: Act) -> Feature:
     try:
         _require_linux()
         return Feature(name=name, available=True, meaning=meaning, reason=act())
@@ -174,4 +176,15 @@ def _cgroup_answers() -> list[Feature]:
 def _cgroup_answer(name: str, meaning: str, available: bool, reason: str, advice: str) -> Feature:
     if available:
         return Feature(name=name, available=True, meaning=meaning, reason=reason)
-    return _refusal(name, meaning, Refused("cgroup", 0, reason, advice))
+    return _refusal(name, meaning, _cgroup_refusal(reason, advice))
+
+
+#: As kernel/cgroups words a refusal of the kernel: ``cgroup mkdir (DIRECTORY): EACCES (Permission denied)``.
+_KERNEL_SAID = re.compile(r"(?P<step>cgroup [\w.]+)(?: \(.*?\))?: (?P<name>E[A-Z0-9]+) \(")
+
+
+def _cgroup_refusal(reason: str, advice: str) -> Refused:
+    said = _KERNEL_SAID.match(reason)
+    if said is None:
+        return Refused("cgroup", 0, reason, advice)
+    return Refused(said["step"], getattr(errno, said["name"], 0), "", advice)

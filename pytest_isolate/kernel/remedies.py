@@ -135,8 +135,10 @@ ROWS: tuple[Row, ...] = (
     # control groups
     (
         lambda c: c.is_read_only_cgroup and bool(c.place.container),
-        "cgroups are read-only in this container: docker run --privileged, or --cgroupns=private with a writable "
-        "/sys/fs/cgroup",
+        (
+            "cgroups are read-only in this container: docker run --privileged, or --cgroupns=private with a writable "
+            "/sys/fs/cgroup"
+        ),
     ),
     (lambda c: c.is_read_only_cgroup, "mount the cgroup file system writable"),
     (
@@ -145,8 +147,10 @@ ROWS: tuple[Row, ...] = (
     ),
     (
         lambda c: c.is_cgroup_of_plain_user and c.place.systemd,
-        "give this user a systemd session (`sudo loginctl enable-linger $USER`), then "
-        "systemd-run --user --scope -p Delegate=yes pytest ...",
+        (
+            "give this user a systemd session (`sudo loginctl enable-linger $USER`), then "
+            "systemd-run --user --scope -p Delegate=yes pytest ..."
+        ),
     ),
     (
         lambda c: c.is_cgroup_of_plain_user,
