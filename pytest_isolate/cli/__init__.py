@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 #: Subcommand -> what it does, as ``--help`` shows it.
-COMMANDS: Mapping[str, str] = MappingProxyType({"doctor": "what this host can isolate, what it cannot, why, and the fix"})
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {"doctor": "what this host can isolate, what it cannot, why, and the fix"}
+)
 
 EXIT_OK = 0
 #: The question was answered, and the answer is no.

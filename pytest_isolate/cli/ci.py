@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from pytest_isolate.kernel.probe import Feature
 from pytest_isolate.kernel.remedies import CONTAINER_OPTIONS
-from pytest_isolate.kernel.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.probe import Feature
+    from pytest_isolate.kernel.surroundings import Surroundings
 
 _CONTAINER = CONTAINER_OPTIONS + " --cap-add SYS_ADMIN"
 
@@ -92,4 +95,6 @@ def _plain(place: Surroundings) -> str:
         ("user.max_user_namespaces=10000", place.max_user_namespaces == 0),
     ]
     lines = [f"sudo sysctl -w {switch}" for switch, off in switches if off]
-    return "\n".join(["# Once per boot, or in /etc/sysctl.d/", *lines] if lines else ["sudo python -m pytest --isolate"])
+    return "\n".join(
+        ["# Once per boot, or in /etc/sysctl.d/", *lines] if lines else ["sudo python -m pytest --isolate"]
+    )

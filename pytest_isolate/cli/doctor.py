@@ -16,15 +16,17 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.cli import EXIT_NO, EXIT_OK, version
 from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.kernel import probe
-from pytest_isolate.kernel.probe import Feature
 from pytest_isolate.kernel.surroundings import Surroundings, observe
 from pytest_isolate.profile import PROFILES
 from pytest_isolate.registry import choose
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.probe import Feature
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the whole answer as one JSON object")
     form.add_argument("--ci", action="store_true", help="print what to add for the CI runner this runs on")
-    form.add_argument("--explain", metavar="TESTID", help="what a test would run under, and why each backend was taken or not")
-    parser.add_argument("--require", metavar="FEATURES", default="", help="exit with 1 unless all of these, comma-separated, are there")
+    form.add_argument(
+        "--explain", metavar="TESTID", help="what a test would run under, and why each backend was taken or not"
+    )
+    parser.add_argument(
+        "--require", metavar="FEATURES", default="", help="exit with 1 unless all of these, comma-separated, are there"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -93,10 +93,12 @@ def _listen(read_fd: int, child: native.Child, deadline_s: float) -> str:
     """What the child wrote. One read: nobody waits for the end of a stream."""
     poller = select.poll()
     poller.register(read_fd, select.POLLIN)
-    text = os.read(read_fd, 4096) if poller.poll(deadline_s * 1000) else b""
+    if not poller.poll(deadline_s * 1000):
+        raise Refused("probe", 0, f"no answer within {deadline_s:g} s")
+    text = os.read(read_fd, 4096)
     if not text:
-        exited = child.poll()
-        raise Refused("probe", 0, f"its child {exited.status}" if exited else f"no answer within {deadline_s:g} s")
+        exited = child.wait(deadline_s)
+        raise Refused("probe", 0, f"its child {exited.status if exited else 'said nothing'}")
     answer = json.loads(text)
     if "fact" in answer:
         return str(answer["fact"])

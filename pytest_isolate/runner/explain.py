@@ -6,11 +6,14 @@ Loaded by name (`-p pytest_isolate.runner.explain --collect-only`), never by its
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.groups import Groups
 from pytest_isolate.registry import backends
 from pytest_isolate.runner import report
 from pytest_isolate.runner.options import OPTIONS, Resolver
@@ -19,26 +22,27 @@ if TYPE_CHECKING:
     from pytest_isolate.runner.options import Settings
 
 
+_key = pytest.StashKey[list[str]]()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Explain, then leave nothing to the hooks after this one: they might refuse what is to be explained."""
     resolver = Resolver(config)
-    session.stash[_text] = [line for item in items for line in explained(item, resolver)]
+    session.stash[_key] = [line for item in items for line in explained(item, resolver)]
     items.clear()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    print("\n".join(session.stash.get(_text, [])))
+    if _key in session.stash:
+        print("\n".join(session.stash[_key]))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tests were found: clearing the list is no reason for pytest's status 5."""
-    if session.stash.get(_text, []) and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+    if _key in session.stash and session.stash[_key] and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK
-
-
-_text = pytest.StashKey[list[str]]()
 
 
 def explained(item: pytest.Item, resolver: Resolver) -> Iterator[str]:
@@ -70,8 +74,14 @@ def _words(mark: pytest.Mark) -> list[str]:
 
 def _verdicts(settings: Settings) -> Iterator[str]:
     taken: Any = None
+    with contextlib.closing(Groups()) as groups:
+        try:
+            policy = groups.settle(settings.policy)
+        except BackendUnavailable as error:
+            yield f"none: {error}"
+            return
     for backend in backends(settings.backends):
-        lacking = backend.lacks(settings.policy)
+        lacking = backend.lacks(policy)
         if lacking:
             yield f"{backend.name}: not taken, it lacks {'; '.join(lacking)}"
         elif taken is None:
