@@ -116,9 +116,13 @@ class Answer:
         yield f"pytest-isolate {version()} on {self.place}"
         yield ""
         column = max(map(len, self.features)) + 2
+        above = ""
         for name, feature in self.features.items():
             yield f"{name:<{column}}{'yes' if feature else 'no ':<5}{feature.meaning}{_found(feature)}"
-            yield from _why_not(feature, indent=column + 5, width=width)
+            why = f"{feature.step} {feature.reason} {feature.remedy}"
+            same = not feature and why == above
+            yield from [f"{'':<{column + 5}}as above"] if same else _why_not(feature, column + 5, width)
+            above = why
         yield ""
         yield "Profiles (pytest --isolate --isolate-profile=NAME)"
         for name, profile in self.profiles.items():

@@ -165,8 +165,7 @@ def readonly_root() -> str:
             raise
         raise Refused("mounts", 0, f"{beside} could be written")
 
-    home = os.path.expanduser("~")
-    beside = os.path.join(home if os.access(home, os.W_OK) else "/var/tmp", ".isolate-probe")
+    beside = os.path.join("/var/tmp" if os.access("/var/tmp", os.W_OK) else os.path.expanduser("~"), ".isolate-probe")
     return _view(Filesystem(root="readonly", tmpfs=(Tmpfs(target="/tmp"),)), write)
 
 
