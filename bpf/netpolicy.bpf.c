@@ -224,17 +224,19 @@ PROGRAM("cgroup/getpeername6", np_getpeername6, bpf_sock_addr)
 
 /* ---- TCP connections, counted when established -------------------------------------------------------------------- */
 
+/* Refuses nothing, so user space attaches it first: that makes the storage it then writes the policy to. */
 PROGRAM("sockops", np_sockops, bpf_sock_ops)
 {
-	struct np_counters *c;
-	__u64 cookie;
+	struct np_policy *p = storage_get(np_policies);
+	struct np_counters *c = storage_get(np_counts);
 	__u32 one = 1;
+	__u64 cookie;
 
+	if (!np_valid(p))
+		return 1;
 	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
-		c = storage_get(np_counts);
 		np_add(c->connections_out, 1);
 	} else if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
-		c = storage_get(np_counts);
 		np_add(c->connections_in, 1);
 		cookie = bpf_get_socket_cookie(ctx);
 		map_put(np_accepted, &cookie, &one);
