@@ -7,6 +7,8 @@
 #include "np_dual.h"
 #include "np_report.h"
 #include "np_judge.h"
+#include "np_flows.h"
+#include "np_links.h"
 
 /* ---- system calls: connect, sendmsg, bind, socket --------------------------------------------------------------- */
 
@@ -312,6 +314,29 @@ PROGRAM("cgroup_skb/egress", np_egress, __sk_buff)
 PROGRAM("cgroup_skb/ingress", np_ingress, __sk_buff)
 {
 	return np_skb(ctx, 0);
+}
+
+/* The same with the flow table; attached instead of the two above when flows are asked for. */
+PROGRAM("cgroup_skb/egress", np_flow_egress, __sk_buff)
+{
+	return np_flow_skb(ctx, 1);
+}
+
+PROGRAM("cgroup_skb/ingress", np_flow_ingress, __sk_buff)
+{
+	return np_flow_skb(ctx, 0);
+}
+
+/* ---- frames at the host end of a test's veth: what the test cannot evade with packet sockets ---------------------- */
+
+PROGRAM("tc", np_link_out, __sk_buff) /* the host's ingress is what the test sent */
+{
+	return np_link(ctx, 1);
+}
+
+PROGRAM("tc", np_link_in, __sk_buff)
+{
+	return np_link(ctx, 0);
 }
 
 #ifndef NP_BCC

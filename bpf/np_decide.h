@@ -115,9 +115,11 @@ NP_INLINE __u32 np_extension_bytes(__u8 next, __u8 length)
 	return next == 44 ? 8 : next == 51 ? (length + 2u) * 4 : (length + 1u) * 8;
 }
 
-/* Neighbour and router discovery: without it there is no IPv6 link at all. Source: RFC 4861. */
-NP_INLINE int np_is_discovery(__u8 icmpv6_type)
+/* What keeps a link itself alive: ARP is not IP; neighbour, router and multicast listener discovery, and IGMP.
+ * Source: RFC 4861, RFC 3810, RFC 3376. */
+NP_INLINE int np_keeps_link(__u8 ipproto, __u8 icmp_type)
 {
-	return icmpv6_type >= 133 && icmpv6_type <= 137;
+	return ipproto == 2 || (ipproto == NP_IPPROTO_ICMPV6 &&
+				((icmp_type >= 130 && icmp_type <= 137) || icmp_type == 143));
 }
 #endif

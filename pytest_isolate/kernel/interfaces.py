@@ -135,15 +135,17 @@ class End:
     gateways: tuple[str, ...] = ()
 
 
-def veth(a: End, b: End, *, mtu: int = 1500) -> tuple[int, int]:
+def veth(a: End, b: End, *, mtu: int = 1500, index: int = 0) -> tuple[int, int]:
     """Make a pair with its ends in two namespaces, up and addressed; the two interface indices.
 
-    The kernel creates it in one message, so a clash of names leaves nothing behind.
+    The kernel creates it in one message, so a clash of names leaves nothing behind. ``index`` is asked for at end ``a``
+    (0: any), so that it can be unique over namespaces too.
     """
     peer: dict[str, Any] = {"ifname": b.name, "mtu": mtu}
     if b.netns_fd >= 0:
         peer["net_ns_fd"] = b.netns_fd
-    inside(a.netns_fd, lambda route: route.link("add", ifname=a.name, kind="veth", mtu=mtu, peer=peer))
+    wanted = {"index": index} if index else {}
+    inside(a.netns_fd, lambda route: route.link("add", ifname=a.name, kind="veth", mtu=mtu, peer=peer, **wanted))
     return _bring_up(a), _bring_up(b)
 
 
@@ -194,6 +196,7 @@ class Subnet:
 
 
 SUBNETS = 1 << 20
+_FIRST_INDEX = 1 << 20  # of interfaces; the kernel's own count starts at 1
 
 
 @contextlib.contextmanager
@@ -211,6 +214,7 @@ def private_network(test_netns_fd: int, host_netns_fd: int = -1, *, start: int |
             index, _ = veth(
                 End(netns_fd=host_netns_fd, name=name, addresses=subnet.host),
                 End(netns_fd=test_netns_fd, name="eth0", addresses=subnet.test, gateways=tuple(a.partition("/")[0] for a in subnet.host)),
+                index=_FIRST_INDEX + subnet.number,
             )
             break
         except SetupError as error:
@@ -270,6 +274,10 @@ class InterfacePrograms:
                 )  # fmt: skip
 
         inside(self._netns_fd, work)
+
+    def fds(self) -> list[int]:
+        """Link descriptors: what a child must not keep."""
+        return list(self._fds)
 
     def close(self) -> None:
         """Detach. Idempotent."""

@@ -7,10 +7,8 @@ Refuses: to make or remove the tests' cgroups (the caller's), to wire interfaces
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,21 +16,15 @@ from types import TracebackType
 
 from pytest_isolate.errors import BackendUnavailable, PolicyError
 from pytest_isolate.kernel.bpf import Dataplane, Links, Ring, layout, load
-from pytest_isolate.kernel.bpf.layout import BUDGETS, MAGIC, RING_BYTES, Flag, Verdict
-from pytest_isolate.network.compile import Compiled
-from pytest_isolate.network.resolver import Resolver
-from pytest_isolate.network.rules import COUNT_ONLY, HostRule, NetworkPolicy, Rule
-from pytest_isolate.network.rulesets import Ruleset, Rulesets
-from pytest_isolate.network.traffic import Event, FlowRecord, Stats
+from pytest_isolate.kernel.bpf.layout import BUDGETS, RING_BYTES
+from pytest_isolate.network.attached import AttachedPolicy
+from pytest_isolate.network.places import BINDS, CALLS, COUNTING, RESTORE, CgroupPlace, InterfacePlace, Place
+from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy
+from pytest_isolate.network.rulesets import Rulesets
 
 #: Loads programs and answers a Dataplane: `kernel.bpf.load`, or `kernel.bcc.load`.
 Loader = Callable[..., Dataplane]
 
-_COUNTING = ("np_sockops", "np_egress", "np_ingress")
-_COUNTING_FLOWS = ("np_sockops", "np_flow_egress", "np_flow_ingress")
-_CALLS = ("np_connect4", "np_connect6", "np_sendmsg4", "np_sendmsg6", "np_sock_create")
-_BINDS = ("np_bind4", "np_bind6")
-_RESTORE = ("np_recvmsg4", "np_recvmsg6", "np_getpeername4", "np_getpeername6")
 _RESIDENT = "pytest-isolate-resident"
 
 
@@ -44,12 +36,14 @@ class PolicyEngine:
             stays attached there, because the first attachment in the system patches kernel text (41 us, then 5).
         loader: the front end, libbpf by default.
         flows: size of the flow table; 0 for none (a policy with ``flows=True`` is then an error).
+        interfaces: load the programs for veth ends too.
     """
 
-    def __init__(self, home: str | os.PathLike[str], *, loader: Loader = load, flows: int = 0) -> None:
+    def __init__(self, home: str | os.PathLike[str], *, loader: Loader = load, flows: int = 0, interfaces: bool = False) -> None:
         self._home = Path(home)
         self._loader = loader
         self._flows = flows
+        self._interfaces = interfaces
         self._stack = contextlib.ExitStack()
         self._lock = threading.RLock()  # resolvers learn in threads of their own
         self._attached: dict[int, AttachedPolicy] = {}
@@ -74,10 +68,12 @@ class PolicyEngine:
         self._stack.close()
 
     def _load(self) -> Dataplane:
-        if not self._flows:
-            return self._loader(layout.PROGRAMS)
-        sizes = {"np_flows4": self._flows, "np_flows6": self._flows}
-        return self._loader({**layout.PROGRAMS, **layout.FLOW_PROGRAMS}, sizes=sizes)
+        specs = dict(layout.PROGRAMS)
+        if self._flows:
+            specs.update(layout.FLOW_PROGRAMS)
+        if self._interfaces:
+            specs.update(layout.LINK_PROGRAMS)
+        return self._loader(specs, sizes={"np_flows4": self._flows or 1, "np_flows6": self._flows or 1})
 
     @contextlib.contextmanager
     def _resident(self) -> Iterator[None]:
@@ -86,7 +82,7 @@ class PolicyEngine:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with Links(self.plane, fd) as links:
-                links.attach(_COUNTING + _CALLS + _BINDS + _RESTORE)
+                links.attach(COUNTING + CALLS + BINDS + RESTORE)
                 self._links = links
                 yield
         finally:
@@ -109,14 +105,26 @@ class PolicyEngine:
             PolicyError: it does not fit the maps, or asks for flows this engine has no table for.
             OSError: the kernel refused the attachment.
         """
+        return self._attach(CgroupPlace(self.plane, cgroup_fd), policy, netns_fd)
+
+    def attach_interface(self, netns_fd: int, ifindex: int, policy: NetworkPolicy = COUNT_ONLY) -> AttachedPolicy:
+        """Put ``policy`` on the host end of a veth (in namespace ``netns_fd``, -1: ours): for what packet sockets evade.
+
+        Judged without state, so an answer passes where ``inbound`` allows; limits and flows are the cgroup's business.
+        """
+        if not self._interfaces:
+            raise PolicyError("interface policy", "this engine was made without it", "make it with PolicyEngine(..., interfaces=True)")
+        return self._attach(InterfacePlace(self.plane, netns_fd, ifindex), policy, -1)
+
+    def _attach(self, place: Place, policy: NetworkPolicy, netns_fd: int) -> AttachedPolicy:
         if policy.flows and not self._flows:
             raise PolicyError("flows", "this engine was made without a flow table", "make it with PolicyEngine(..., flows=4096)")
         if policy.errno != 1 and not self.plane.can_set_errno:
             raise BackendUnavailable("network policy errno", "this kernel can only answer EPERM", "leave errno at EPERM, or use Linux 5.18")
-        attached = AttachedPolicy(self, cgroup_fd, next(self._ids), netns_fd)
+        attached = AttachedPolicy(self, place, next(self._ids), netns_fd)
         self._attached[attached.id] = attached
         try:
-            attached._start(policy)
+            attached.start(policy)
         except BaseException:
             attached.close()
             raise
@@ -132,7 +140,7 @@ class PolicyEngine:
             raw = layout.Event.from_buffer_copy(record)
             attached = self._attached.get(raw.id)
             if attached is not None:
-                attached._take(raw)
+                attached.take(raw)
 
     def memory_bytes(self) -> int:
         """True memory of the maps (memlock)."""
@@ -142,7 +150,7 @@ class PolicyEngine:
         """Every descriptor of ours: a child that keeps one could change its own policy."""
         fds = self.plane.fds() + self._links.fds()
         for attached in self._attached.values():
-            fds += attached._links.fds() + attached._resolver_fds()
+            fds += attached.fds()
         return fds
 
     def close_in_child(self) -> None:
@@ -151,191 +159,20 @@ class PolicyEngine:
             with contextlib.suppress(OSError):
                 os.close(fd)
 
-    def _take_budget(self) -> int:
+    # -- for AttachedPolicy ----------------------------------------------------------------------------------------
+
+    @property
+    def lock(self) -> threading.RLock:  # type: ignore[valid-type]
+        """Held while numbers are given out: resolvers learn in threads of their own."""
+        return self._lock
+
+    def take_budget(self) -> int:
         if not self._budgets:
             raise PolicyError("network limits", f"more than {BUDGETS - 1} sandboxes with limits at once", "run fewer at once")
         return self._budgets.pop()
 
-
-class AttachedPolicy:
-    """A policy in force on one cgroup. A context manager; leaving it detaches."""
-
-    def __init__(self, engine: PolicyEngine, cgroup_fd: int, number: int, netns_fd: int) -> None:
-        self.id = number
-        self.policy = COUNT_ONLY
-        self._engine = engine
-        self._key = struct.pack("=Q", os.fstat(cgroup_fd).st_ino)
-        self._netns_fd = netns_fd
-        self._links = Links(engine.plane, cgroup_fd)
-        self._ruleset: Ruleset | None = None
-        self._history: dict[int, NetworkPolicy] = {}
-        self._events: list[Event] = []
-        self._learned: tuple[Rule, ...] = ()
-        self._resolver: Resolver | None = None
-        self._budget = 0
-        self._live = Flag(0)
-        self._base = Stats()
-        self._last: Stats | None = None
-
-    def __enter__(self) -> AttachedPolicy:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    # -- for tests and their reports -------------------------------------------------------------------------------
-
-    def update(self, policy: NetworkPolicy) -> None:
-        """Put another policy in force at once: one store in the kernel, for new and for open sockets.
-
-        Open connections the new policy denies get no further packet through in either direction.
-        """
-        if policy.flows and not self.policy.flows:
-            raise PolicyError("flows", "they cannot be switched on under a running test", "ask for flows from the start")
-        if not _only_adds(self.policy, policy):
-            self._live = Flag.PER_PACKET
-        self._apply(policy)
-
-    @property
-    def stats(self) -> Stats:
-        """Counts since the attachment."""
-        return self._last if self._last is not None else self._read() - self._base
-
-    def events(self) -> list[Event]:
-        """Every denied and logged flow so far, oldest first."""
-        if self._last is None:
-            self._engine.drain()
-        return list(self._events)
-
-    @property
-    def denied(self) -> list[Event]:
-        """Denied flows so far; ``[]`` when nothing was refused."""
-        return [e for e in self.events() if e.verdict is Verdict.DENY]
-
-    def flows(self) -> list[FlowRecord]:
-        """Conversations, with a policy that has ``flows=True``."""
-        found: list[FlowRecord] = []
-        for name, kind in (("np_flows4", layout.Flow4), ("np_flows6", layout.Flow6)):
-            found += [FlowRecord.of(k, v) for k, v in self._flow_entries(name, kind)]
-        return found
-
-    # -- life ------------------------------------------------------------------------------------------------------
-
-    def _start(self, policy: NetworkPolicy) -> None:
-        self._links.attach(("np_sockops",))  # makes the storage, refuses nothing
-        self._base = self._read()
-        self._apply(policy)
-
-    def _apply(self, policy: NetworkPolicy) -> None:
-        with self._engine._lock:
-            self._replace(policy)
-
-    def _replace(self, policy: NetworkPolicy) -> None:
-        effective = self._effective(policy)
-        ruleset = self._engine.rulesets.acquire(effective)
-        try:
-            if _limits(policy) and not self._budget:
-                self._budget = self._engine._take_budget()
-                self._engine.plane.maps["np_budgets"].update(struct.pack("=I", self._budget), layout.Budget())
-            self._history[ruleset.number] = effective
-            self._engine.plane.maps["np_policies"].update(self._key, self._value(policy, ruleset))
-            self._links.attach(_hooks(ruleset.compiled, self._live))
-        except BaseException:
-            self._engine.rulesets.release(ruleset)
-            raise
-        old, self._ruleset, self.policy = self._ruleset, ruleset, policy
-        if old is not None:
-            self._engine.rulesets.release(old)
-
-    def _effective(self, policy: NetworkPolicy) -> NetworkPolicy:
-        if not policy.hosts:
-            return policy
-        if self._resolver is None:
-            self._resolver = Resolver(self._netns_fd, self._resolved)
-        self._resolver.hosts = policy.hosts
-        extra = (*self._resolver.rules(policy), *self._learned)
-        return dataclasses.replace(policy, rules=(*policy.rules, *extra))
-
-    def _resolved(self, rules: tuple[Rule, ...]) -> None:
-        """The resolver is about to answer with addresses: allow them first."""
-        new = tuple(r for r in rules if r not in self._learned)
-        if new and self._last is None:
-            self._learned += new
-            self._apply(self.policy)
-
-    def _value(self, policy: NetworkPolicy, ruleset: Ruleset) -> layout.Policy:
-        flags = ruleset.compiled.flags | self._live
-        if self._live:
-            flags &= ~Flag.COUNT_ONLY
-        return layout.Policy(
-            magic=MAGIC, id=self.id, ruleset=ruleset.number, flags=flags,
-            default_out=policy.default, default_in=policy.inbound, default_bind=policy.bind,
-            error=policy.errno, budget=self._budget, limit_connections=policy.limit_connections,
-            limit_bytes=policy.limit_bytes, limit_pps=policy.limit_pps,
-        )  # fmt: skip
-
-    def _read(self) -> Stats:
-        return Stats.of(self._engine.plane.maps["np_counts"].lookup_sum(self._key))
-
-    def _take(self, raw: layout.Event) -> None:
-        self._events.append(Event.of(raw, self._history.get(raw.ruleset)))
-
-    def _flow_entries(
-        self, name: str, kind: type[layout.Flow4] | type[layout.Flow6]
-    ) -> Iterator[tuple[layout.Flow4 | layout.Flow6, layout.Flow]]:
-        for key, value in self._engine.plane.maps[name].items():
-            flow = kind.from_buffer_copy(key)
-            if flow.scope == self.id:
-                yield flow, layout.Flow.from_buffer_copy(value)
-
-    def _resolver_fds(self) -> list[int]:
-        return self._resolver.fds() if self._resolver is not None else []
-
-    def close(self) -> None:
-        """Detach; stats and events stay readable. Idempotent."""
-        if self._last is not None:
-            return
-        self._engine.drain()
-        try:
-            self._last = self._read() - self._base if self._links.names else Stats()
-        finally:
-            self._last = self._last or Stats()
-            self._links.close()
-            self._give_back()
-
-    def _give_back(self) -> None:
-        if self._resolver is not None:
-            self._resolver.close()
-        with self._engine._lock:
-            self._free()
-
-    def _free(self) -> None:
-        self._engine._attached.pop(self.id, None)
-        if self.policy.flows:
-            for name, kind in (("np_flows4", layout.Flow4), ("np_flows6", layout.Flow6)):
-                self._engine.plane.maps[name].delete_batch(b"".join(bytes(k) for k, _ in self._flow_entries(name, kind)))
-        if self._budget:
-            self._engine._budgets.append(self._budget)
-        if self._ruleset is not None:
-            self._engine.rulesets.release(self._ruleset)
-
-
-def _limits(policy: NetworkPolicy) -> bool:
-    return bool(policy.limit_pps or policy.limit_bytes or policy.limit_connections)
-
-
-def _only_adds(old: NetworkPolicy, new: NetworkPolicy) -> bool:
-    """True when everything ``old`` allowed, ``new`` allows."""
-    same = dataclasses.replace(new, rules=old.rules, hosts=old.hosts, errno=old.errno) == old
-    added = new.rules[len(old.rules) :]
-    return same and new.rules[: len(old.rules)] == old.rules and all(r.verdict is Verdict.ALLOW for r in added)
-
-
-def _hooks(compiled: Compiled, live: Flag) -> tuple[str, ...]:
-    names = _COUNTING_FLOWS if compiled.flags & Flag.FLOWS else _COUNTING
-    if compiled.flags & Flag.COUNT_ONLY and not live:
-        return names
-    return names + _CALLS + (_BINDS if compiled.binds else ()) + (_RESTORE if compiled.redirects else ())
-
-
-__all__ = ["AttachedPolicy", "HostRule", "PolicyEngine"]
+    def forget(self, attached: AttachedPolicy, budget: int) -> None:
+        """An attachment ended; its budget slot (0: none) is free."""
+        self._attached.pop(attached.id, None)
+        if budget:
+            self._budgets.append(budget)

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT
+ * np_links.h - the same policy on whole frames, by interface: tcx (6.6) or clsact at the host end of a veth.
+ *
+ * Owns: what is different there: a 14-byte header before L3, link upkeep, no sockets, fragments on the wire.
+ * Refuses: interfaces without an entry in np_links (not ours: pass on).
+ */
+#ifndef NP_LINKS_H
+#define NP_LINKS_H
+#include "np_report.h"
+#include "np_judge.h"
+
+#define NP_L2 14
+#define NP_PASS_ON (-1) /* TC_ACT_UNSPEC, TCX_NEXT: the next program decides */
+
+/* 0 when the frame passes, else why not. */
+NP_INLINE __u8 np_link_objection(struct __sk_buff *skb, const struct np_policy *p, struct np_packet *k, const int out)
+{
+	__u32 verdict;
+
+	if (np_read(skb, NP_L2, out, k))
+		return p->flags & NP_F_COUNT_ONLY ? 0 : NP_R_MALFORMED;
+	if ((p->flags & NP_F_COUNT_ONLY) || np_keeps_link(k->ipproto, k->icmp_type))
+		return 0;
+	/* No socket to ask who opened: an answer passes when the inbound side allows it. */
+	verdict = np_judge_packet(p, k, out, 0) & 15;
+	if (k->ipproto == NP_IPPROTO_TCP && !np_opens(k->tcp_flags) && verdict == NP_DENY)
+		verdict = np_judge(p, k, NP_IN, 0) & 15;
+	return verdict == NP_ALLOW || verdict == NP_LOG ? 0 : out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
+}
+
+NP_INLINE int np_link(struct __sk_buff *skb, const int out)
+{
+	__u32 ifindex = skb->ifindex;
+	struct np_policy *p = map_get(np_links, &ifindex);
+	struct np_counters *c = map_get(np_link_counts, &ifindex);
+	struct np_packet k = {};
+	__u8 reason;
+
+	if (!p)
+		return NP_PASS_ON;
+	if (!c || !np_valid(p))
+		return TC_ACT_SHOT;
+	if (skb->protocol == np_htons(ETH_P_ARP))
+		return NP_PASS_ON;
+	reason = np_link_objection(skb, p, &k, out);
+	if (!reason) {
+		np_count(skb, c, out, NP_L2, k.headers);
+		return NP_PASS_ON;
+	}
+	np_add(*(out ? &c->denied_out : &c->denied_in), 1);
+	np_report(p, c, &k, 0, NP_DENY, reason, out ? NP_OUT : NP_IN, 0);
+	return TC_ACT_SHOT;
+}
+#endif
