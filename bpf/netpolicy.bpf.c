@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: MIT
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* netpolicy.bpf.c - the hooks on a test's cgroup.
  *
  * Owns: one function per hook: gather, ask np_judge.h, count and report, translate the verdict once.
@@ -252,7 +252,7 @@ PROGRAM("sockops", np_sockops, bpf_sock_ops)
 NP_INLINE __u8 np_objection(struct __sk_buff *skb, const struct np_policy *p, const struct np_packet *k, __u64 cookie,
 			    const int out, __u32 *verdict)
 {
-	*verdict = np_judge_packet(p, k, out, map_get(np_accepted, &cookie) != 0) & 15;
+	*verdict = np_judge_packet(p, k, out, np_opened_by_peer(skb, cookie)) & 15;
 	if (*verdict != NP_ALLOW && *verdict != NP_LOG)
 		return out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
 	return p->flags & NP_F_BUDGET ? np_take_packet(p, skb->len) : 0;
@@ -290,8 +290,8 @@ NP_INLINE int np_fast(struct __sk_buff *skb, const struct np_policy *p, const in
 	if (flags & (NP_F_PER_PACKET | NP_F_BUDGET))
 		return 0;
 	if (out)
-		return np_is_plain(skb);
-	return !(flags & NP_F_INBOUND);
+		return np_is_plain(skb, 1);
+	return !(flags & NP_F_INBOUND) || np_is_plain(skb, 0);
 }
 
 NP_INLINE int np_skb(struct __sk_buff *skb, const int out)
@@ -340,5 +340,5 @@ PROGRAM("tc", np_link_in, __sk_buff)
 }
 
 #ifndef NP_BCC
-char _license[] SEC("license") = "GPL";
+char _license[] SEC("license") = "Dual MIT/GPL";
 #endif

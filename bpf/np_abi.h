@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
  * np_abi.h - what the eBPF programs and user space say to each other: layouts and numbers, nothing else.
  *
  * Owns: every struct that lies in a map. Compiles as BPF C (clang and bcc) and as host C.

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
  * np_decide.h - the decisions, as pure functions of their arguments.
  *
  * Owns: what a rule, a header byte or a limit means. Compiles as host C too; tests/decide_test.c runs it there.
@@ -95,6 +95,12 @@ NP_INLINE __u32 np_reached4(__u32 address)
 NP_INLINE int np_opens(__u8 tcp_flags)
 {
 	return (tcp_flags & 0x12) == 0x02;
+}
+
+/* The second step of a handshake: whoever sends it was called. */
+NP_INLINE int np_answers(__u8 tcp_flags)
+{
+	return (tcp_flags & 0x12) == 0x12;
 }
 
 /* L3 bytes a device adds when it cuts one skb into `segments`: each further one repeats the headers. */

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
  * np_dual.h - one source, two compilers: clang -target bpf (libbpf) and bcc.
  *
  * Owns: includes, section names, map definitions and references in either dialect.

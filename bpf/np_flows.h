@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
  * np_flows.h - the flow table: one entry per conversation, verdict remembered, counted per destination.
  *
  * Owns: keys from packets, hits and misses. An entry is {test's end, peer's end}, whatever way the packet goes.
@@ -36,12 +36,12 @@ NP_INLINE void np_flow_count(struct np_flow *f, struct __sk_buff *skb, const int
 }
 
 /* Who opened: the entry knows; for a new one the packet says, or the record of accepted sockets. */
-NP_INLINE __u8 np_opener(const struct np_flow *f, const struct np_packet *k, __u64 cookie, const int out)
+NP_INLINE __u8 np_opener(struct __sk_buff *skb, const struct np_flow *f, const struct np_packet *k, __u64 cookie, const int out)
 {
 	if (f)
 		return f->opener;
 	if (k->ipproto == NP_IPPROTO_TCP && !np_opens(k->tcp_flags))
-		return map_get(np_accepted, &cookie) ? NP_IN : NP_OUT;
+		return np_opened_by_peer(skb, cookie) ? NP_IN : NP_OUT;
 	return out ? NP_OUT : NP_IN;
 }
 
@@ -81,7 +81,7 @@ NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np
 	__u32 verdict = NP_DENY;
 
 	if (np_read(skb, 0, out, &k) == 0 && np_valid(p)) {
-		opener = np_opener(f, &k, cookie, out);
+		opener = np_opener(skb, f, &k, cookie, out);
 		verdict = np_judge_flow(p, &k, opener) & 15;
 		reason = verdict == NP_ALLOW || verdict == NP_LOG ? 0 : place;
 	}

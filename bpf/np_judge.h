@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
  * np_judge.h - rules and limits looked up for one peer; the answer is a verdict of np_abi.h.
  *
  * Owns: the order of lookups (prefix, port list, default) and what statelessness means for packets.
@@ -91,6 +91,14 @@ NP_INLINE __u32 np_judge(const struct np_policy *p, const struct np_packet *k, _
 	return np_answer(p->ruleset, a.half[0], a.half[1], q.word);
 }
 
+/* Who opened a TCP connection, asked of its socket: remembered when accepted; before that it is the listener's. */
+NP_INLINE int np_opened_by_peer(struct __sk_buff *skb, __u64 cookie)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	return (sk && sk->state == BPF_TCP_LISTEN) || map_get(np_accepted, &cookie) != 0;
+}
+
 /* The verdict on one packet. `accepted`: its TCP connection was opened by the peer. */
 NP_INLINE __u32 np_judge_packet(const struct np_policy *p, const struct np_packet *k, int out, int accepted)
 {
@@ -99,7 +107,7 @@ NP_INLINE __u32 np_judge_packet(const struct np_policy *p, const struct np_packe
 
 	if (tcp && np_opens(k->tcp_flags))
 		where = out ? NP_OUT | NP_PACKET : NP_IN;
-	else if (tcp && accepted)
+	else if (tcp && (accepted || (out && np_answers(k->tcp_flags))))
 		where = NP_IN;
 	else if (!tcp && !out && p->default_in != NP_DENY)
 		where = NP_IN;

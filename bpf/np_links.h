@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
  * np_links.h - the same policy on whole frames, by interface: tcx (6.6) or clsact at the host end of a veth.
  *
  * Owns: what is different there: a 14-byte header before L3, link upkeep, no sockets, fragments on the wire.

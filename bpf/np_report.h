@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only
  * np_report.h - counters and events.
  *
  * Owns: one event per newly denied or logged flow, none for an allowed one, and the count of those that did not fit.
