@@ -9,12 +9,12 @@
 #include "np_report.h"
 #include "np_judge.h"
 
-NP_INLINE struct np_flow *np_flow_get(const int v6, void *key)
+NP_INLINE struct np_flow *np_flow_get(int v6, void *key)
 {
 	return v6 ? map_get(np_flows6, key) : map_get(np_flows4, key);
 }
 
-NP_INLINE long np_flow_add(const int v6, void *key, struct np_flow *flow)
+NP_INLINE long np_flow_add(int v6, void *key, struct np_flow *flow)
 {
 	return v6 ? map_add(np_flows6, key, flow) : map_add(np_flows4, key, flow);
 }
@@ -47,14 +47,14 @@ NP_INLINE __u8 np_opener(struct __sk_buff *skb, const struct np_flow *f, const s
 
 NP_INLINE __u32 np_judge_flow(const struct np_policy *p, const struct np_packet *k, __u8 opener)
 {
+	int inbound = opener == NP_IN;
+
 	if (p->flags & NP_F_COUNT_ONLY)
 		return NP_ALLOW;
-	if (opener == NP_IN)
-		return np_judge(p, k, NP_IN, 0);
-	return np_judge(p, k, NP_OUT | NP_PACKET, k->ipproto == NP_IPPROTO_TCP ? 0 : NP_IN);
+	return np_judge(p, k, inbound ? NP_IN : NP_OUT | NP_PACKET, inbound || k->ipproto == NP_IPPROTO_TCP ? 0 : NP_IN);
 }
 
-NP_INLINE void np_flow_insert(const int v6, void *key, const struct np_policy *p, struct np_counters *c, struct __sk_buff *skb,
+NP_INLINE void np_flow_insert(int v6, void *key, const struct np_policy *p, struct np_counters *c, struct __sk_buff *skb,
 			      const int out, __u8 opener, __u8 verdict)
 {
 	struct np_flow fresh = { .ruleset = p->ruleset, .verdict = verdict, .opener = opener };
@@ -72,7 +72,7 @@ NP_INLINE void np_flow_insert(const int v6, void *key, const struct np_policy *p
 }
 
 /* A packet of a flow that is new, or whose verdict is of another rule set. */
-NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out, const int v6,
+NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out, int v6,
 			   void *key, struct np_flow *f)
 {
 	struct np_packet k = {};
@@ -106,69 +106,70 @@ NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np
 	return 1;
 }
 
-/* Hit: one lookup, no judging. Limits are judged per packet, so they take the slow path. */
-NP_INLINE int np_flow_step(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out, const int v6, void *key)
-{
-	struct np_flow *f = np_flow_get(v6, key);
-
-	if (np_likely(f && f->ruleset == p->ruleset && np_valid(p) && !(p->flags & NP_F_BUDGET))) {
-		np_count(skb, c, out, 0, 0);
-		np_flow_count(f, skb, out);
-		return 1;
-	}
-	return np_flow_slow(skb, p, c, out, v6, key, f);
-}
-
 NP_INLINE int np_has_ports(__u8 ipproto)
 {
 	return ipproto == NP_IPPROTO_TCP || ipproto == NP_IPPROTO_UDP;
 }
 
-NP_INLINE int np_flow4_packet(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out)
+union np_flow_key {
+	struct np_flow4 v4;
+	struct np_flow6 v6;
+};
+
+/* 0 when the packet is not one for the table: options, or nothing after the header. Those are judged each time. */
+NP_INLINE int np_flow4_key(struct __sk_buff *skb, const struct np_policy *p, const int out, struct np_flow4 *key)
 {
 	__u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct np_flow4 key = { .prefixlen = 64, .scope = p->id };
 	struct iphdr *ip = (void *)data;
 	__u16 *ports = (void *)(data + 20);
 
-	if (data + 28 > end || data[0] != 0x45) /* options, or nothing after the header: judged, not in the table */
-		return np_flow_slow(skb, p, c, out, 0, 0, 0);
-	key.peer = out ? ip->daddr : ip->saddr;
-	key.local = out ? ip->saddr : ip->daddr;
-	key.protocol = ip->protocol;
-	if (np_has_ports(ip->protocol)) {
-		key.peer_port = np_ntohs(out ? ports[1] : ports[0]);
-		key.local_port = np_ntohs(out ? ports[0] : ports[1]);
-	}
-	return np_flow_step(skb, p, c, out, 0, &key);
+	if (data + 28 > end || data[0] != 0x45)
+		return 0;
+	key->prefixlen = 64;
+	key->scope = p->id;
+	key->peer = out ? ip->daddr : ip->saddr;
+	key->local = out ? ip->saddr : ip->daddr;
+	key->protocol = ip->protocol;
+	key->peer_port = np_has_ports(ip->protocol) ? np_ntohs(out ? ports[1] : ports[0]) : 0;
+	key->local_port = np_has_ports(ip->protocol) ? np_ntohs(out ? ports[0] : ports[1]) : 0;
+	return 1;
 }
 
-NP_INLINE int np_flow6_packet(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out)
+NP_INLINE int np_flow6_key(struct __sk_buff *skb, const struct np_policy *p, const int out, struct np_flow6 *key)
 {
 	__u8 *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct np_flow6 key = { .prefixlen = 160, .scope = p->id };
 	__u32 *words = (void *)data;
 	__u16 *ports = (void *)(data + 40);
 
 	if (data + 48 > end || np_is_extension(data[6]))
-		return np_flow_slow(skb, p, c, out, 1, 0, 0);
-	__builtin_memcpy(key.peer, out ? words + 6 : words + 2, 16);
-	__builtin_memcpy(key.local, out ? words + 2 : words + 6, 16);
-	key.protocol = data[6];
-	if (np_has_ports(data[6])) {
-		key.peer_port = np_ntohs(out ? ports[1] : ports[0]);
-		key.local_port = np_ntohs(out ? ports[0] : ports[1]);
-	}
-	return np_flow_step(skb, p, c, out, 1, &key);
+		return 0;
+	key->prefixlen = 160;
+	key->scope = p->id;
+	__builtin_memcpy(key->peer, out ? words + 6 : words + 2, 16);
+	__builtin_memcpy(key->local, out ? words + 2 : words + 6, 16);
+	key->protocol = data[6];
+	key->peer_port = np_has_ports(data[6]) ? np_ntohs(out ? ports[1] : ports[0]) : 0;
+	key->local_port = np_has_ports(data[6]) ? np_ntohs(out ? ports[0] : ports[1]) : 0;
+	return 1;
 }
 
+/* Hit: one lookup, no judging. Limits are judged per packet, so they take the slow path. */
 NP_INLINE int np_flow_skb(struct __sk_buff *skb, const int out)
 {
 	struct np_policy *p = storage_get(np_policies);
 	struct np_counters *c = storage_get(np_counts);
+	int v6 = skb->protocol != np_htons(ETH_P_IP), keyed;
+	union np_flow_key key = {};
+	struct np_flow *f = 0;
 
-	if (skb->protocol == np_htons(ETH_P_IP))
-		return np_flow4_packet(skb, p, c, out);
-	return np_flow6_packet(skb, p, c, out);
+	keyed = v6 ? np_flow6_key(skb, p, out, &key.v6) : np_flow4_key(skb, p, out, &key.v4);
+	if (np_likely(keyed))
+		f = np_flow_get(v6, &key);
+	if (np_likely(f && f->ruleset == p->ruleset && np_valid(p) && !(p->flags & NP_F_BUDGET))) {
+		np_count(skb, c, out, 0, 0);
+		np_flow_count(f, skb, out);
+		return 1;
+	}
+	return np_flow_slow(skb, p, c, out, v6, keyed ? &key : 0, f);
 }
 #endif

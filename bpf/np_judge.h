@@ -52,7 +52,10 @@ NP_GLOBAL __u32 np_scan(__u32 id, __u32 protocol, __u32 port, __u32 where)
 {
 	struct np_list *list = map_get(np_lists, &id);
 
-	return list ? np_match(list, protocol, port, where) : NP_DENY;
+	__u32 v = list ? np_match(list, protocol, port, where) : NP_DENY;
+
+	np_forget(v);
+	return v;
 }
 
 NP_INLINE __u32 np_scan_at(__u32 id, const struct np_question *q, __u8 where)

@@ -107,12 +107,18 @@ NP_INLINE __u32 np_read6(struct __sk_buff *skb, __u32 l3, int out, struct np_pac
 NP_INLINE int np_read(struct __sk_buff *skb, __u32 l3, int out, struct np_packet *k)
 {
 	__u32 at = 0;
+	int result;
 
 	if (skb->protocol == np_htons(ETH_P_IP))
 		at = np_read4(skb, l3, out, k);
 	else if (skb->protocol == np_htons(ETH_P_IPV6))
 		at = np_read6(skb, l3, out, k);
-	return at ? np_read_transport(skb, l3, at, out, k) : -1;
+	np_forget(*k);
+	np_forget(at);
+	result = at ? np_read_transport(skb, l3, at, out, k) : -1;
+	np_forget(*k);
+	np_forget(result);
+	return result;
 }
 
 /* True for what never needs a look at the rules: the second and later packets of TCP, and UDP, whose peer was judged
