@@ -12,6 +12,12 @@
 #define NP_INLINE static inline __attribute__((always_inline, unused))
 #endif
 
+#ifdef __clang__
+#define NP_ROLLED _Pragma("clang loop unroll(disable)")
+#else
+#define NP_ROLLED
+#endif
+
 #define NP_IPPROTO_ICMP 1
 #define NP_IPPROTO_TCP 6
 #define NP_IPPROTO_UDP 17
@@ -51,7 +57,7 @@ NP_INLINE int np_fits(const struct np_entry *e, __u8 protocol, __u16 port, __u8 
 /* verdict | redirect << 16 of the first entry that fits; 0 (NP_UNSET) when none does: the default decides. */
 NP_INLINE __u32 np_match(const struct np_list *list, __u8 protocol, __u16 port, __u8 where)
 {
-#pragma clang loop unroll(disable)
+	NP_ROLLED
 	for (__u32 i = 0; i < NP_LIST_MAX; i++) {
 		if (i >= list->count)
 			break;

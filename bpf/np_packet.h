@@ -76,7 +76,7 @@ NP_GLOBAL __u32 np_skip_extensions(struct __sk_buff *skb, __u32 at, __u32 next)
 {
 	__u8 head[4];
 
-#pragma clang loop unroll(disable)
+	NP_ROLLED
 	for (int i = 0; i < 6 && np_is_extension(next); i++) {
 		if (bpf_skb_load_bytes(skb, at, head, sizeof(head)))
 			return 0;
