@@ -92,21 +92,28 @@ class Rulesets:
             self._remove(extra)
 
     def _write(self, policy: NetworkPolicy) -> Ruleset:
-        ruleset = Ruleset(next(self._next), policy, compile_policy(policy))
+        compiled = compile_policy(policy)
         try:
-            self._store(ruleset)
-        except OSError as error:
-            self._erase(ruleset)
-            if error.errno not in (errno.ENOSPC, errno.E2BIG) or not self._drop_idle():
-                raise PolicyError("network policy", f"the rules do not fit ({error})", f"a run holds {RULES} prefixes of each family") from error
-            ruleset = Ruleset(next(self._next), policy, ruleset.compiled)
+            return self._try(policy, compiled)
+        except PolicyError:
+            if not self._drop_idle():
+                raise
+        return self._try(policy, compiled)
+
+    def _try(self, policy: NetworkPolicy, compiled: Compiled) -> Ruleset:
+        """All of it is written, or nothing is left."""
+        ruleset = Ruleset(next(self._next), policy, compiled)
+        try:
             self._store(ruleset)
         except PolicyError:
             self._erase(ruleset)
-            if not self._drop_idle():
+            raise
+        except OSError as error:
+            self._erase(ruleset)
+            if error.errno not in (errno.ENOSPC, errno.E2BIG):
                 raise
-            ruleset = Ruleset(next(self._next), policy, ruleset.compiled)
-            self._store(ruleset)
+            remedy = f"a run holds {RULES} prefixes of each family: use fewer"
+            raise PolicyError("network policy", "the rules of all policies in force do not fit", remedy) from error
         return ruleset
 
     def _store(self, ruleset: Ruleset) -> None:
