@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import functools
 import json
 import os
@@ -19,12 +18,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pytest_isolate.errors import BackendUnavailable, PolicyError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.dataplane import OBJECTS, Dataplane, refusal, trimmed
 from pytest_isolate.kernel.bpf.layout import MapSpec, ProgramSpec
-from pytest_isolate.kernel.bpf.libbpf import MapCreateOpts, ProgLoadOpts, check, library
+from pytest_isolate.kernel.bpf.libbpf import MapCreateOpts, ProgLoadOpts, library
 from pytest_isolate.kernel.bpf.maps import Map
 
 _INCLUDE = re.compile(r'^#include "(\w+\.h)"$', re.MULTILINE)
@@ -42,7 +42,9 @@ def load(specs: Mapping[str, ProgramSpec], *, sizes: Mapping[str, int] | None = 
     """
     plane = Dataplane("bcc")
     try:
-        maps = create_maps({n: s if n not in (sizes or {}) else _sized(s, (sizes or {})[n]) for n, s in layout.MAPS.items()})
+        maps = create_maps(
+            {n: s if n not in (sizes or {}) else _sized(s, (sizes or {})[n]) for n, s in layout.MAPS.items()}
+        )
         plane.adopt(maps, {}, {})
         flags = [f"-DDEBUG_MODE={int(debug)}"]
         try:
@@ -116,7 +118,9 @@ def load_program(name: str, code: bytes, spec: ProgramSpec) -> int:
 
 def _prog_load(name: str, code: bytes, spec: ProgramSpec, options: ProgLoadOpts) -> int:
     return int(
-        library().bpf_prog_load(spec.type, name.encode()[:15], b"Dual MIT/GPL", code, len(code) // 8, ctypes.byref(options))
+        library().bpf_prog_load(
+            spec.type, name.encode()[:15], b"Dual MIT/GPL", code, len(code) // 8, ctypes.byref(options)
+        )
     )
 
 
@@ -128,7 +132,9 @@ def _expected(spec: ProgramSpec) -> int:
 # -- compiling -----------------------------------------------------------------------------------------------------
 
 
-def compile_text(text: str, functions: Sequence[str], maps: Mapping[str, Map], flags: Sequence[str] = ()) -> dict[str, bytes]:
+def compile_text(
+    text: str, functions: Sequence[str], maps: Mapping[str, Map], flags: Sequence[str] = ()
+) -> dict[str, bytes]:
     """Instructions of each function. Maps are named FD_<name> in the text (np_dual.h's MAP_REF).
 
     Raises:
@@ -148,11 +154,13 @@ def _complaint(kind: str, log: str) -> BackendUnavailable | PolicyError:
     if kind == "missing":
         return BackendUnavailable("bcc", f"Python module bcc is not installed ({log})", _REMEDY)
     if "kheaders" in log or "Unable to find kernel headers" in log or "linux/kconfig.h" in log:
-        return BackendUnavailable("bcc", "there are no kernel headers", "install linux-headers-amd64, or name a tree in BCC_KERNEL_SOURCE")
+        return BackendUnavailable(
+            "bcc", "there are no kernel headers", "install linux-headers-amd64, or name a tree in BCC_KERNEL_SOURCE"
+        )
     return PolicyError("eBPF program", f"it does not compile:\n{trimmed([log or kind])}\n")
 
 
-def _ask(request: dict[str, object]) -> dict[str, object] | dict[str, dict[str, str]]:
+def _ask(request: dict[str, object]) -> dict[str, Any]:
     environment = {**os.environ, "LC_ALL": "C"}
     with headers() as source:
         if source:
@@ -162,7 +170,7 @@ def _ask(request: dict[str, object]) -> dict[str, object] | dict[str, dict[str, 
             input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=_COMPILE_TIMEOUT_S,
         )  # fmt: skip
     try:
-        answer: dict[str, object] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         why = trimmed([done.stderr, done.stdout]) or f"the compiler ended with status {done.returncode}"
         raise BackendUnavailable("bcc", why, _REMEDY) from None
@@ -185,7 +193,11 @@ def headers() -> Iterator[str]:
     if os.environ.get("BCC_KERNEL_SOURCE") or Path(f"/lib/modules/{os.uname().release}/build").exists():
         yield ""
         return
-    pairs = sorted((p, p.with_name(_common(p.name))) for p in Path("/usr/src").glob("linux-headers-*") if not p.name.endswith("-common"))
+    pairs = sorted(
+        (p, p.with_name(_common(p.name)))
+        for p in Path("/usr/src").glob("linux-headers-*")
+        if not p.name.endswith("-common")
+    )
     for built, common in reversed(pairs):
         if (built / "include/generated/autoconf.h").exists() and common.is_dir():
             with tempfile.TemporaryDirectory(prefix="pytest-isolate-headers-") as merged:

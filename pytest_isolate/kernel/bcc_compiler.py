@@ -5,13 +5,16 @@ Refuses: to load anything: what it prints is instructions, and maps are named by
 Input on stdin, JSON: {"text", "cflags", "functions"}. Output, JSON: {"functions": {name: hex}} or {"error", "log"}.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import tempfile
+from typing import Any
 
 
-def compile_text(request):  # noqa: ANN001, ANN201 - runs under whatever Python the distribution has
+def compile_text(request: dict[str, Any]) -> dict[str, str]:
     """Instructions of each function, in hex."""
     from bcc import BPF
 
@@ -25,7 +28,7 @@ def compile_text(request):  # noqa: ANN001, ANN201 - runs under whatever Python 
     return found
 
 
-def main():  # noqa: ANN201
+def main() -> None:
     """Answer one request. clang writes its complaints to descriptor 2: they are caught in a file."""
     request = json.load(sys.stdin)
     with tempfile.TemporaryFile() as log:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from typing_extensions import Self
+
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET, setns, unshare
 
@@ -51,7 +53,9 @@ def _route() -> Any:
     try:
         from pyroute2 import IPRoute
     except ImportError:
-        raise BackendUnavailable("network namespaces", "pyroute2 is not installed", "pip install pytest-isolate[net]") from None
+        raise BackendUnavailable(
+            "network namespaces", "pyroute2 is not installed", "pip install pytest-isolate[net]"
+        ) from None
     return IPRoute()
 
 
@@ -68,10 +72,12 @@ class Netns:
         except OSError as error:
             raise SetupError("netns", error.errno or 0, remedy="it needs CAP_SYS_ADMIN, or a user namespace") from error
 
-    def __enter__(self) -> Netns:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -189,6 +195,11 @@ class Subnet:
         """Addresses of the test's end."""
         return self._address(2)
 
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """Where the test sends what is not local: the host's end."""
+        return tuple(address.partition("/")[0] for address in self.host)
+
     def _address(self, last: int) -> tuple[str, str]:
         v4 = ipaddress.IPv4Address("100.64.0.0") + (self.number * 4 + last)
         v6 = ipaddress.IPv6Address("fd49:736f::") + (self.number << 16) + last
@@ -200,7 +211,9 @@ _FIRST_INDEX = 1 << 20  # of interfaces; the kernel's own count starts at 1
 
 
 @contextlib.contextmanager
-def private_network(test_netns_fd: int, host_netns_fd: int = -1, *, start: int | None = None) -> Iterator[tuple[Subnet, int]]:
+def private_network(
+    test_netns_fd: int, host_netns_fd: int = -1, *, start: int | None = None
+) -> Iterator[tuple[Subnet, int]]:
     """A veth between the host (or another namespace) and the test, on a subnet of its own: (subnet, host ifindex).
 
     No NAT and no forwarding: the test reaches the host's end and nothing beyond. ``start`` chooses where the search for a
@@ -213,7 +226,7 @@ def private_network(test_netns_fd: int, host_netns_fd: int = -1, *, start: int |
         try:
             index, _ = veth(
                 End(netns_fd=host_netns_fd, name=name, addresses=subnet.host),
-                End(netns_fd=test_netns_fd, name="eth0", addresses=subnet.test, gateways=tuple(a.partition("/")[0] for a in subnet.host)),
+                End(netns_fd=test_netns_fd, name="eth0", addresses=subnet.test, gateways=subnet.gateways),
                 index=_FIRST_INDEX + subnet.number,
             )
             break
@@ -241,7 +254,7 @@ class InterfacePrograms:
     def __init__(self, plane: Dataplane, netns_fd: int, ifindex: int) -> None:
         self._fds: list[int] = []
         self._netns_fd, self._ifindex = netns_fd, ifindex
-        programs = [(plane.programs[n], plane.specs[n].attach) for n in ("np_link_out", "np_link_in")]
+        programs = [(plane.programs[n], int(plane.specs[n].attach)) for n in ("np_link_out", "np_link_in")]
         try:
             self._fds = _in_thread(lambda: self._tcx(programs))
             self.kind = "tcx"

@@ -6,4 +6,14 @@ from pytest_isolate.network.engine import PolicyEngine
 from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy, Rule
 from pytest_isolate.network.traffic import Event, FlowRecord, Stats
 
-__all__ = ["COUNT_ONLY", "AttachedPolicy", "Event", "FlowRecord", "NetworkPolicy", "PolicyEngine", "Rule", "Stats", "Verdict"]
+__all__ = [
+    "COUNT_ONLY",
+    "AttachedPolicy",
+    "Event",
+    "FlowRecord",
+    "NetworkPolicy",
+    "PolicyEngine",
+    "Rule",
+    "Stats",
+    "Verdict",
+]

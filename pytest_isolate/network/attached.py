@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from typing_extensions import Self
+
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import MAGIC, Flag, Verdict
@@ -45,10 +47,12 @@ class AttachedPolicy:
         self._base = Stats()
         self._last: Stats | None = None
 
-    def __enter__(self) -> AttachedPolicy:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- for tests and their reports -------------------------------------------------------------------------------
@@ -59,7 +63,9 @@ class AttachedPolicy:
         Open connections the new policy denies get no further packet through in either direction.
         """
         if policy.flows and not self.policy.flows:
-            raise PolicyError("flows", "they cannot be switched on under a running test", "ask for flows from the start")
+            raise PolicyError(
+                "flows", "they cannot be switched on under a running test", "ask for flows from the start"
+            )
         if not _only_adds(self.policy, policy):
             self._live = Flag.PER_PACKET
         self._apply(policy)
@@ -101,7 +107,7 @@ class AttachedPolicy:
         return self._place.fds() + (self._resolver.fds() if self._resolver is not None else [])
 
     def _apply(self, policy: NetworkPolicy) -> None:
-        with self._engine.lock:  # type: ignore[attr-defined]
+        with self._engine.lock:
             self._replace(policy)
 
     def _replace(self, policy: NetworkPolicy) -> None:
@@ -156,7 +162,7 @@ class AttachedPolicy:
         self._events.append(Event.of(raw, self._history.get(raw.ruleset)))
 
     def _flow_entries(
-        self, name: str, kind: type[layout.Flow4] | type[layout.Flow6]
+        self, name: str, kind: type[layout.Flow4 | layout.Flow6]
     ) -> Iterator[tuple[layout.Flow4 | layout.Flow6, layout.Flow]]:
         for key, value in self._engine.plane.maps[name].items():
             flow = kind.from_buffer_copy(key)
@@ -168,24 +174,27 @@ class AttachedPolicy:
         if self._last is not None:
             return
         self._engine.drain()
+        self._last = Stats()
         try:
-            self._last = self._read() - self._base if self._started else Stats()
+            if self._started:
+                self._last = self._read() - self._base
         finally:
-            self._last = self._last or Stats()
             self._place.close()
             self._give_back()
 
     def _give_back(self) -> None:
         if self._resolver is not None:
             self._resolver.close()
-        with self._engine.lock:  # type: ignore[attr-defined]
+        with self._engine.lock:
             self._free()
 
     def _free(self) -> None:
         self._engine.forget(self, self._budget)
         if self.policy.flows:
             for name, kind in (("np_flows4", layout.Flow4), ("np_flows6", layout.Flow6)):
-                self._engine.plane.maps[name].delete_batch(b"".join(bytes(k) for k, _ in self._flow_entries(name, kind)))
+                self._engine.plane.maps[name].delete_batch(
+                    b"".join(bytes(k) for k, _ in self._flow_entries(name, kind))
+                )
         if self._ruleset is not None:
             self._engine.rulesets.release(self._ruleset)
 

@@ -97,7 +97,9 @@ def _lines(rules: list[Rule], targets: tuple[Target, ...]) -> tuple[Line, ...]:
         lines.setdefault((low, high, int(rule.protocols), int(rule.where)), line)  # the first decides, the others never
     if len(lines) > LIST_MAX:
         raise PolicyError(
-            f"network policy at {rules[-1].network}", f"{len(lines)} ranges of ports are more than {LIST_MAX}", "merge port ranges"
+            f"network policy at {rules[-1].network}",
+            f"{len(lines)} ranges of ports are more than {LIST_MAX}",
+            "merge port ranges",
         )
     return tuple(lines.values())
 
@@ -111,7 +113,10 @@ def _traits(policy: NetworkPolicy) -> tuple[Flag, bool, bool]:
     limits = bool(policy.limit_pps or policy.limit_bytes or policy.limit_connections)
     inbound = policy.inbound is not Verdict.ALLOW
     flags = Flag(0)
-    if not (policy.rules or policy.hosts or binds or limits or inbound or policy.per_packet) and policy.default is Verdict.ALLOW:
+    if (
+        not (policy.rules or policy.hosts or binds or limits or inbound or policy.per_packet)
+        and policy.default is Verdict.ALLOW
+    ):
         flags |= Flag.COUNT_ONLY
     flags |= Flag.BUDGET if limits else Flag(0)
     flags |= Flag.INBOUND if inbound or places & Where.IN else Flag(0)
@@ -148,4 +153,6 @@ def address_bytes(address: Address) -> bytes:
 
 def address_of(packed: bytes) -> Address:
     """The other way."""
-    return ipaddress.IPv4Address(packed[12:]) if packed[:12] == b"\0" * 10 + b"\xff\xff" else ipaddress.IPv6Address(packed)
+    return (
+        ipaddress.IPv4Address(packed[12:]) if packed[:12] == b"\0" * 10 + b"\xff\xff" else ipaddress.IPv6Address(packed)
+    )

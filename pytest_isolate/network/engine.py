@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from typing_extensions import Self
+
 from pytest_isolate.errors import BackendUnavailable, PolicyError
 from pytest_isolate.kernel.bpf import Dataplane, Links, Ring, layout, load
 from pytest_isolate.kernel.bpf.layout import BUDGETS, RING_BYTES
@@ -39,7 +41,9 @@ class PolicyEngine:
         interfaces: load the programs for veth ends too.
     """
 
-    def __init__(self, home: str | os.PathLike[str], *, loader: Loader = load, flows: int = 0, interfaces: bool = False) -> None:
+    def __init__(
+        self, home: str | os.PathLike[str], *, loader: Loader = load, flows: int = 0, interfaces: bool = False
+    ) -> None:
         self._home = Path(home)
         self._loader = loader
         self._flows = flows
@@ -52,7 +56,7 @@ class PolicyEngine:
         self.plane: Dataplane
         self.rulesets: Rulesets
 
-    def __enter__(self) -> PolicyEngine:
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.plane = stack.enter_context(self._load())
             self._ring = Ring(self.plane.maps["np_events"].fd, RING_BYTES)
@@ -62,7 +66,9 @@ class PolicyEngine:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for attached in tuple(self._attached.values()):
             attached.close()
         self._stack.close()
@@ -113,14 +119,20 @@ class PolicyEngine:
         Judged without state, so an answer passes where ``inbound`` allows; limits and flows are the cgroup's business.
         """
         if not self._interfaces:
-            raise PolicyError("interface policy", "this engine was made without it", "make it with PolicyEngine(..., interfaces=True)")
+            raise PolicyError(
+                "interface policy", "this engine was made without it", "make it with PolicyEngine(..., interfaces=True)"
+            )
         return self._attach(InterfacePlace(self.plane, netns_fd, ifindex), policy, -1)
 
     def _attach(self, place: Place, policy: NetworkPolicy, netns_fd: int) -> AttachedPolicy:
         if policy.flows and not self._flows:
-            raise PolicyError("flows", "this engine was made without a flow table", "make it with PolicyEngine(..., flows=4096)")
+            raise PolicyError(
+                "flows", "this engine was made without a flow table", "make it with PolicyEngine(..., flows=4096)"
+            )
         if policy.errno != 1 and not self.plane.can_set_errno:
-            raise BackendUnavailable("network policy errno", "this kernel can only answer EPERM", "leave errno at EPERM, or use Linux 5.18")
+            raise BackendUnavailable(
+                "network policy errno", "this kernel can only answer EPERM", "leave errno at EPERM, or use Linux 5.18"
+            )
         attached = AttachedPolicy(self, place, next(self._ids), netns_fd)
         self._attached[attached.id] = attached
         try:
@@ -162,13 +174,15 @@ class PolicyEngine:
     # -- for AttachedPolicy ----------------------------------------------------------------------------------------
 
     @property
-    def lock(self) -> threading.RLock:  # type: ignore[valid-type]
+    def lock(self) -> threading.RLock:
         """Held while numbers are given out: resolvers learn in threads of their own."""
         return self._lock
 
     def take_budget(self) -> int:
         if not self._budgets:
-            raise PolicyError("network limits", f"more than {BUDGETS - 1} sandboxes with limits at once", "run fewer at once")
+            raise PolicyError(
+                "network limits", f"more than {BUDGETS - 1} sandboxes with limits at once", "run fewer at once"
+            )
         return self._budgets.pop()
 
     def forget(self, attached: AttachedPolicy, budget: int) -> None:

@@ -50,7 +50,9 @@ class CgroupPlace:
     """A cgroup2 directory by its descriptor (borrowed): every process in it and below."""
 
     def __init__(self, plane: Dataplane, cgroup_fd: int) -> None:
-        self._key = struct.pack("=Q", os.fstat(cgroup_fd).st_ino)  # the cgroup's id. Source: bpf_get_current_cgroup_id, 4.18
+        self._key = struct.pack(
+            "=Q", os.fstat(cgroup_fd).st_ino
+        )  # the cgroup's id. Source: bpf_get_current_cgroup_id, 4.18
         self._policies, self._counts = plane.maps["np_policies"], plane.maps["np_counts"]
         self._links = Links(plane, cgroup_fd)
 
@@ -61,7 +63,7 @@ class CgroupPlace:
         self._policies.update(self._key, policy)
 
     def hook(self, compiled: Compiled, live: Flag) -> None:
-        names = COUNTING_FLOWS if compiled.flags & Flag.FLOWS else COUNTING
+        names: tuple[str, ...] = COUNTING_FLOWS if compiled.flags & Flag.FLOWS else COUNTING
         if not compiled.flags & Flag.COUNT_ONLY or live:
             names += CALLS + (BINDS if compiled.binds else ()) + (RESTORE if compiled.redirects else ())
         self._links.attach(names)

@@ -63,7 +63,9 @@ class Resolver:
         """What sends the test's DNS here: port 53 of everywhere, and of the nameservers of resolv.conf in particular."""
         to = Target(ipaddress.ip_address("127.0.0.1"), self.port)
         text = "DNS goes to the resolver of the test"
-        rules = [Rule(Verdict.REDIRECT, n, _TCP_OR_UDP, (53, 53), Where.OUT, to, text) for n in (*ANYWHERE, *nameservers())]
+        rules = [
+            Rule(Verdict.REDIRECT, n, _TCP_OR_UDP, (53, 53), Where.OUT, to, text) for n in (*ANYWHERE, *nameservers())
+        ]
         here = ipaddress.ip_network(to.address)
         rules.append(Rule(Verdict.ALLOW, here, _TCP_OR_UDP, (self.port, self.port), Where.PACKET, None, text))
         for host in policy.hosts:
@@ -88,14 +90,15 @@ class Resolver:
 
     def _serve(self) -> None:
         while True:
-            ready, _, _ = select.select([self._udp, self._tcp, self._stop_r], [], [])
+            watched = [self._udp.fileno(), self._tcp.fileno(), self._stop_r]
+            ready, _, _ = select.select(watched, [], [])
             if self._stop_r in ready:
                 return
-            if self._udp in ready:
+            if watched[0] in ready:
                 with contextlib.suppress(OSError):
                     query, peer = self._udp.recvfrom(4096)
                     self._udp.sendto(self._answer(query)[:4096], peer)
-            if self._tcp in ready:
+            if watched[1] in ready:
                 with contextlib.suppress(OSError):
                     self._serve_tcp()
 
@@ -127,8 +130,9 @@ class Resolver:
             return []
         found = look_up(name, family)
         text = f'allow_host("{name}")'
+        networks = [ipaddress.ip_network(unmapped(a)) for a in found]
         self._learned(
-            tuple(Rule(Verdict.ALLOW, ipaddress.ip_network(unmapped(a)), h.protocols, h.ports, Where.OUT, None, text) for a in found for h in rows)
+            tuple(Rule(Verdict.ALLOW, n, h.protocols, h.ports, Where.OUT, None, text) for n in networks for h in rows)
         )
         return found
 
@@ -174,7 +178,8 @@ def parse_question(query: bytes) -> tuple[str, int, int]:
 def _reply(query: bytes, question: bytes, code: int, addresses: list[Address]) -> bytes:
     head = query[:2] + struct.pack("!HHHHH", 0x8580 | code, 1, len(addresses), 0, 0)
     body = b"".join(
-        struct.pack("!HHHIH", 0xC00C, _A if a.version == 4 else _AAAA, _IN, _TTL_S, len(a.packed)) + a.packed for a in addresses
+        struct.pack("!HHHIH", 0xC00C, _A if a.version == 4 else _AAAA, _IN, _TTL_S, len(a.packed)) + a.packed
+        for a in addresses
     )
     return head + question + body
 

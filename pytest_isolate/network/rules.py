@@ -12,16 +12,16 @@ import errno as _errno
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import Protocol, Verdict, Where
 
-Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
-Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: What users write for ports: 80, "80", "8000-8100", several of them, "*" or True for all.
-Ports = Union[int, str, Iterable[Union[int, str]], Literal[True], None]
-Destination = Union[str, Network, Address]
+Ports = int | str | Iterable[int | str] | Literal[True] | None
+Destination = str | Network | Address
 
 ANYWHERE: tuple[Network, ...] = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -103,15 +103,21 @@ class NetworkPolicy:
 
     # -- rules -----------------------------------------------------------------------------------------------------
 
-    def allow(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> NetworkPolicy:
+    def allow(
+        self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None
+    ) -> NetworkPolicy:
         """Allow opening to ``where``: a CIDR, an address, ``"*"`` or ``"localhost"``; all protocols when none is named."""
         return self._add(Verdict.ALLOW, where, tcp, udp, icmp)
 
-    def deny(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> NetworkPolicy:
+    def deny(
+        self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None
+    ) -> NetworkPolicy:
         """Deny opening to ``where``."""
         return self._add(Verdict.DENY, where, tcp, udp, icmp)
 
-    def log(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> NetworkPolicy:
+    def log(
+        self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None
+    ) -> NetworkPolicy:
         """Allow, and report each flow."""
         return self._add(Verdict.LOG, where, tcp, udp, icmp)
 
@@ -139,20 +145,36 @@ class NetworkPolicy:
         target = parse_target(to)
         host, ports = split_endpoint(what)
         if is_host_name(host):
-            return dataclasses.replace(self, hosts=(*self.hosts, HostRule(host.lower().rstrip("."), Protocol(3), ports, target)))
+            return dataclasses.replace(
+                self, hosts=(*self.hosts, HostRule(host.lower().rstrip("."), Protocol(3), ports, target))
+            )
         return dataclasses.replace(self, rules=(*self.rules, *_redirects(parse_networks(host), ports, target, what)))
 
     def allow_host(self, name: str, *, tcp: Ports = None, udp: Ports = None) -> NetworkPolicy:
         """Allow a host by name: the engine's resolver answers for it and allows the addresses it answered with."""
         if not is_host_name(name):
-            raise PolicyError("allow_host", f"{name!r} is no host name", 'write a name such as "db.test", or use allow() for addresses')
+            raise PolicyError(
+                "allow_host",
+                f"{name!r} is no host name",
+                'write a name such as "db.test", or use allow() for addresses',
+            )
         new = tuple(HostRule(name.lower().rstrip("."), p, r) for p, r in _protocols(tcp, udp, None))
         return dataclasses.replace(self, hosts=(*self.hosts, *new))
 
-    def limit(self, *, pps: int | None = None, bytes: int | None = None, connections: int | None = None) -> NetworkPolicy:
+    def limit(
+        self,
+        *,
+        pps: int | None = None,
+        bytes: int | None = None,  # noqa: A002 - the user's word
+        connections: int | None = None,
+    ) -> NetworkPolicy:
         """Bound packets per second, L3 bytes in all, or connects. None leaves a limit as it is."""
-        given = {"limit_pps": pps, "limit_bytes": bytes, "limit_connections": connections}
-        return dataclasses.replace(self, **{k: v for k, v in given.items() if v is not None})
+        return dataclasses.replace(
+            self,
+            limit_pps=self.limit_pps if pps is None else pps,
+            limit_bytes=self.limit_bytes if bytes is None else bytes,
+            limit_connections=self.limit_connections if connections is None else connections,
+        )
 
     def _add(
         self, verdict: Verdict, where: Destination, tcp: Ports, udp: Ports, icmp: bool | None, place: Where = Where.OUT
@@ -305,14 +327,18 @@ def _protocols(tcp: Ports, udp: Ports, icmp: bool | None) -> tuple[tuple[Protoco
     if icmp:
         rows.append((Protocol.ICMP, ALL_PORTS))
     if not rows:
-        raise PolicyError("rule", "it names no port", "write tcp=[80], udp=[53], icmp=True, or none of them for everything")
+        raise PolicyError(
+            "rule", "it names no port", "write tcp=[80], udp=[53], icmp=True, or none of them for everything"
+        )
     return tuple(rows)
 
 
 def _redirects(networks: tuple[Network, ...], ports: tuple[int, int], to: Target, what: str) -> tuple[Rule, ...]:
     for network in networks:
         if network.version == 4 and to.address.version == 6:
-            raise PolicyError(f"redirect {what}", f"an IPv4 socket cannot reach {to.address}", "redirect to an IPv4 address")
+            raise PolicyError(
+                f"redirect {what}", f"an IPv4 socket cannot reach {to.address}", "redirect to an IPv4 address"
+            )
     text = f"redirect {what} to {to}"
     both = Protocol.TCP | Protocol.UDP
     rules = [Rule(Verdict.REDIRECT, n, both, ports, Where.OUT, to, text) for n in networks]

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf import Dataplane
 from pytest_isolate.kernel.bpf.layout import LISTS, REDIRECTS, RULES, Redirect
-from pytest_isolate.network.compile import Compiled, Line, address_bytes, compile_policy, pack_keys, pack_list, pack_rules
+from pytest_isolate.network.compile import (
+    Compiled,
+    Line,
+    address_bytes,
+    compile_policy,
+    pack_keys,
+    pack_list,
+    pack_rules,
+)
 from pytest_isolate.network.rules import NetworkPolicy, Target
 
 _IDLE_MAX = 64
@@ -48,7 +56,9 @@ class _Pool:
             self._users[value] += 1
             return self._numbers[value], False
         if not self._free:
-            raise PolicyError("network policy", f"more than {self._limit - 1} different {self._what}", f"use fewer {self._what}")
+            raise PolicyError(
+                "network policy", f"more than {self._limit - 1} different {self._what}", f"use fewer {self._what}"
+            )
         self._numbers[value] = number = self._free.pop()
         self._users[value] = 1
         return number, True
@@ -121,7 +131,9 @@ class Rulesets:
         redirects = {i: self._target(ruleset, target) for i, target in enumerate(compiled.targets, 1)}
         numbers = [self._list(ruleset, lines, redirects) for lines in compiled.lists]
         for version, prefixes in ((4, compiled.prefixes4), (6, compiled.prefixes6)):
-            maps[f"np_rules{version}"].update_batch(pack_keys(ruleset.number, prefixes, version), pack_rules(prefixes, numbers))
+            maps[f"np_rules{version}"].update_batch(
+                pack_keys(ruleset.number, prefixes, version), pack_rules(prefixes, numbers)
+            )
 
     def _target(self, ruleset: Ruleset, target: Target) -> int:
         number, new = self._targets.take(target)

@@ -91,7 +91,9 @@ class Event:
         if self.reason is Reason.SOCKET:
             return f"raw socket/{self.protocol}"
         inbound = self.reason is Reason.PACKET_IN
-        return f"{endpoint(self.address, self.port)}/{self.protocol}" + (f" to port {self.local_port}" if inbound else "")
+        return f"{endpoint(self.address, self.port)}/{self.protocol}" + (
+            f" to port {self.local_port}" if inbound else ""
+        )
 
     def __str__(self) -> str:
         word = "NETDENIED" if self.verdict is Verdict.DENY else "NETLOGGED"

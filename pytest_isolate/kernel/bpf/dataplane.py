@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from typing_extensions import Self
+
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import MapSpec, MapType, ProgramSpec
@@ -36,10 +38,12 @@ class Dataplane:
         self._object: int | None = None
         self._fds: list[int] = []
 
-    def __enter__(self) -> Dataplane:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -78,11 +82,15 @@ def object_path(name: str = "netpolicy") -> Path:
     """
     path = OBJECTS / f"{name}.bpf.o"
     if not path.is_file():
-        raise BackendUnavailable("network policy", f"{path.name} is not in the package", "build it with `make -C bpf`, or use bcc")
+        raise BackendUnavailable(
+            "network policy", f"{path.name} is not in the package", "build it with `make -C bpf`, or use bcc"
+        )
     return path
 
 
-def load(specs: Mapping[str, ProgramSpec], *, sizes: Mapping[str, int] | None = None, name: str = "netpolicy") -> Dataplane:
+def load(
+    specs: Mapping[str, ProgramSpec], *, sizes: Mapping[str, int] | None = None, name: str = "netpolicy"
+) -> Dataplane:
     """Load the programs of ``specs`` from the compiled object, with libbpf.
 
     ``sizes``: max_entries by map name, where the caller chooses (flow tables).
@@ -178,7 +186,9 @@ def refusal(code: int, log: list[str]) -> BackendUnavailable | SetupError:
     """The error for a load that failed: whose it is depends on the errno."""
     if code in (errno.EPERM, errno.EACCES) and not any("R0" in text or "invalid" in text for text in log):
         return BackendUnavailable(
-            "network policy", "the kernel refuses bpf(2) to this user", "run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+            "network policy",
+            "the kernel refuses bpf(2) to this user",
+            "run as root or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
         )
     return SetupError("bpf-load", code, detail=f"\n{trimmed(log)}\n")
 

@@ -122,7 +122,9 @@ def library() -> LibBpf:
             return LibBpf(name)
         except OSError as error:
             why = str(error)
-    raise BackendUnavailable("network policy", f"libbpf 1.x cannot be loaded ({why})", "install libbpf1 (Debian), libbpf (Fedora)")
+    raise BackendUnavailable(
+        "network policy", f"libbpf 1.x cannot be loaded ({why})", "install libbpf1 (Debian), libbpf (Fedora)"
+    )
 
 
 def check(result: int, what: str) -> int:

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable
 from types import TracebackType
 
+from typing_extensions import Self
+
 from pytest_isolate.kernel.bpf.dataplane import Dataplane
 from pytest_isolate.kernel.bpf.libbpf import check, library
 
@@ -22,10 +24,12 @@ class Links:
         self._target = target
         self._fds: dict[str, int] = {}
 
-    def __enter__(self) -> Links:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @property

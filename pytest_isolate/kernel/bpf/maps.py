@@ -11,12 +11,10 @@ import errno
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from pytest_isolate.kernel.bpf.layout import MapSpec
 from pytest_isolate.kernel.bpf.libbpf import check, library
 
-_T = TypeVar("_T", bound=ctypes.Structure)
 _CHUNK = 4096  # keys of one batched read
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)  # 524: ENOTSUPP, which the kernel lets out
 
@@ -32,7 +30,9 @@ class Map:
 
     def __post_init__(self) -> None:
         size = self.spec.value_bytes
-        self._value = ctypes.create_string_buffer(self._stride * library().cpus if self.spec.type.per_cpu else max(size, 1))
+        self._value = ctypes.create_string_buffer(
+            self._stride * library().cpus if self.spec.type.per_cpu else max(size, 1)
+        )
 
     @property
     def _stride(self) -> int:
@@ -72,7 +72,9 @@ class Map:
             return
         result = library().bpf_map_update_batch(self.fd, keys, values, ctypes.byref(count), None)
         if -result in _NO_BATCH:
-            for key, value in zip(self._split(keys, self.spec.key_bytes), self._split(values, self.spec.value_bytes), strict=True):
+            for key, value in zip(
+                self._split(keys, self.spec.key_bytes), self._split(values, self.spec.value_bytes), strict=True
+            ):
                 self.update(key, value)
             return
         check(result, f"map {self.name} batch update")

@@ -28,7 +28,14 @@ from pytest_isolate.kernel.interfaces import Netns, loopback_up
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET, inside_netns, setns
 from pytest_isolate.network import AttachedPolicy, NetworkPolicy, PolicyEngine
 
-ADDRESSES = ("203.0.113.1/32", "203.0.113.7/32", "203.0.113.8/32", "203.0.113.53/32", "2001:db8::1/128", "2001:db8::7/128")
+ADDRESSES = (
+    "203.0.113.1/32",
+    "203.0.113.7/32",
+    "203.0.113.8/32",
+    "203.0.113.53/32",
+    "2001:db8::1/128",
+    "2001:db8::7/128",
+)
 LOADERS = {"libbpf": load, "bcc": bcc.load}
 
 

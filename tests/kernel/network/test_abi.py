@@ -38,11 +38,15 @@ def test_every_field_is_where_the_compiler_put_it(dumped, name):
 
 def test_every_number_is_the_same(dumped):
     theirs = {row[1]: int(row[2]) for row in dumped if row[0] == "number"}
-    ours: dict[str, int] = {"NP_MAGIC": layout.MAGIC, "NP_LIST_MAX": layout.LIST_MAX, "NP_RING_BYTES": layout.RING_BYTES}
+    ours: dict[str, int] = {
+        "NP_MAGIC": layout.MAGIC,
+        "NP_LIST_MAX": layout.LIST_MAX,
+        "NP_RING_BYTES": layout.RING_BYTES,
+    }
     for name in ("LISTS", "RULES", "REDIRECTS", "BUDGETS", "SEEN", "ACCEPTED", "ORIGINALS", "LINKS"):
         ours[f"NP_{name}"] = getattr(layout, name)
 
-    def members(kind: type[enum.IntEnum] | type[enum.IntFlag], prefix: str) -> None:
+    def members(kind: type[enum.IntEnum | enum.IntFlag], prefix: str) -> None:
         ours.update({f"NP_{prefix}{m.name}": int(m) for m in kind})
 
     members(layout.Verdict, "")

@@ -39,7 +39,9 @@ def test_a_denied_connect_answers_eperm_within_a_millisecond(box, listen, host):
         assert net.stats.connections_out == 1
         assert net.stats.denied_out == 5
         assert [e.port for e in net.denied] == [closed[1]] * 5
-        assert str(net.denied[0]).startswith(f"NETDENIED {'[' + host + ']' if ':' in host else host}:{closed[1]}/tcp by ")
+        assert str(net.denied[0]).startswith(
+            f"NETDENIED {'[' + host + ']' if ':' in host else host}:{closed[1]}/tcp by "
+        )
         assert "rule: default deny; allow with allow(" in str(net.denied[0])
 
 
@@ -90,7 +92,9 @@ def test_a_v4_mapped_address_is_the_ipv4_address_it_is(box, listen):
         assert box.run(work) == ["EPERM"] * 3
 
 
-@pytest.mark.parametrize(("wildcard", "reached"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::ffff:0.0.0.0", "127.0.0.1")])
+@pytest.mark.parametrize(
+    ("wildcard", "reached"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::ffff:0.0.0.0", "127.0.0.1")]
+)
 def test_the_wildcard_address_is_judged_as_the_loopback_it_reaches(box, listen, wildcard, reached):
     port = listen(reached).getsockname()[1]
     with box.attach(NetworkPolicy().allow(reached)):
@@ -205,7 +209,10 @@ def test_a_raw_packet_is_judged_as_a_packet(box, listen):
 
 def test_bytes_are_l3_and_both_directions_are_counted(box):
     def work():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+        ):
             two.bind((V4, 0))
             for _ in range(10):
                 one.sendto(b"x" * 32, two.getsockname())
@@ -268,7 +275,9 @@ def _with_hop_by_hop(address):
         made.sendto(b"x", address)
 
 
-@pytest.mark.parametrize(("host", "send", "l3_bytes"), [(V4, _with_ip_options, 20 + 8 + 8 + 1), (V6, _with_hop_by_hop, 40 + 16 + 8 + 1)])
+@pytest.mark.parametrize(
+    ("host", "send", "l3_bytes"), [(V4, _with_ip_options, 20 + 8 + 8 + 1), (V6, _with_hop_by_hop, 40 + 16 + 8 + 1)]
+)
 def test_options_and_extension_headers_hide_nothing(box, listen, host, send, l3_bytes):
     """per_packet: the hook itself has to find the port behind them."""
     server = listen(host, kind=socket.SOCK_DGRAM)
@@ -293,7 +302,7 @@ def test_icmp_is_allowed_and_denied_by_its_own_word(box):
         assert box.run(lambda: attempt(lambda: _ping(V4))[0]) == "ok"
         assert (net.stats.packets_out, net.stats.l3_bytes_out, net.stats.packets_in) == (1, 36, 1)
     with box.attach(NetworkPolicy().allow(V4, tcp=True, udp=True)) as net:
-        assert box.run(lambda: attempt(lambda: _ping(V4))) [0] == "EPERM"
+        assert box.run(lambda: attempt(lambda: _ping(V4)))[0] == "EPERM"
         assert "icmp=True" in str(net.denied[0])
 
 
@@ -317,8 +326,7 @@ def _serve_once(host, port, ready):
     with socket.create_server((host, port)) as server:
         server.settimeout(1)
         os.write(ready, b"x")
-        answer = attempt(lambda: server.accept()[0].close())[0]
-    return answer
+        return attempt(server.accept()[0].close)[0]
 
 
 def test_inbound_connections_are_counted_and_can_be_denied(box, netns):
@@ -443,6 +451,7 @@ def test_a_logged_flow_passes_and_is_reported_once(box, listen):
 def test_events_that_do_not_fit_are_counted(box):
     """256 KB hold about 2700 events; every attempt here is a flow of its own."""
     with box.attach(NetworkPolicy()) as net:
+
         def work():
             for port in range(1, 5001):
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
@@ -523,9 +532,17 @@ def test_a_change_of_policy_reaches_a_connected_datagram_socket(box, listen):
 
 def test_two_tests_in_parallel_never_see_each_others_counts(box, other_box, listen):
     one, two = listen(kind=socket.SOCK_DGRAM).getsockname(), listen(kind=socket.SOCK_DGRAM).getsockname()
-    with box.attach(NetworkPolicy().allow(V4, udp=[one[1]])) as first, other_box.attach(NetworkPolicy().allow(V4, udp=[two[1]])) as second:
+    with (
+        box.attach(NetworkPolicy().allow(V4, udp=[one[1]])) as first,
+        other_box.attach(NetworkPolicy().allow(V4, udp=[two[1]])) as second,
+    ):
         jobs = [
-            b.start(lambda mine=mine, theirs=theirs: [attempt(lambda: udp(mine, times=20000))[0], attempt(lambda: udp(theirs))[0]])
+            b.start(
+                lambda mine=mine, theirs=theirs: [
+                    attempt(lambda: udp(mine, times=20000))[0],
+                    attempt(lambda: udp(theirs))[0],
+                ]
+            )
             for b, mine, theirs in ((box, one, two), (other_box, two, one))
         ]
         assert [j.result() for j in jobs] == [["ok", "EPERM"]] * 2

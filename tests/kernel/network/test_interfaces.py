@@ -52,7 +52,11 @@ def test_a_private_network_reaches_the_host_end_and_nothing_else(pair, family):
         beyond = "203.0.113.1" if family == 4 else "2001:db8::1"
         with box.attach(NetworkPolicy(default=Verdict.ALLOW)):
             assert box.run(lambda: attempt(lambda: tcp(server.getsockname()[:2]))[0]) == "ok"
-            assert box.run(lambda: attempt(lambda: tcp((beyond, 80), 0.3))[0]) in ("TIMEOUT", "ENETUNREACH", "EHOSTUNREACH")
+            assert box.run(lambda: attempt(lambda: tcp((beyond, 80), 0.3))[0]) in (
+                "TIMEOUT",
+                "ENETUNREACH",
+                "EHOSTUNREACH",
+            )
 
 
 def _frame(subnet, port):
@@ -78,7 +82,10 @@ def test_packet_sockets_are_caught_at_the_host_end(pair, engine):
                 for _ in range(10):
                     made.sendto(_frame(subnet, port), ("eth0", ETH_P_IP, 0, 0, hardware))
 
-        with engine.attach_interface(host.fd, index, NetworkPolicy().allow(_host(subnet), udp=[port])) as link, box.attach(NetworkPolicy()) as net:
+        with (
+            engine.attach_interface(host.fd, index, NetworkPolicy().allow(_host(subnet), udp=[port])) as link,
+            box.attach(NetworkPolicy()) as net,
+        ):
             box.run(work)
             assert server.recv(10) == b"raw!"
             assert net.stats.packets_out == 0  # not seen there, which is why

@@ -96,15 +96,22 @@ def test_a_nested_policy_can_only_take_away(box, listen, hive, netns, engine):
     below = box.cgroup / "isolate-inner"
     below.mkdir()
     inner = Box(below, netns, engine)
-    with box.attach(NetworkPolicy().allow("203.0.113.7", tcp=[one[1]])), inner.attach(NetworkPolicy().allow("203.0.113.7")):
-        assert inner.run(lambda: [attempt(lambda: tcp(a))[0] for a in (one, two)]) == ["ok", "EPERM"]
+    with (
+        box.attach(NetworkPolicy().allow("203.0.113.7", tcp=[one[1]])),
+        inner.attach(NetworkPolicy().allow("203.0.113.7")),
+    ):
+        assert inner.run(lambda: [attempt(lambda a=a: tcp(a))[0] for a in (one, two)]) == ["ok", "EPERM"]
     inner.close()
     below.rmdir()
 
 
 def test_the_child_keeps_no_descriptor_of_ours(box, engine):
     def work():
-        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
+        links = [
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{fd}")
+        ]
         maps = Path("/proc/self/maps").read_text()
         return [[x for x in links if "bpf" in x], "anon_inode:bpf" in maps]
 
@@ -172,12 +179,15 @@ def test_what_does_not_compile_is_said_in_clangs_words():
 
 
 @pytest.mark.usefixtures("_bcc")
-@pytest.mark.parametrize(("source", "words"), [("raise ImportError('no module')", "python3-bpfcc"), ("x = 1", "unrelated")])
+@pytest.mark.parametrize(
+    ("source", "words"), [("raise ImportError('no module')", "python3-bpfcc"), ("x = 1", "unrelated")]
+)
 def test_a_missing_or_unrelated_bcc_names_the_right_package(tmp_path, monkeypatch, source, words):
     """An interpreter whose bcc is not bcc: the package of that name on the index."""
     (tmp_path / "bcc.py").write_text(source)
     fake = tmp_path / "python"
-    fake.write_text(f"#!/bin/sh\nshift\nexec {sys.executable} -c 'import sys, runpy; sys.path.insert(0, \"{tmp_path}\"); runpy.run_path(sys.argv[1], run_name=\"__main__\")' \"$@\"\n")
+    run = f'import sys, runpy; sys.path.insert(0, "{tmp_path}"); runpy.run_path(sys.argv[1], run_name="__main__")'
+    fake.write_text(f"#!/bin/sh\nshift\nexec {sys.executable} -c '{run}' \"$@\"\n")
     fake.chmod(0o755)
     monkeypatch.setattr(bcc, "interpreter", lambda: str(fake))
     with pytest.raises(BackendUnavailable, match=words):

@@ -67,7 +67,11 @@ def test_a_redirected_datagram_comes_back_from_the_address_asked_for(box, listen
 
 def test_an_ipv6_destination_can_be_redirected_to_ipv4_and_a_mapped_one_too(box, listen):
     real = listen("127.0.0.1")
-    policy = NetworkPolicy().redirect("[2001:db8::99]:443", to=real.getsockname()).redirect("203.0.113.99:443", to=real.getsockname())
+    policy = (
+        NetworkPolicy()
+        .redirect("[2001:db8::99]:443", to=real.getsockname())
+        .redirect("203.0.113.99:443", to=real.getsockname())
+    )
 
     def work():
         with tcp(("2001:db8::99", 443)) as one, tcp(("::ffff:203.0.113.99", 443)) as two:
@@ -133,7 +137,9 @@ def test_any_other_name_does_not_exist_at_once(box, hosts):
 def test_the_c_library_resolves_through_it(box, listen, hosts):
     port = listen(V4).getsockname()[1]
     with box.attach(NetworkPolicy().allow_host("db.test", tcp=[port])):
-        assert box.run(lambda: sorted({a[4][0] for a in socket.getaddrinfo("db.test", port, type=socket.SOCK_STREAM)})) == [V4]
+        assert box.run(
+            lambda: sorted({a[4][0] for a in socket.getaddrinfo("db.test", port, type=socket.SOCK_STREAM)})
+        ) == [V4]
         assert box.run(lambda: attempt(lambda: tcp((V4, port)))[0]) == "ok"
 
 
@@ -155,7 +161,9 @@ def test_a_host_that_does_not_resolve_has_no_address(box, hosts):
         assert box.run(lambda: _ask_udp("gone.test"))[:2] == [0, 0]
 
 
-@pytest.mark.parametrize("junk", [b"", b"x", b"\0" * 12, b"\0" * 17, query("a.test")[:-5], b"\0\0\x28" + query("a.test")[3:], b"\xff" * 600])
+@pytest.mark.parametrize(
+    "junk", [b"", b"x", b"\0" * 12, b"\0" * 17, query("a.test")[:-5], b"\0\0\x28" + query("a.test")[3:], b"\xff" * 600]
+)
 def test_junk_is_refused_and_never_stops_the_resolver(box, hosts, junk):
     with box.attach(NetworkPolicy().allow_host("db.test", tcp=True)):
         box.run(lambda: udp(("203.0.113.53", 53), junk))

@@ -19,7 +19,7 @@ _OFF_SQES = 0x10000000
 
 
 def connect_by_uring(address: tuple[str, int], sqpoll: bool) -> str:
-    """"ok" or the errno's name."""
+    """ "ok" or the errno's name."""
     libc = ctypes.CDLL(None, use_errno=True)
     params = ctypes.create_string_buffer(120)
     struct.pack_into("=IIIII", params, 0, 0, 0, _SQPOLL if sqpoll else 0, 0, 1000)
@@ -32,7 +32,9 @@ def connect_by_uring(address: tuple[str, int], sqpoll: bool) -> str:
     rings = mmap.mmap(ring, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=0)
     entries = mmap.mmap(ring, 64 * 4, mmap.MAP_SHARED | mmap.MAP_POPULATE, offset=_OFF_SQES)
     made = socket.socket()
-    name = ctypes.create_string_buffer(struct.pack("=H", socket.AF_INET) + struct.pack("!H", address[1]) + socket.inet_aton(address[0]) + b"\0" * 8, 16)
+    name = ctypes.create_string_buffer(
+        struct.pack("=H", socket.AF_INET) + struct.pack("!H", address[1]) + socket.inet_aton(address[0]) + b"\0" * 8, 16
+    )
     struct.pack_into("=BBHiQQIIQ", entries, 0, _CONNECT, 0, 0, made.fileno(), 16, ctypes.addressof(name), 0, 0, 0)
     struct.pack_into("=I", rings, sq[6], 0)
     struct.pack_into("=I", rings, sq[1], 1)

@@ -10,7 +10,15 @@ from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import Flag, Protocol
 from pytest_isolate.network.compile import address_bytes, address_of, compile_policy
 from pytest_isolate.network.resolver import nameservers
-from pytest_isolate.network.rules import NetworkPolicy, Verdict, is_host_name, parse_errno, parse_networks, parse_ports, split_endpoint
+from pytest_isolate.network.rules import (
+    NetworkPolicy,
+    Verdict,
+    is_host_name,
+    parse_errno,
+    parse_networks,
+    parse_ports,
+    split_endpoint,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +39,13 @@ def test_networks_as_users_write_them(written, meant):
 
 @pytest.mark.parametrize(
     ("written", "remedy"),
-    [("10.0.0.1/8", "10.0.0.0/8"), ("db.test", "allow_host"), ("10.0.0.256", "Write an address"), ("", "Write an address"), ("10.0.0.0/33", "Write an address")],
+    [
+        ("10.0.0.1/8", "10.0.0.0/8"),
+        ("db.test", "allow_host"),
+        ("10.0.0.256", "Write an address"),
+        ("", "Write an address"),
+        ("10.0.0.0/33", "Write an address"),
+    ],
 )
 def test_what_is_no_network_names_a_remedy(written, remedy):
     with pytest.raises(PolicyError, match=remedy):
