@@ -326,7 +326,7 @@ def _serve_once(host, port, ready):
     with socket.create_server((host, port)) as server:
         server.settimeout(1)
         os.write(ready, b"x")
-        return attempt(server.accept()[0].close)[0]
+        return attempt(lambda: server.accept()[0])[0]
 
 
 def test_inbound_connections_are_counted_and_can_be_denied(box, netns):
