@@ -57,8 +57,8 @@ cd "$DIRECTORY" || cd /
 case $USER_NAME:$CGROUP in
 root:*) /bin/sh /run/vm/command </dev/null & ;;
 # A login session of logind's, as ssh or a desktop would give: the user manager, its bus, its own part of the tree.
-*:systemd) systemd-run --quiet --pipe --wait --uid="$USER_NAME" -p PAMName=login -p WorkingDirectory="$PWD" /bin/sh /run/vm/command </dev/null & ;;
-*) setpriv --reuid "$USER_NAME" --regid "$USER_NAME" --init-groups -- env HOME="/home/$USER_NAME" /bin/sh /run/vm/command </dev/null & ;;
+*:systemd) /usr/bin/systemd-run --quiet --pipe --wait --uid="$USER_NAME" -p PAMName=login -p WorkingDirectory="$PWD" /bin/sh /run/vm/command </dev/null & ;;
+*) /usr/bin/setpriv --reuid "$USER_NAME" --regid "$USER_NAME" --init-groups -- env HOME="/home/$USER_NAME" /bin/sh /run/vm/command </dev/null & ;;
 esac
 wait $!
 status=$?

@@ -46,10 +46,10 @@ $B cp /bin/busybox /command /parameters /guest.sh run/vm/
 $B chmod 755 run/vm run/vm/*
 
 # A plain user that every root has, whatever its own passwd says.
-echo "isolate:x:1000:1000:plain user:/home/isolate:/bin/sh" >>etc/passwd
-echo "isolate:x:1000:" >>etc/group
+echo "isolate:x:4000:4000:plain user:/home/isolate:/bin/sh" >>etc/passwd
+echo "isolate:x:4000:" >>etc/group
 [ -e etc/shadow ] && echo "isolate:*:19000:0:99999:7:::" >>etc/shadow
-$B mkdir -p home/isolate && $B chown 1000:1000 home/isolate
+$B mkdir -p home/isolate && $B chown 4000:4000 home/isolate
 echo vm >etc/hostname
 
 if [ "$CGROUP" = systemd ]; then
