@@ -17,6 +17,9 @@ from dataclasses import dataclass
 MOUNT = "/sys/fs/cgroup"
 V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "cpuset", "blkio", "freezer", "hugetlb")
 
+#: File, frozen, thawed. A v1 group dies only when thawed.
+_FREEZERS = (("cgroup.freeze", "1", "0"), ("freezer.state", "FROZEN", "THAWED"))
+
 
 class Refused(Exception):
     """The kernel has no such limit, or not for us; the text says which file or call."""
@@ -114,13 +117,14 @@ class Group:
         return [int(word) for word in read(self.file("cgroup.procs")).split()]
 
     def kill(self) -> str:
-        """SIGKILL all, by cgroup.kill (Linux 5.14, v2) or one by one until none is left; says how."""
+        """SIGKILL all, and wait until none is left; says how: cgroup.kill (Linux 5.14, v2), or frozen so none escapes."""
         if self.has("cgroup.kill"):
             self.set("cgroup.kill", 1)
             self._wait_empty(lambda: None)
             return "cgroup.kill"
-        self._wait_empty(self._signal_all)
-        return "SIGKILL one by one"
+        freezer = next((known for known in _FREEZERS if self.has(known[0])), None)
+        self._wait_empty(lambda: self._signal_all(freezer))
+        return "freezer and SIGKILL" if freezer else "SIGKILL one by one"
 
     def remove(self) -> None:
         self.kill()
@@ -133,10 +137,14 @@ class Group:
                 time.sleep(0.02)
         raise TimeoutError(f"{self.path} stays busy with {self.pids()}")
 
-    def _signal_all(self) -> None:
+    def _signal_all(self, freezer: tuple[str, str, str] | None) -> None:
+        if freezer:
+            self.set(freezer[0], freezer[1])
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if freezer:
+            self.set(freezer[0], freezer[2])
 
     def _wait_empty(self, nudge: Callable[[], None]) -> None:
         deadline = time.monotonic() + 20
