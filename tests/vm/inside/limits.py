@@ -134,7 +134,7 @@ def io(layout: Layout) -> str:
         raise Refused("no scratch disk")
     number = os.stat(SCRATCH).st_rdev
     device = f"{os.major(number)}:{os.minor(number)}"
-    with layout.group("io" if "io" in layout.v2_controllers else "blkio") as group:
+    with layout.group("blkio" if "blkio" in layout.v1 else "io") as group:
         free_s = _timed(lambda: victims.run(group, lambda: victims.write_disk(SCRATCH, 4 * MIB)))
         if group.version == 2:
             group.set("io.max", f"{device} wbps={MIB}")
