@@ -166,7 +166,8 @@ class Filesystem:
 
     def __post_init__(self) -> None:
         _choice("filesystem root", self.root, ("host", "readonly", "minimal"))
-        for mount in (*self.binds, *self.overlays, *self.tmpfs):
+        mounts: tuple[Bind | Overlay | Tmpfs, ...] = (*self.binds, *self.overlays, *self.tmpfs)
+        for mount in mounts:
             if not mount.target.startswith("/"):
                 raise PolicyError("filesystem", f"target {mount.target!r} is relative", "write an absolute path")
 
@@ -272,7 +273,9 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> PolicyError:
     """The error for a name that is not among ``known``: suggests the nearest, else lists them all."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
-    return PolicyError(f"{kind} {word!r}", "unknown", f"did you mean {near[0]!r}?" if near else "use " + ", ".join(names))
+    return PolicyError(
+        f"{kind} {word!r}", "unknown", f"did you mean {near[0]!r}?" if near else "use " + ", ".join(names)
+    )
 
 
 def _positive(what: str, value: float | None) -> None:

@@ -111,9 +111,11 @@ class Reader:
         self._fd = fd
         self._buffer = bytearray()
         self.eof = False
+        self.received = 0
 
     def frames(self) -> list[tuple[str, Any]]:
-        """Read what is there; return the frames that are complete. Sets ``eof`` at the end of the stream.
+        """Read what is there; return the frames that are complete. Sets ``eof`` at the end of the stream,
+        ``received`` counts bytes.
 
         Raises:
             WireError: not a frame of ours. Nothing after it can be trusted.
@@ -133,6 +135,7 @@ class Reader:
         except ConnectionResetError:
             chunk = b""
         self.eof = not chunk
+        self.received += len(chunk)
         self._buffer += chunk
 
     def _next(self) -> tuple[str, Any] | None:

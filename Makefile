@@ -1,0 +1,49 @@
+# The developers' commands. Every one of them may be run on a bare machine, again and again, and asks nothing.
+# .ci/prepare installs what the system lacks, by name, and says what for; the rest lives in .venv and build/.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+SOURCES := pyproject.toml setup.py $(wildcard native/Makefile native/src/* native/include/* bpf/Makefile bpf/*.[ch])
+
+.PHONY: help try test lint format perf-test prepared clean
+
+help:
+	@echo 'make try        shows on a small suite what --isolate catches'
+	@echo 'make test       runs the test suite (ARGS="-k name" chooses)'
+	@echo 'make lint       ruff, clang-format, mypy, import-linter'
+	@echo 'make format     rewrites the sources as lint wants them'
+	@echo 'make perf-test  measures what a test costs'
+	@echo 'make clean      removes what was built, and .venv'
+
+prepared:
+	@PYTHON=$(PYTHON) bash .ci/prepare
+
+.venv/.installed: $(SOURCES) | prepared
+	@echo "== a virtual environment in .venv, with this checkout in it"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -e '.[test]'
+	@touch $@
+
+try: .venv/.installed
+	@$(BIN)/python .ci/try.py $(ARGS)
+
+test: .venv/.installed
+	@$(BIN)/python -m pytest $(ARGS)
+
+.venv/.tox: | .venv/.installed
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q 'tox>=4.14'
+	@touch $@
+
+lint: .venv/.tox
+	@$(BIN)/tox run -q -e lint,type,layers
+
+format: .venv/.tox
+	@$(BIN)/tox exec -q -e lint -- sh -c 'ruff check --fix . ; ruff format . ; git ls-files "native/*.[ch]" "bpf/*.[ch]" | xargs -r clang-format -i --style=file'
+
+perf-test: .venv/.installed
+	@$(BIN)/python benchmarks/per_test.py $(ARGS)
+
+clean:
+	@if [ -f native/Makefile ]; then $(MAKE) -s -C native clean; fi
+	@if [ -f bpf/Makefile ]; then $(MAKE) -s -C bpf clean; fi
+	rm -rf .venv .tox build dist *.egg-info pytest_isolate/_native pytest_isolate/_bpf .mypy_cache .ruff_cache .pytest_cache

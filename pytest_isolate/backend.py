@@ -1,0 +1,76 @@
+"""The extension contract's values: what a backend is, and what it gives back.
+
+Owns: the protocols Backend and Process. Refuses: to choose (registry.py) or to start anything itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from pytest_isolate.kernel.native import Exited
+from pytest_isolate.outcome import Leftover
+from pytest_isolate.policy import Policy
+
+
+@runtime_checkable
+class Process(Protocol):
+    """A process that was started under a policy. Owns its file descriptors; ``close`` may be called twice.
+
+    ``pid`` is the host's number of the program or test; ``pidfd`` becomes readable when it ends.
+    """
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def pidfd(self) -> int: ...
+    def wait(self, timeout_s: float | None = None) -> Exited | None:
+        """Return how it ended, or None when it still runs after ``timeout_s`` (None: wait for ever)."""
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the program alone; one that has ended is no error."""
+
+    def kill(self) -> None:
+        """SIGKILL the whole tree, as far as the backend can see it."""
+
+    def leftovers(self) -> list[Leftover]:
+        """What else still lives in the sandbox."""
+
+    def reap(self, block: bool) -> bool:
+        """Collect what has ended; True when nothing is left to collect."""
+
+    def close(self) -> None:
+        """Close every descriptor."""
+
+
+class Backend(Protocol):
+    """A way to start processes under a policy."""
+
+    name: str
+
+    def lacks(self, policy: Policy) -> list[str]:
+        """What of ``policy`` it cannot enforce on this host, each as ``what: why. remedy``; empty when it can."""
+
+    def fork(self, policy: Policy) -> Process | None:
+        """Fork the calling interpreter into a sandbox; None in the child.
+
+        Raises:
+            SetupError: the sandbox could not be made; names step and errno.
+        """
+
+    def spawn(
+        self,
+        policy: Policy,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin_fd: int = -1,
+        stdout_fd: int = -1,
+        stderr_fd: int = -1,
+    ) -> Process:
+        """Start a program in a sandbox. A descriptor of -1 is inherited.
+
+        Raises:
+            SetupError: the sandbox could not be made or the program not executed; names step and errno.
+        """

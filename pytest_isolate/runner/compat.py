@@ -1,0 +1,246 @@
+"""Every private name of pytest that the runner touches, each guarded, in one place. pytest 7.4 to main.
+
+Owns: the answer to "where does pytest keep X"; CI runs it against pytest's main branch.
+Refuses: to decide anything about isolation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from _pytest import runner as _runner
+from _pytest.fixtures import FixtureDef
+from _pytest.scope import Scope
+from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
+
+try:
+    from _pytest.subtests import SubtestReport, failed_subtests_key
+except ImportError:  # before pytest 9.0
+    SubtestReport = None  # type: ignore[assignment,misc]
+    failed_subtests_key = None  # type: ignore[assignment]
+try:
+    from _pytest.faulthandler import fault_handler_stderr_fd_key
+except ImportError:  # named differently in a pytest to come
+    fault_handler_stderr_fd_key = None  # type: ignore[assignment]
+try:
+    from _pytest.warnings import catch_warnings_for_item
+except ImportError:
+    catch_warnings_for_item = None  # type: ignore[assignment]
+
+__all__ = ["evaluate_xfail_marks"]
+
+# pytest-asyncio keeps one event loop per scope in fixtures of these names; a loop cannot be shared over a fork.
+_LOOP_FIXTURE = re.compile(r"_(class|module|package|session)_scoped_runner|.*event_loop")
+
+
+def protocol_owners(item: pytest.Item, ours: object) -> Iterator[Any]:
+    """The implementations of pytest_runtest_protocol that may run the item, in call order: not ours, no wrappers.
+
+    The last one is pytest's own; one before it (rerunfailures, flaky, pytest-retry) repeats the test as it likes.
+    """
+    for impl in reversed(item.ihook.pytest_runtest_protocol.get_hookimpls()):
+        if impl.plugin is ours or impl.hookwrapper or getattr(impl, "wrapper", False):
+            continue
+        yield impl
+
+
+def keep_only(config: pytest.Config, plugin: object, hooks: tuple[str, ...]) -> None:
+    """Leave ``plugin`` as the only implementation of ``hooks``: in a child, the other listeners are the parent's."""
+    for name in hooks:
+        caller = getattr(config.hook, name)
+        caller._hookimpls[:] = [impl for impl in caller._hookimpls if impl.plugin is plugin]
+
+
+def forget_finalizers(session: pytest.Session) -> None:
+    """Empty every inherited finalizer list: what the parent set up is the parent's to tear down."""
+    stack = session._setupstate.stack
+    for node, (_, exception) in list(stack.items()):
+        stack[node] = ([], exception)
+
+
+def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:
+    session._setupstate.teardown_exact(nextitem)
+
+
+def set_up_collectors(item: pytest.Item, limit: Any) -> None:
+    """Set up the collectors above ``item`` down to, and without, ``limit`` (None: all of them)."""
+    chain = item.listchain()[:-1]
+    last = chain[: chain.index(limit)][-1] if limit in chain else chain[-1]
+    item.session._setupstate.setup(last)  # type: ignore[arg-type]
+
+
+def _is_async(definition: FixtureDef[Any]) -> bool:
+    function = inspect.unwrap(definition.func)
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _bound_to_loop(name: str, definitions: dict[str, Any], seen: set[str]) -> bool:
+    """True when the fixture, or one that it asks for, is async or holds an event loop."""
+    if name in seen:
+        return False
+    seen.add(name)
+    for definition in definitions.get(name) or ():
+        if _LOOP_FIXTURE.fullmatch(name) and definition._scope > Scope.Function:
+            return True
+        if _is_async(definition) or any(_bound_to_loop(arg, definitions, seen) for arg in definition.argnames):
+            return True
+    return False
+
+
+def set_up_wide_fixtures(item: pytest.Item, widest: Scope) -> None:
+    """Instantiate the item's fixtures of scope wider than ``widest``, except those bound to an event loop.
+
+    A fixture that fails keeps its exception; whoever asks for it next, in whatever process, gets it again.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    if info is None:
+        return
+    if not getattr(item, "_request", None):
+        item._initrequest()  # type: ignore[attr-defined]
+    with _active(item):
+        for name in info.names_closure:
+            definitions = info.name2fixturedefs.get(name)
+            if not definitions or fixture_scope(item, name, definitions[-1]) <= widest:
+                continue
+            if not _bound_to_loop(name, info.name2fixturedefs, set()):
+                item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _active(item: pytest.Item) -> Iterator[None]:
+    """Let the item count as set up while fixtures are made for it: pytest 9.1 on refuses them otherwise."""
+    stack = item.session._setupstate.stack
+    stack[item] = ([], None)
+    try:
+        yield
+    finally:
+        del stack[item]
+
+
+def fixture_scope(item: pytest.Item, name: str, definition: FixtureDef[Any]) -> Scope:
+    """The scope it has for this item: parametrize(scope=...) overrides the fixture's own."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and name in callspec.params:
+        return callspec._arg2scope.get(name, definition._scope)
+    return definition._scope
+
+
+def wide_parameters(item: pytest.Item, widest: Scope) -> tuple[tuple[str, int], ...]:
+    """Which parameter of each wide fixture the item uses: two items may share a process only if these agree."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None:
+        return ()
+    scopes = callspec._arg2scope
+    return tuple(sorted((n, i) for n, i in callspec.indices.items() if scopes.get(n, Scope.Function) > widest))
+
+
+def forget_item(item: pytest.Item) -> None:
+    """As runtestprotocol leaves it: a rerun makes a new request."""
+    if hasattr(item, "_request"):
+        item._request = False
+        item.funcargs = None  # type: ignore[attr-defined]
+
+
+def current_test(item: pytest.Item, when: Any) -> None:
+    """Set or clear PYTEST_CURRENT_TEST."""
+    with contextlib.suppress(KeyError):
+        _runner._update_current_test_var(item, when)
+
+
+@contextlib.contextmanager
+def phase(item: pytest.Item, when: str) -> Iterator[None]:
+    """What runs here on behalf of an item is named in the environment, captured and logged as a phase of it."""
+    logs = item.config.pluginmanager.getplugin("logging-plugin")
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    with contextlib.ExitStack() as stack:
+        current_test(item, when)
+        stack.callback(current_test, item, None)
+        if capture is not None:
+            stack.enter_context(capture.item_capture(when, item))
+        if logs is not None:
+            stack.enter_context(_logged(logs, item, when))
+        yield
+
+
+@contextlib.contextmanager
+def _logged(plugin: Any, item: pytest.Item, when: str) -> Iterator[None]:
+    """Collect log records of one phase as a section, by pytest's own handler and formatter."""
+    from _pytest.logging import catching_logs
+
+    handler = plugin.report_handler
+    with catching_logs(handler, level=plugin.log_level):
+        handler.reset()
+        try:
+            yield
+        finally:
+            item.add_report_section(when, "log", handler.stream.getvalue().strip())
+
+
+def redirect_capture(config: pytest.Config, out_fd: int, err_fd: int) -> None:
+    """Let global fd capture write into files of the parent's: after a crash they hold the phase that crashed."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    streams = getattr(capture, "_global_capturing", None)
+    for stream, fd in ((getattr(streams, "out", None), out_fd), (getattr(streams, "err", None), err_fd)):
+        if hasattr(stream, "targetfd_save"):
+            os.dup2(fd, stream.tmpfile.fileno())
+
+
+def faulthandler_fd(config: pytest.Config) -> int:
+    """The descriptor that faulthandler writes to, or -1."""
+    key = fault_handler_stderr_fd_key
+    return config.stash.get(key, -1) if key is not None else -1
+
+
+def captures_fds(config: pytest.Config) -> bool:
+    return bool(config.getoption("capture", "fd") == "fd")
+
+
+def caught_warnings(item: pytest.Item) -> Any:
+    """Collect the item's warnings and announce each by pytest_warning_recorded, as pytest's own protocol does."""
+    if catch_warnings_for_item is None or not item.config.pluginmanager.has_plugin("warnings"):
+        return contextlib.nullcontext()
+    return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
+
+
+def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) -> bool:
+    """True for the report of a subtest; a failed one is counted, so that the test it belongs to fails."""
+    if SubtestReport is None or not isinstance(report, SubtestReport):
+        return False
+    if report.failed:
+        config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1
+    return True
+
+
+def make_base_temp(config: pytest.Config) -> str | None:
+    """Create the run's base temporary directory now: made first in a child, each child would make one of its own."""
+    factory = getattr(config, "_tmp_path_factory", None)
+    return str(factory.getbasetemp()) if factory is not None else None
+
+
+def is_skipped(item: pytest.Item) -> bool:
+    """True when a mark of the item skips it; a condition that cannot be evaluated is the child's to report."""
+    try:
+        return evaluate_skip_marks(item) is not None
+    except BaseException:
+        return False
+
+
+def flush(config: pytest.Config) -> None:
+    """Write out what is buffered: a fork would otherwise print it twice, an _exit lose it."""
+    terminal = config.pluginmanager.getplugin("terminalreporter")
+    for stream in (sys.stdout, sys.stderr, getattr(getattr(terminal, "_tw", None), "_file", None)):
+        if stream is not None:
+            with contextlib.suppress(ValueError, OSError):
+                stream.flush()
+
+
+def report_sections(item: pytest.Item) -> list[tuple[str, str]]:
+    """What was captured for the item in this process so far, titled as in a report."""
+    return [(f"Captured {key} {when}", content) for when, key, content in item._report_sections]

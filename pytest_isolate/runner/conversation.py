@@ -1,0 +1,380 @@
+"""Parent side of one item: reads the frames of its process, re-logs its reports, keeps its deadline.
+
+Owns: the order in which reporters hear of an item, the deadline, and the verdict when the process ends early.
+Refuses: to start processes (protocol.py) and to word failures (crash.py).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pytest_isolate.backend import Process
+from pytest_isolate.outcome import Cause, ExitStatus, Leftover
+from pytest_isolate.runner import child, compat, crash, wire
+from pytest_isolate.units import format_seconds
+
+#: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
+_DUMP_S = 0.3
+_INTERRUPT_S = 5.0
+#: What a process that has said its last word may take to end before it counts as hanging.
+_EXIT_S = 10.0
+#: What is on its way out when the test ends (a resource tracker, a shell's last child) is no leak.
+LEAK_GRACE_S = 0.25
+_COSTS = ("user_s", "system_s", "max_rss_bytes")
+_PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
+
+
+@dataclass(slots=True, kw_only=True)
+class TestProcess:
+    """A test's process with its channel and output files. Owner of the last two."""
+
+    __test__ = False
+
+    channel_fd: int
+    outputs: crash.Outputs
+    reader: wire.Reader
+    process: Process = field(init=False)
+    item: pytest.Item = field(init=False)
+    group: Any = None
+
+    def send_run(self, place: int, following: int | None) -> None:
+        wire.send(self.channel_fd, "run", {"item": place, "next": following})
+
+    def send_end(self) -> None:
+        wire.send(self.channel_fd, "end")
+
+    def close(self) -> None:
+        if self.channel_fd >= 0:
+            os.close(self.channel_fd)
+            self.channel_fd = -1
+            self.outputs.close()
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a conversation came to."""
+
+    control: dict[str, Any] | None = None
+    died: bool = False
+    leftovers: list[Leftover] = field(default_factory=list)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+
+    @property
+    def over(self) -> bool:
+        """True when its process takes no further item."""
+        return self.died or self.control is not None
+
+
+class Conversation:
+    """One item, from its first frame to its last."""
+
+    def __init__(self, item: pytest.Item, worker: TestProcess, *, timeout_s: float | None, grace_s: float, slow_s: float) -> None:
+        self._item = item
+        self._ihook = item.ihook
+        self._worker = worker
+        self._began = time.monotonic()
+        self._phase_start = time.time()
+        self._deadline = None if timeout_s is None else self._began + timeout_s
+        self._timeout_s = timeout_s
+        self._grace_s = grace_s
+        self._slow_at: float | None = self._began + slow_s
+        self._debugging = False
+        self._phases = 0
+        self._sections: list[tuple[str, str]] = []
+        self._held: pytest.TestReport | None = None
+        self._started = True
+        self._finish_pending = False
+        self._done: dict[str, Any] | None = None
+        self._eof = False
+        self._garbage = ""
+        self._timed_out = False
+        self.setup_s = 0.0
+        self.verdict = Verdict()
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> Verdict:
+        """Listen until the item is done or its process has ended."""
+        try:
+            self._listen()
+        except KeyboardInterrupt:
+            self._interrupt()
+        if self._done is None:
+            self._died()
+        else:
+            self.verdict.evidence = self._done
+            self.verdict.control = self._done["control"]
+            self._apply_stop()
+        return self.verdict
+
+    def _listen(self) -> None:
+        poller = select.poll()
+        poller.register(self._worker.channel_fd, select.POLLIN)
+        poller.register(self._worker.process.pidfd, select.POLLIN)
+        while self._done is None:
+            ready = dict(poller.poll(self._wait_ms()))
+            if self._worker.channel_fd in ready and not self._read():
+                poller.unregister(self._worker.channel_fd)
+            elif self._worker.process.pidfd in ready:
+                self._drain()
+                return
+            if self._done is None and not self._keep_time():
+                return
+
+    def _wait_ms(self) -> int | None:
+        times = [at for at in (self._deadline, self._slow_at) if at is not None]
+        if not times or self._debugging:
+            return None
+        return max(0, int((min(times) - time.monotonic()) * 1000) + 1)
+
+    def _read(self) -> bool:
+        """Handle what arrived; False at the end of the stream."""
+        try:
+            for kind, data in self._worker.reader.frames():
+                self._handle(kind, data)
+        except (wire.WireError, LookupError, TypeError, ValueError, AttributeError) as error:
+            self._garbage = str(error) or type(error).__name__
+            self._worker.process.kill()
+            return False
+        self._eof = self._worker.reader.eof
+        return not self._eof
+
+    def _drain(self) -> None:
+        """The process has ended: what it had sent before is still in the channel."""
+        os.set_blocking(self._worker.channel_fd, False)
+        while not self._eof and not self._garbage and self._done is None:
+            before = self._worker.reader.received
+            if not self._read() or self._worker.reader.received == before:
+                return
+
+    def _keep_time(self) -> bool:
+        """Say SLOW when it is; at the deadline end the test. False when it was ended."""
+        now = time.monotonic()
+        if self._debugging:
+            return True
+        if self._slow_at is not None and now >= self._slow_at:
+            self._slow_at = None
+            say_slow(self._item, now - self._began, self._deadline)
+        if self._deadline is None or now < self._deadline:
+            return True
+        self._time_out()
+        return False
+
+    def _time_out(self) -> None:
+        """Stacks of all threads, then SIGTERM, grace, SIGKILL of the whole tree."""
+        self._timed_out = True
+        process = self._worker.process
+        process.signal(child.DUMP_SIGNAL)
+        process.wait(_DUMP_S)
+        process.signal(signal.SIGTERM)
+        process.wait(self._grace_s)
+        self.verdict.leftovers = process.leftovers()
+        process.kill()
+
+    def _interrupt(self) -> None:
+        """Ctrl-C: let the test tear its own fixtures down, for a while; a second Ctrl-C ends it at once."""
+        self.verdict.interrupted = True
+        self._deadline, self._slow_at = time.monotonic() + _INTERRUPT_S, None
+        self._worker.process.signal(signal.SIGINT)
+        try:
+            self._listen()
+        except KeyboardInterrupt:
+            self._worker.process.kill()
+
+    # -- frames -------------------------------------------------------------------------------------------------
+
+    def _handle(self, kind: str, data: Any) -> None:
+        match kind:
+            case "report":
+                self._relay(self._report(data))
+            case "warning":
+                relay_warning(self._item, data)
+            case "start":
+                self._restart()
+            case "finish":
+                self._finish_pending = True
+            case "timer":
+                timeout_s = data["timeout_s"]
+                self._timeout_s = timeout_s
+                self._deadline = None if timeout_s is None else time.monotonic() + float(timeout_s)
+            case "debugger":
+                self._debugging = True
+            case "done":
+                self._done = {"control": data["control"], **data}
+            case _:
+                raise wire.WireError(f"a frame of kind {kind[:20]!r}")
+
+    def _report(self, data: Any) -> pytest.TestReport:
+        report = self._item.config.hook.pytest_report_from_serializable(config=self._item.config, data=data)
+        if report is None or not hasattr(report, "when"):
+            raise wire.WireError("a report that pytest does not know")
+        return report  # type: ignore[no-any-return]
+
+    def _relay(self, report: pytest.TestReport) -> None:
+        if compat.count_failed_subtest(self._item.config, self._item, report):
+            self._log(report)
+            return
+        if report.when == "setup":
+            self._phases = 0
+            report.duration += self.setup_s
+        self._phases += 1
+        self._phase_start = time.time()
+        self._sections = list(report.sections)
+        self.flush()
+        if report.when == "teardown":
+            self._held = report  # the parent's own teardown may have something to add
+        else:
+            self._log(report)
+
+    def _log(self, report: pytest.TestReport) -> None:
+        self._ihook.pytest_runtest_logreport(report=report)
+
+    def _restart(self) -> None:
+        """The protocol's owner repeats the item: its reporters hear of it as they would without us."""
+        if self._finish_pending:
+            self.flush()
+            self._ihook.pytest_runtest_logfinish(nodeid=self._item.nodeid, location=self._item.location)
+            self._finish_pending = False
+            self._started = False
+        if not self._started:
+            self._ihook.pytest_runtest_logstart(nodeid=self._item.nodeid, location=self._item.location)
+            self._started = True
+
+    def flush(self) -> None:
+        """Log the teardown report that was held back."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._log(held)
+
+    # -- endings ------------------------------------------------------------------------------------------------
+
+    def _apply_stop(self) -> None:
+        assert self._done is not None
+        session = self._item.session
+        for name in ("shouldstop", "shouldfail"):
+            reason = self._done.get(name)
+            if reason and not getattr(session, name):
+                setattr(session, name, reason if isinstance(reason, str) else True)
+        if self._done.get("execution_count") is not None:
+            self._item.execution_count = self._done["execution_count"]  # type: ignore[attr-defined]
+
+    def _died(self) -> None:
+        """The process ended, or was ended, before the item was done: blame the phase that was under way."""
+        process = self._worker.process
+        exited = process.wait(_EXIT_S)
+        if exited is None:
+            process.kill()
+            exited = process.wait(_EXIT_S)
+        self.verdict.died = True
+        if not self.verdict.leftovers and exited is not None and exited.leftovers:
+            self.verdict.leftovers = living_leftovers(process)
+        if self.verdict.interrupted:
+            return
+        status = exited.status if exited is not None else ExitStatus(signal=signal.SIGKILL)
+        when = _PHASES[min(self._phases, 2)]
+        self._blame(when, self._ending(status, when))
+
+    def _ending(self, status: ExitStatus, when: crash.When) -> crash.Ending:
+        if self._timed_out:
+            assert self._timeout_s is not None
+            return crash.Ending(
+                text=f"TIMEOUT: the test's {when} was still running after {format_seconds(self._timeout_s)}; "
+                "it was ended with all it had started",
+                cause=Cause.TIMEOUT,
+            )
+        if status.signal == signal.SIGXCPU:
+            return crash.Ending(text=f"CPU: the test used up its CPU time during {when} ({status})", cause=Cause.CPU)
+        return crash.ended_early(status, when, garbage=self._garbage)
+
+    def _blame(self, when: crash.When, ending: crash.Ending) -> None:
+        sections = [*(self._sections or compat.report_sections(self._item)), *self._worker.outputs.sections(when)]
+        report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
+        self.flush()
+        if when == "teardown":
+            self._held = report
+            return
+        self._log(report)
+        self._held = crash.passed(self._item, "teardown", sections=sections)
+
+    def finish(self, outcome: pytest.TestReport | None, sections: list[tuple[str, str]]) -> None:
+        """Add what the parent's own teardown found, log what is held, close the item."""
+        if self._held is not None:
+            self._held.sections.extend(sections)
+            if outcome is not None and self._held.passed:
+                outcome.sections = self._held.sections
+                outcome.user_properties = self._held.user_properties
+                self._held, outcome = outcome, None
+        self.flush()
+        if outcome is not None:
+            self._log(outcome)
+
+    def leaked(self, leftovers: list[Leftover], *, fail: bool) -> None:
+        """Name what the test left behind on its teardown report; with ``fail`` that is the outcome."""
+        text = "LEAK: the test left processes behind; they were killed\n" + "\n".join(map(str, leftovers))
+        if self._held is None:
+            return
+        if fail and self._held.passed:
+            self._held.outcome = "failed"
+            self._held.longrepr = text
+        else:
+            self._held.sections.append(("Leaked processes", text))
+        if not hasattr(self._held, "isolate_cause"):
+            self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
+
+    def note(self, evidence: dict[str, Any]) -> None:
+        """Put the cost of the test on its last report, where junit and other reporters find it."""
+        if self._held is None or not evidence:
+            return
+        wall_s = round(time.monotonic() - self._began, 6)
+        self._held.user_properties = [
+            *self._held.user_properties,
+            ("isolate_wall_s", wall_s),
+            *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
+        ]
+
+
+def living_leftovers(process: Process) -> list[Leftover]:
+    """What is still alive after a short grace for what is on its way out."""
+    end = time.monotonic() + LEAK_GRACE_S
+    while (found := process.leftovers()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
+def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> None:
+    """One line on the terminal while the test runs; nothing with -q."""
+    terminal = item.config.pluginmanager.getplugin("terminalreporter")
+    if terminal is None or item.config.get_verbosity() < 0:
+        return
+    ends = f", ends in {format_seconds(deadline - time.monotonic())}" if deadline is not None else ""
+    terminal.ensure_newline()
+    terminal.write_line(f"SLOW {item.nodeid}: running for {format_seconds(elapsed_s)}{ends}", yellow=True)
+
+
+def relay_warning(item: pytest.Item, data: dict[str, Any]) -> None:
+    """Announce a child's warning as pytest would have announced it here."""
+    module, name = data["category"]
+    category = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(category, type) and issubclass(category, Warning)):
+        category = UserWarning
+    message = warnings.WarningMessage(
+        UserWarning(data["text"]), category, data["filename"], int(data["lineno"]), line=data["line"]
+    )
+    item.ihook.pytest_warning_recorded.call_historic(
+        kwargs={
+            "warning_message": message,
+            "when": data["when"],
+            "nodeid": data["nodeid"],
+            "location": data["location"],
+        }
+    )

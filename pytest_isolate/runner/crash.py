@@ -1,0 +1,144 @@
+"""Reports for what a test could not report itself: a crash, a time-out, an early exit, garbage on the channel.
+
+Owns: the words of such a failure and the report that carries them.
+Refuses: the makereport hook: wrappers of other plugins expect state that only the child had.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from pytest_isolate.outcome import Cause, ExitStatus
+from pytest_isolate.runner import child, compat
+
+_MAX_OUTPUT_BYTES = 2 * 1024 * 1024
+When = Literal["setup", "call", "teardown"]
+
+
+class IsolatedCrash(Exception):
+    """Stands for the end of a test's process; xfail(raises=...) compares against it."""
+
+
+@dataclass(slots=True)
+class Outputs:
+    """Files of the parent's that hold what the current phase has written. Owner of its descriptors."""
+
+    out_fd: int
+    err_fd: int
+    trace_fd: int
+
+    @classmethod
+    def make(cls) -> Outputs:
+        flags = os.MFD_CLOEXEC
+        return cls(*(os.memfd_create(f"isolate-{name}", flags) for name in ("out", "err", "trace")))
+
+    def close(self) -> None:
+        for fd in (self.out_fd, self.err_fd, self.trace_fd):
+            os.close(fd)
+
+    def sections(self, when: str) -> list[tuple[str, str]]:
+        """What was written since the last report, as report sections; empty ones are left out."""
+        texts = (
+            (f"Captured stdout {when}", _text(self.out_fd)),
+            (f"Captured stderr {when}", _text(self.err_fd)),
+            ("Python stacks at the end", without_runner_frames(_text(self.trace_fd))),
+        )
+        return [(title, text) for title, text in texts if text]
+
+
+def _text(fd: int) -> str:
+    size = os.fstat(fd).st_size
+    head = os.pread(fd, min(size, _MAX_OUTPUT_BYTES), 0)
+    text = child.cut(head.decode("utf-8", "replace"))
+    return text if size <= _MAX_OUTPUT_BYTES else f"{text}\n[... {size - _MAX_OUTPUT_BYTES} more bytes not shown ...]"
+
+
+_RUNNER_FRAME = re.compile(r'^  File "[^"]*(/_pytest/|/pluggy/|/pytest/__main__|/pytest_isolate/runner/|<frozen runpy>)')
+
+
+def without_runner_frames(text: str) -> str:
+    """Leave pytest's own frames out of faulthandler's stacks, and say how many; the test's are what is looked for."""
+    kept: list[str] = []
+    hidden = 0
+    for line in [*text.splitlines(), ""]:
+        if _RUNNER_FRAME.match(line):
+            hidden += 1
+            continue
+        if hidden:
+            kept.append(f"  ({hidden} frames of pytest not shown)")
+            hidden = 0
+        kept.append(line)
+    return "\n".join(kept).rstrip("\n")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """Why a test's process ended before it had reported everything."""
+
+    text: str
+    cause: Cause | None = None
+
+
+def ended_early(status: ExitStatus, when: When, *, garbage: str) -> Ending:
+    """Words for a process that ended, or was ended, without having said so."""
+    if garbage:
+        return Ending(text=f"the test wrote to pytest-isolate's report channel during {when}: {garbage}")
+    if status.code == child.EXIT_CHANNEL_GONE:
+        return Ending(text=f"the test closed pytest-isolate's report channel during {when}: a descriptor it did not open")
+    if status.code == child.EXIT_OUR_FAULT:
+        return Ending(text=f"pytest-isolate itself failed in the test's process during {when}", cause=Cause.SETUP)
+    if status.signal is not None:
+        core = ", core dumped" if status.core_dumped else ""
+        return Ending(text=f"the test's process was {status} during {when}{core}")
+    return Ending(text=f"the test's process {status} before reporting, during {when} (os._exit, or a C library's exit)")
+
+
+def report(
+    item: pytest.Item, when: When, ending: Ending, *, start: float, sections: list[tuple[str, str]]
+) -> pytest.TestReport:
+    """A failed report of phase ``when``; xfail marks of the item are honoured."""
+    stop = time.time()
+    found = _make(item, when, ending.text, start, stop)
+    found.sections = sections
+    if ending.cause is not None:
+        found.isolate_cause = ending.cause.value  # type: ignore[attr-defined]
+    if when != "teardown":
+        _honour_xfail(item, found)
+    return found
+
+
+def _make(item: pytest.Item, when: When, text: str, start: float, stop: float) -> pytest.TestReport:
+    def fail() -> None:
+        raise IsolatedCrash(text)
+
+    call = pytest.CallInfo.from_call(fail, when=when)
+    call.start, call.stop, call.duration = start, stop, stop - start
+    found = pytest.TestReport.from_item_and_call(item, call)
+    found.outcome = "failed"
+    found.longrepr = text
+    return found
+
+
+def passed(item: pytest.Item, when: When, *, sections: list[tuple[str, str]]) -> pytest.TestReport:
+    """The report of a phase that found nothing to object."""
+    found = pytest.TestReport.from_item_and_call(item, pytest.CallInfo.from_call(lambda: None, when=when))
+    found.sections = sections
+    return found
+
+
+def _honour_xfail(item: pytest.Item, found: pytest.TestReport) -> None:
+    expected = compat.evaluate_xfail_marks(item)
+    if expected is None or item.config.option.runxfail:
+        return
+    raises = expected.raises
+    if raises is None or (isinstance(raises, type | tuple) and issubclass(IsolatedCrash, raises)):
+        found.outcome = "skipped"
+        found.wasxfail = expected.reason  # type: ignore[attr-defined]
+
+

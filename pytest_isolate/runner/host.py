@@ -1,0 +1,81 @@
+"""What this host can do for this run: one backend per policy, found by trying, and what happens where it cannot.
+
+Owns: the answer to --isolate-missing, and the sentence of the header that says what is on.
+Refuses: to weaken a policy without saying so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_isolate.backend import Backend
+from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.policy import Policy
+from pytest_isolate.profile import MINIMAL
+from pytest_isolate.registry import choose
+from pytest_isolate.runner.options import Resolver, Settings
+
+
+class Host:
+    """Chooses once for each distinct settings value; remembers what was given up."""
+
+    def __init__(self, config: pytest.Config, resolver: Resolver) -> None:
+        self._config = config
+        self._resolver = resolver
+        self._admitted: dict[int, Settings] = {}
+        self._backends: dict[int, Backend] = {}
+        self._refused: dict[int, str] = {}
+        self.degraded: list[str] = []
+
+    def check(self, settings: Settings) -> str:
+        """Find a backend; return why not, with --isolate-missing=skip, or an empty string.
+
+        Raises:
+            pytest.UsageError: --isolate-missing=error, and no backend enforces the policy.
+        """
+        if id(settings) in self._admitted:
+            return ""
+        if id(settings) in self._refused:
+            return self._refused[id(settings)]
+        try:
+            self._take(settings, settings, choose(settings.policy, settings.backends))
+        except BackendUnavailable as error:
+            return self._missing(settings, error)
+        return ""
+
+    def _take(self, asked: Settings, given: Settings, backend: Backend) -> None:
+        self._admitted[id(asked)] = given
+        self._backends[id(given.policy)] = backend
+
+    def _missing(self, settings: Settings, error: BackendUnavailable) -> str:
+        match settings.missing:
+            case "skip":
+                self._refused[id(settings)] = str(error)
+                return str(error)
+            case "warn":
+                weaker = replace(settings, policy=without_namespaces(settings.policy))
+                self._take(settings, weaker, choose(weaker.policy, ()))
+                self.degraded.append(f"{settings.profile} -> minimal, because {error.why}")
+                return ""
+        raise pytest.UsageError(f"pytest-isolate: {error}") from error
+
+    def admitted(self, settings: Settings) -> Settings:
+        """What is enforced for ``settings``: the same value, unless --isolate-missing=warn gave something up."""
+        self.check(settings)
+        return self._admitted[id(settings)]
+
+    def backend(self, settings: Settings) -> Backend:
+        return self._backends[id(settings.policy)]
+
+
+def without_namespaces(policy: Policy) -> Policy:
+    """What is left of a policy where there are no namespaces: session, rlimits, time."""
+    return replace(
+        MINIMAL,
+        limits=replace(MINIMAL.limits, rlimits=policy.limits.rlimits, cpu_time_s=policy.limits.cpu_time_s),
+        timeout_s=policy.timeout_s,
+        grace_s=policy.grace_s,
+        session=policy.session,
+    )

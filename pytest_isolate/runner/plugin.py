@@ -1,0 +1,85 @@
+"""What pytest loads: options, hooks and fixtures. Everything else is imported when the first test is isolated.
+
+Owns: the registration with pytest. Refuses: to import anything heavy; every pytest run pays for this module.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_isolate.runner.protocol import Isolation
+
+_NAME = "isolate-runner"
+_resolver_key = pytest.StashKey[Any]()
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    _refuse_namesake(pluginmanager)
+    from pytest_isolate.runner.options import add_options
+
+    add_options(parser)
+
+
+def _refuse_namesake(pluginmanager: pytest.PytestPluginManager) -> None:
+    """The distribution `pytest-isolate` has our import name and owns --isolate too; only one can be installed."""
+    namesake = os.path.join(os.path.dirname(os.path.dirname(__file__)), "plugin.py")
+    if os.path.exists(namesake) or pluginmanager.hasplugin("pytest_isolate"):
+        raise pytest.UsageError(
+            "pytest-isolate-sandbox: the distribution pytest-isolate is installed too, and both are called "
+            "pytest_isolate. Run: pip uninstall -y pytest-isolate && "
+            "pip install --force-reinstall --no-deps pytest-isolate-sandbox"
+        )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from pytest_isolate.runner.options import MARKER_HELP, Resolver
+
+    config.addinivalue_line("markers", MARKER_HELP)
+    config.stash[_resolver_key] = resolver = Resolver(config)
+    if resolver.isolates_all:
+        _activate(config)
+
+
+def _activate(config: pytest.Config) -> Isolation:
+    """Register the runner; with --isolate, find out at once whether this host can do what is asked."""
+    runner: Isolation | None = config.pluginmanager.get_plugin(_NAME)
+    if runner is None:
+        from pytest_isolate.runner.protocol import Isolation
+
+        resolver = config.stash[_resolver_key]
+        runner = Isolation(config, resolver)
+        config.pluginmanager.register(runner, _NAME)
+        if resolver.isolates_all and resolver.default.mode != "inprocess":
+            runner.host.check(resolver.default)
+    return runner
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Check every item's settings before the first test runs: a typing error is not found an hour later."""
+    resolver = config.stash[_resolver_key]
+    if not resolver.isolates_all and not any(item.get_closest_marker("isolate") for item in items):
+        return
+    for item in items:
+        settings = resolver.item(item)
+        if settings.enabled and settings.mode != "inprocess":
+            reason = _activate(config).host.check(settings)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=f"pytest-isolate: {reason}"))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    runner = config.pluginmanager.get_plugin(_NAME)
+    return [] if runner is None else runner.header()
+
+
+def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
+    if not hasattr(report, "isolate_cause"):
+        return None
+    from pytest_isolate.runner.report import status
+
+    return status(report)

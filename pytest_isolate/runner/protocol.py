@@ -1,0 +1,367 @@
+"""Parent side: which process runs which item, what the parent sets up before it and tears down after it.
+
+Owns: the plugin object `isolate-runner`, the child that serves a group, the bodies still to be collected.
+Refuses: to listen to a child (conversation.py) and to word what it sees (report.py, crash.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from _pytest.scope import Scope
+
+from pytest_isolate.backend import Process
+from pytest_isolate.errors import IsolateError
+from pytest_isolate.outcome import Cause
+from pytest_isolate.policy import Namespace
+from pytest_isolate.runner import child, compat, crash, report, wire
+from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict, living_leftovers
+from pytest_isolate.runner.host import Host
+from pytest_isolate.runner.options import Resolver, Settings
+
+_SCOPE_NODES: dict[str, type] = {"class": pytest.Class, "module": pytest.Module}
+_WIDEST = {"function": Scope.Function, "class": Scope.Class, "module": Scope.Module}
+#: More bodies than this are not left lying: the next test waits for the oldest.
+_MAX_BODIES = 4
+#: What a child that has said its last word may take to end.
+_EXIT_S = 10.0
+
+
+class Reaper:
+    """Processes that have said their last word: their ends are collected while the next test already runs."""
+
+    def __init__(self) -> None:
+        self._bodies: list[Process] = []
+
+    def add(self, process: Process) -> None:
+        self._bodies.append(process)
+        self.collect(keep=_MAX_BODIES)
+
+    def collect(self, keep: int) -> None:
+        """Collect what has ended; wait for the oldest until at most ``keep`` are left."""
+        self._bodies = [body for body in self._bodies if not self._collected(body, block=False)]
+        while len(self._bodies) > keep:
+            self._collected(self._bodies.pop(0), block=True)
+
+    @staticmethod
+    def _collected(body: Process, *, block: bool) -> bool:
+        done = body.reap(block)
+        if done:
+            body.close()
+        return done
+
+
+class Isolation:
+    """The plugin object: runs items in processes of their own. In a child it is the only reporter left."""
+
+    def __init__(self, config: pytest.Config, resolver: Resolver) -> None:
+        self._config = config
+        self._resolver = resolver
+        self.host = Host(config, resolver)
+        self.reporter: child.Reporter | None = None
+        self._worker: TestProcess | None = None
+        self._reaper = Reaper()
+        self._index: dict[int, int] = {}
+        self._timeout_s: float | None = None
+        self.tally = report.Tally()
+
+    def header(self) -> list[str]:
+        """What is enforced, in a line; a second one for each thing given up."""
+        default = self._resolver.default
+        if not runs_isolated(default):
+            return []
+        if self._config.getoption("usepdb"):
+            return ["isolate: deadlines and leak checks are off while --pdb is on"]
+        given = self.host.admitted(default)
+        line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backend(given).name}"
+        scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
+        return [line + scope, *(f"isolate: DEGRADED {text}" for text in self.host.degraded)]
+
+    # -- what the child tells its parent --------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.reporter is not None:
+            self.reporter.report(report)
+
+    def pytest_runtest_logstart(self) -> None:
+        if self.reporter is not None:
+            self.reporter.send("start")
+
+    def pytest_runtest_logfinish(self) -> None:
+        if self.reporter is not None:
+            self.reporter.send("finish")
+
+    def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str, location: Any) -> None:
+        if self.reporter is not None:
+            self.reporter.warning(warning_message, when, nodeid, location)
+
+    def pytest_enter_pdb(self) -> None:
+        if self.reporter is not None:
+            self.reporter.send("debugger")
+
+    # -- the parent -----------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        if self.reporter is not None:
+            return None
+        settings = self._resolver.item(item)
+        if not runs_isolated(settings) or self._needs_no_process(item, settings):
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        try:
+            self._isolated(item, nextitem, self.host.admitted(settings))
+        finally:
+            compat.forget_item(item)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def _needs_no_process(self, item: pytest.Item, settings: Settings) -> bool:
+        """A test that its marks skip runs no code of its own; a living child of its group skips it itself."""
+        if self._worker is not None and self._worker.group == group_of(item, settings)[0]:
+            return False
+        return compat.is_skipped(item)
+
+    def pytest_sessionfinish(self) -> None:
+        if self.reporter is None:
+            self._retire()
+            self._reaper.collect(keep=0)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> bool | None:
+        """Take over pytest-timeout's timer for isolated items: its own would fire in the wrong process."""
+        if not self._runs(item):
+            return None
+        if self.reporter is not None:
+            child.dump_stacks_on_signal(self.reporter.link.trace_fd)
+            self.reporter.send("timer", {"timeout_s": settings.timeout})
+        else:
+            self._timeout_s = settings.timeout
+        return True
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_timeout_cancel_timer(self, item: pytest.Item) -> bool | None:
+        if not self._runs(item):
+            return None
+        if self.reporter is not None:
+            self.reporter.send("timer", {"timeout_s": None})
+        self._timeout_s = None
+        return True
+
+    def _runs(self, item: pytest.Item) -> bool:
+        return runs_isolated(self._resolver.item(item))
+
+    # -- one item -------------------------------------------------------------------------------------------------
+
+    def _isolated(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
+        group, limit = group_of(item, settings)
+        following = nextitem if nextitem is not None and self._same_group(nextitem, group) else None
+        began = time.monotonic()
+        try:
+            worker = self._worker_for(item, following, settings, group, limit)
+        except IsolateError as error:
+            self._refused(item, nextitem, error)
+            return
+        talk = Conversation(
+            item,
+            worker,
+            timeout_s=self._deadline_s(settings),
+            grace_s=settings.policy.grace_s,
+            slow_s=settings.slow_s,
+        )
+        talk.setup_s = time.monotonic() - began
+        verdict = talk.run()
+        stop = bool(item.session.shouldfail or item.session.shouldstop or verdict.interrupted)
+        if verdict.over or following is None:
+            self._bury(verdict)
+        elif stop:
+            self._retire()
+        self._judge(item, talk, verdict, settings)
+        failure, sections = self._run_teardown(item, None if stop or verdict.control else nextitem)
+        talk.finish(failure, sections)
+        _continue_as(verdict)
+
+    def _deadline_s(self, settings: Settings) -> float | None:
+        """pytest-timeout's figure for the item, else ours; none while a person debugs."""
+        if self._config.getoption("usepdb") or self._config.getoption("trace", False):
+            return None
+        return self._timeout_s or settings.policy.timeout_s
+
+    def _same_group(self, item: pytest.Item, group: Any) -> bool:
+        settings = self._resolver.item(item)
+        return group is not None and runs_isolated(settings) and group_of(item, settings)[0] == group
+
+    def _worker_for(
+        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, group: Any, limit: Any
+    ) -> TestProcess:
+        """The living child of the item's group, told to run it; else a new one."""
+        if self._worker is not None and group is not None and self._worker.group == group:
+            with contextlib.suppress(OSError):  # it died while it waited: start another
+                self._worker.send_run(self._place(item), None if following is None else self._place(following))
+                return self._worker
+            self._bury(Verdict(died=True))
+        self._retire()
+        with compat.phase(item, "setup"):
+            self._set_up(item, settings, group, limit)
+        self._worker = self._start(item, following, settings)
+        self._worker.group = group
+        self._worker.item = item
+        return self._worker
+
+    def _set_up(self, item: pytest.Item, settings: Settings, group: Any, limit: Any) -> None:
+        """Set up, once and here, what is wider than the child's scope. What fails is cached and fails there again."""
+        widest = _WIDEST[settings.scope] if group is not None else Scope.Function
+        try:
+            compat.set_up_collectors(item, limit)
+            for member in self._members(item, group):
+                compat.set_up_wide_fixtures(member, widest)
+        except (KeyboardInterrupt, pytest.exit.Exception):
+            raise
+        except BaseException:
+            # The child asks for the same fixture, gets the same exception and reports it as a setup error.
+            return
+
+    def _members(self, item: pytest.Item, group: Any) -> Iterator[pytest.Item]:
+        """``item`` and, in a group, those that will follow it in the same child."""
+        yield item
+        if group is None:
+            return
+        for other in item.session.items[self._place(item) + 1 :]:
+            if not self._same_group(other, group):
+                return
+            if not compat.is_skipped(other):
+                yield other
+
+    def _start(self, item: pytest.Item, following: pytest.Item | None, settings: Settings) -> TestProcess:
+        compat.flush(self._config)
+        self._reaper.collect(keep=_MAX_BODIES)
+        ours_fd, theirs_fd = (end.detach() for end in socket.socketpair())
+        worker = TestProcess(channel_fd=ours_fd, outputs=crash.Outputs.make(), reader=wire.Reader(ours_fd))
+        link = child.Link(
+            channel_fd=theirs_fd,
+            out_fd=worker.outputs.out_fd,
+            err_fd=worker.outputs.err_fd,
+            trace_fd=worker.outputs.trace_fd,
+            close_fds=(ours_fd,),
+            dump_stacks=self._deadline_s(settings) is not None,
+            in_pid_namespace=Namespace.PID in settings.policy.namespaces,
+        )
+        try:
+            process = self.host.backend(settings).fork(settings.policy)
+        except BaseException:
+            worker.close()
+            os.close(theirs_fd)
+            raise
+        if process is None:
+            self.reporter = child.Reporter(self._config, link)
+            child.serve(item, following, self.reporter, self)
+        os.close(theirs_fd)
+        worker.process = process
+        return worker
+
+    def _refused(self, item: pytest.Item, nextitem: pytest.Item | None, error: IsolateError) -> None:
+        """The sandbox could not be made: an error of setup, not a failure of the test."""
+        found = crash.report(
+            item,
+            "setup",
+            crash.Ending(text=f"pytest-isolate: {error}", cause=Cause.SETUP),
+            start=time.time(),
+            sections=compat.report_sections(item),
+        )
+        item.ihook.pytest_runtest_logreport(report=found)
+        held = crash.passed(item, "teardown", sections=[])
+        failure, sections = self._run_teardown(item, nextitem)
+        held.sections.extend(sections)
+        item.ihook.pytest_runtest_logreport(report=failure or held)
+
+    def _judge(self, item: pytest.Item, talk: Conversation, verdict: Verdict, settings: Settings) -> None:
+        if verdict.leftovers and settings.leaks != "ignore":
+            talk.leaked(verdict.leftovers, fail=settings.leaks == "fail")
+            self.tally.leaks.append((item.nodeid, verdict.leftovers))
+        talk.note(verdict.evidence)
+
+    def _run_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> tuple[pytest.TestReport | None, list[tuple[str, str]]]:
+        """Tear down here what was set up here; a finalizer's error becomes a teardown ERROR of the item."""
+        before = len(item._report_sections)
+
+        def tear_down() -> None:
+            with compat.phase(item, "teardown"):
+                compat.teardown(item.session, nextitem)
+
+        call = pytest.CallInfo.from_call(
+            tear_down, when="teardown", reraise=(pytest.exit.Exception, KeyboardInterrupt)
+        )
+        sections = compat.report_sections(item)[before:]
+        if call.excinfo is None:
+            return None, sections
+        return pytest.TestReport.from_item_and_call(item, call), sections
+
+    def _bury(self, verdict: Verdict) -> None:
+        """The child has said its last word: find what it leaves behind, unless it saw that it was alone."""
+        worker, self._worker = self._worker, None
+        assert worker is not None
+        worker.close()
+        process = worker.process
+        if not verdict.died and not verdict.evidence.get("alone"):
+            exited = process.wait(_EXIT_S)
+            if exited is None or exited.leftovers:
+                verdict.leftovers = living_leftovers(process)
+            process.kill()
+        elif verdict.died:
+            process.kill()
+        self._reaper.add(process)
+
+    def _retire(self) -> None:
+        """Let the living child of a group, if there is one, tear down what it had set up for it, then end it."""
+        worker = self._worker
+        if worker is None:
+            return
+        verdict = Verdict(died=True)
+        with contextlib.suppress(OSError):
+            worker.send_end()
+            talk = Conversation(worker.item, worker, timeout_s=_EXIT_S, grace_s=1.0, slow_s=_EXIT_S)
+            verdict = talk.run()
+            talk.finish(None, [])
+        self._bury(verdict)
+
+    def _place(self, item: pytest.Item) -> int:
+        """The item's place in session.items, which a forked child shares."""
+        if not self._index:
+            self._index = {id(other): place for place, other in enumerate(item.session.items)}
+        return self._index[id(item)]
+
+
+def runs_isolated(settings: Settings) -> bool:
+    return settings.enabled and settings.mode != "inprocess"
+
+
+def group_of(item: pytest.Item, settings: Settings) -> tuple[Any, Any]:
+    """Which items may share the item's child, and the collector that is set up inside it; (None, None): none.
+
+    Two items of one class or module still differ where a wider fixture has another parameter, or the policy differs.
+    """
+    kind = _SCOPE_NODES.get(settings.scope)
+    node = item.getparent(kind) if kind is not None else None
+    if node is None:
+        return None, None
+    return (id(node), compat.wide_parameters(item, _WIDEST[settings.scope]), id(settings)), node
+
+
+def _continue_as(verdict: Verdict) -> None:
+    """Raise here what ended the run there."""
+    if verdict.interrupted:
+        raise KeyboardInterrupt
+    match verdict.control:
+        case {"kind": "exit", "text": text, "returncode": returncode}:
+            pytest.exit(text, returncode=returncode)
+        case {"kind": "interrupt"}:
+            raise KeyboardInterrupt

@@ -1,0 +1,64 @@
+"""What a person sees: the header line, the word for a cause, the summary of leaks.
+
+Owns: letters and words of the terminal. Refuses: to change an outcome: the category stays failed or passed, so
+that exit codes, --lf and junit hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_isolate.outcome import Cause, Leftover
+from pytest_isolate.policy import Policy
+from pytest_isolate.units import format_bytes, format_seconds
+
+_LETTERS = {
+    Cause.TIMEOUT: "T",
+    Cause.OOM: "O",
+    Cause.PIDS: "P",
+    Cause.CPU: "C",
+    Cause.FSIZE: "Z",
+    Cause.NOFILE: "N",
+    Cause.NETDENIED: "D",
+    Cause.LEAK: "L",
+    Cause.SETUP: "S",
+}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the run has seen, for the summary at its end."""
+
+    leaks: list[tuple[str, list[Leftover]]] = field(default_factory=list)
+
+
+def status(report: Any) -> tuple[str, str, str] | None:
+    """(category, letter, word) of a report with a cause; None for every other."""
+    cause = getattr(report, "isolate_cause", None)
+    if cause is None or hasattr(report, "wasxfail"):
+        return None
+    letter = _LETTERS[Cause(cause)]
+    if report.failed:
+        return ("failed" if report.when == "call" else "error"), letter, str(cause)
+    return "", letter if cause == Cause.LEAK else "", str(cause) if cause == Cause.LEAK else ""
+
+
+def describe(policy: Policy) -> str:
+    """What a policy enforces, in a line."""
+    parts = []
+    if policy.namespaces:
+        parts.append("namespaces " + ",".join(sorted(namespace.value for namespace in policy.namespaces)))
+    if policy.filesystem.root != "host":
+        parts.append(f"{policy.filesystem.root} file system")
+    if policy.network.mode != "host":
+        parts.append(f"network {policy.network.mode}")
+    if policy.limits.memory_bytes:
+        parts.append(f"memory {format_bytes(policy.limits.memory_bytes)}")
+    if policy.limits.cpu_time_s:
+        parts.append(f"CPU {format_seconds(policy.limits.cpu_time_s)}")
+    if policy.timeout_s:
+        parts.append(f"time-out {format_seconds(policy.timeout_s)}")
+    if policy.hardening.no_new_privs:
+        parts.append("no new privileges")
+    return ", ".join(parts) or "a process and session of its own"

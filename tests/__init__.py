@@ -1,0 +1,1 @@
+"""The tests of pytest-isolate, and the tools they run with."""

@@ -1,0 +1,76 @@
+"""What every test of this repository has: pytester in a subprocess, honest skips, and a host left as it was found.
+
+Owns: require(), ISOLATE_REQUIRE, and the check at the end of a run (host_state.py) that fails it when something of ours remains.
+Refuses: fixtures of any one part; those live beside its tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+
+import pytest
+
+from tests import host_state
+
+pytest_plugins = ["pytester"]
+
+_BEFORE = pytest.StashKey[host_state.HostState]()
+_REMAINS = pytest.StashKey[list[str]]()
+
+
+def required_features() -> frozenset[str]:
+    """The features named in ISOLATE_REQUIRE: this run is worthless without them."""
+    return frozenset(os.environ.get("ISOLATE_REQUIRE", "").replace(",", " ").split())
+
+
+def require(feature: str, available: bool, reason: str) -> None:
+    """Skip the test, naming ``feature``, where it is not available; fail instead when ISOLATE_REQUIRE names it."""
+    if available:
+        return
+    if feature in required_features():
+        pytest.fail(f"ISOLATE_REQUIRE names {feature!r}, which is missing here: {reason}", pytrace=False)
+    pytest.skip(f"needs {feature}: {reason}")
+
+
+@pytest.fixture(name="require", scope="session")
+def require_fixture() -> Callable[[str, bool, str], None]:
+    """``require(feature, available, reason)``, for tests that find out at run time."""
+    return require
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # In-process pytester runs would share our fork state (design, trap 22); `--runpytest` is pytester's own option.
+    config.option.runpytest = "subprocess"
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not _is_worker(session.config):
+        session.config.stash[_BEFORE] = host_state.observe()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    before = session.config.stash.get(_BEFORE, None)
+    if before is None:
+        return
+    remains = host_state.remains(before)
+    session.config.stash[_REMAINS] = remains
+    if remains and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> Generator[None, None, None]:
+    remains = config.stash.get(_REMAINS, [])
+    if remains:
+        terminalreporter.section("the host is not as it was before", red=True, bold=True)
+        for line in remains:
+            terminalreporter.line(line)
+    yield

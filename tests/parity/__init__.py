@@ -1,0 +1,1 @@
+"""Runs public projects' test suites plainly and with extra arguments, and compares the outcome of every test."""

@@ -1,0 +1,290 @@
+"""`python -m tests.parity`: the ten public suites, plainly and with --isolate, and what differs.
+
+Owns: running a suite and printing the tables. Exit status: 0 when nothing differs, 1 when something does, 2 when a suite could
+not be prepared or did not finish. A test that differs between plain runs (--plain-runs 2) is listed, and called flaky.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.parity import compare, venvs
+from tests.parity.suites import SUITES, Suite
+
+RECORDER = Path(__file__).resolve().parent / "plugin"
+#: Left behind by a run, read by the next: taken away so that every run starts alike.
+STATE = (".pytest_cache", ".hypothesis")
+
+
+class RunError(Exception):
+    """pytest ended without writing its record: killed, timed out, or refused its arguments."""
+
+
+@dataclass(kw_only=True)
+class Result:
+    """One suite: its plain runs, the other run, and what differs."""
+
+    suite: Suite
+    plain: list[compare.Run] = field(default_factory=list)
+    other: compare.Run | None = None
+    error: str = ""
+
+    @property
+    def flaky(self) -> set[str]:
+        return compare.flaky(self.plain) if self.plain else set()
+
+    @property
+    def differences(self) -> list[compare.Difference]:
+        if self.other is None:
+            return []
+        return compare.differences(self.plain[0], self.other)
+
+    @property
+    def verdict(self) -> list[compare.Difference]:
+        """The differences that count: not of a test that plain runs disagree about."""
+        return [difference for difference in self.differences if difference.nodeid not in self.flaky]
+
+
+def run_suite(python: Path, tree: Path, record: Path, args: Sequence[str], timeout_s: float) -> compare.Run:
+    """Run pytest once in the suite's directory; the wall time is that of the whole process."""
+    for name in STATE:
+        shutil.rmtree(tree / name, ignore_errors=True)
+    record.unlink(missing_ok=True)
+    log = record.with_suffix(".log")
+    command = [str(python), "-m", "pytest", "-p", "parity_recorder", f"--basetemp={record.with_suffix('.tmp')}", *args]
+    environment = suite_environment(python) | {"PARITY_RECORD": str(record)}
+    started = time.monotonic()
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=tree,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        status = wait(process, timeout_s)
+    wall_s = time.monotonic() - started
+    if not record.exists():
+        tail = "\n    ".join(log.read_text(errors="replace").splitlines()[-12:])
+        at = Path(f"{record}.at")
+        last = f" at {at.read_text()}" if at.exists() else ""
+        raise RunError(
+            f"{shlex.join(command)}\n    ended with {status}{last} and no record; its last lines:\n    {tail}"
+        )
+    content = json.loads(record.read_text())
+    return compare.Run(
+        exitstatus=content["exitstatus"],
+        wall_s=wall_s,
+        tests=content["tests"],
+        collect_errors=content["collect_errors"],
+    )
+
+
+def wait(process: subprocess.Popen[bytes], timeout_s: float) -> str:
+    """Wait for the end; after ``timeout_s`` the whole session of the run is killed."""
+    try:
+        return f"status {process.wait(timeout_s)}"
+    except subprocess.TimeoutExpired:
+        return f"a time-out after {timeout_s:.0f} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def suite_environment(python: Path) -> dict[str, str]:
+    """Ours without what would reach into the run; a fixed hash seed, so that parametrised ids are the same each time."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "COV_", "TOX_", "VIRTUAL_ENV", "PYTHONPATH", "ISOLATE_"))
+    }
+    path = f"{python.parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    return kept | {"PYTHONPATH": str(RECORDER), "PYTHONHASHSEED": "0", "COLUMNS": "120", "PATH": path}
+
+
+def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) -> Result:
+    """Prepare one suite and make all of its runs; what goes wrong is kept in the result."""
+    result = Result(suite=suite)
+    try:
+        tree = venvs.unpack(suite, work)
+        python = venvs.environment(suite, tree, wheel, work, options.plugin)
+        runs = work / "runs" / suite.name
+        shutil.rmtree(runs, ignore_errors=True)
+        runs.mkdir(parents=True)
+        for number in range(1, options.plain_runs + 1):
+            plain = run_suite(
+                python, tree, runs / f"plain-{number}.json", ["-p", "no:isolate", *suite.args], options.timeout
+            )
+            result.plain.append(plain)
+        if not options.plain_only:
+            args = [*shlex.split(options.args), *suite.args]
+            result.other = run_suite(python, tree, runs / "other.json", args, options.timeout)
+    except (venvs.PrepareError, RunError) as error:
+        result.error = str(error)
+    return result
+
+
+COLUMNS = (
+    "suite",
+    "tests",
+    "passed",
+    "failed",
+    "errors",
+    "skipped",
+    "xfail",
+    "differ",
+    "flaky",
+    "plain s",
+    "other s",
+    "ratio",
+)
+
+
+def row(result: Result) -> tuple[str, ...]:
+    """One line of the table; a dash where a run does not exist."""
+    name = f"{result.suite.name} {result.suite.version}"
+    if not result.plain:
+        return (name, *("-" for _ in COLUMNS[1:]))
+    plain = result.plain[0]
+    counts = compare.summary(plain)
+    wall_s = min(run.wall_s for run in result.plain)
+    numbers = [
+        counts["tests"],
+        counts["passed"],
+        counts["failed"],
+        counts["error"] + counts["collection"],
+        counts["skipped"],
+        counts["xfailed"] + counts["xpassed"],
+    ]
+    if result.other is None:
+        return (name, *map(str, numbers), "-", str(len(result.flaky)), f"{wall_s:.1f}", "-", "-")
+    ratio = result.other.wall_s / wall_s
+    tail = (f"{wall_s:.1f}", f"{result.other.wall_s:.1f}", f"{ratio:.2f}")
+    return (name, *map(str, numbers), str(len(result.verdict)), str(len(result.flaky)), *tail)
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(rows[0]))]
+    for cells in rows:
+        yield "  ".join(
+            [cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]
+        )
+
+
+def details(result: Result, limit: int) -> Iterator[str]:
+    """By name: what could not run, what failed plainly, what is flaky, what differs."""
+    name = result.suite.name
+    if result.error:
+        yield f"{name}: {result.error}"
+    if result.plain:
+        for nodeid, why in result.plain[0].collect_errors.items():
+            yield f"{name}: collection error plainly: {nodeid}: {why}"
+        for nodeid, reports in result.plain[0].tests.items():
+            if (outcome := compare.outcome_of(reports)) in ("failed", "error"):
+                why = next(report["why"] for report in reports if report["outcome"] == "failed")
+                yield f"{name}: {outcome} plainly: {nodeid}: {why}"
+    for nodeid in sorted(result.flaky):
+        yield f"{name}: flaky plainly: {nodeid}"
+    for difference in result.verdict[:limit]:
+        yield f"{name}: DIFFERS: {difference.nodeid}: {difference.plain} -> {difference.other}: {difference.why}"
+    if len(result.verdict) > limit:
+        yield f"{name}: ... and {len(result.verdict) - limit} more (--show 0 lists all)"
+
+
+def _joined(words: list[str]) -> list[str]:
+    """``--args --isolate`` as ``--args=--isolate``: argparse takes the second word for an option of its own."""
+    if "--args" in words[:-1]:
+        place = words.index("--args")
+        words[place : place + 2] = [f"--args={words[place + 1]}"]
+    return words
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    names = [suite.name for suite in SUITES]
+    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--suite", nargs="+", metavar="NAME", choices=names, default=names, help=f"of: {', '.join(names)}"
+    )
+    parser.add_argument("--args", default="--isolate", help="what the other run gets (default: %(default)s)")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="REQUIREMENT", help="installed as well, e.g. pytest-forked"
+    )
+    parser.add_argument("--plain-runs", type=int, default=1, metavar="N", help="2 or more find flaky tests")
+    parser.add_argument("--plain-only", action="store_true", help="no other run")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keeps downloads and environments for the next time")
+    parser.add_argument("--keep", action="store_true", help="keep the temporary directory too, and say where it is")
+    parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS", help="for one run of one suite")
+    parser.add_argument("--show", type=int, default=20, metavar="N", help="differences listed per suite (0: all)")
+    options = parser.parse_args(_joined(list(sys.argv[1:] if argv is None else argv)))
+    if options.plain_runs < 1:
+        parser.error("--plain-runs: there is nothing to compare with fewer than 1")
+    return options
+
+
+@contextlib.contextmanager
+def work_directory(options: argparse.Namespace) -> Iterator[Path]:
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
+        yield options.work.resolve()
+        return
+    place = Path(tempfile.mkdtemp(prefix="isolate-parity-"))
+    try:
+        yield place
+    finally:
+        if options.keep:
+            print(f"kept: {place}")
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def exit_status(results: Sequence[Result]) -> int:
+    if any(result.error for result in results):
+        return 2
+    return 1 if any(result.verdict for result in results) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    other = "nothing else" if options.plain_only else options.args
+    print(
+        f"plainly against: {other}   Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} CPUs"
+    )
+    results = []
+    with work_directory(options) as work:
+        wheel = venvs.build_wheel(work)
+        for suite in SUITES:
+            if suite.name in options.suite:
+                results.append(measure(suite, wheel, work, options))
+                print("  ".join(row(results[-1])), flush=True)
+    print()
+    for result in results:
+        print("\n".join(details(result, options.show or sys.maxsize)), end="\n" if result.error or result.plain else "")
+    print()
+    print("\n".join(table([COLUMNS, *(row(result) for result in results)])))
+    status = exit_status(results)
+    differ = sum(len(result.verdict) for result in results)
+    print(
+        f"\n{sum(len(r.plain[0].tests) for r in results if r.plain)} tests in {len(results)} suites, {differ} outcomes differ"
+    )
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
