@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     tested = []
     for row in chosen:
-        done = run.test(row, accelerator=asked.accel, refresh=asked.refresh)
+        done = run.fill(row, accelerator=asked.accel, refresh=asked.refresh)
         print(table.evidence(done), end="\n\n", flush=True)
         tested.append(done)
     print(table.render(tested), table.summary(tested), sep="\n\n")
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="a row, or the part before a dash; default: all")
     parser.add_argument("--list", action="store_true", help="print the rows and why each is there")
     parser.add_argument("--json", type=Path, default=cache_dir() / "last.json", help="where the cells go (%(default)s)")
-    parser.add_argument("--accel", default="tcg,thread=multi", help="qemu's accelerator; kvm where it is real (%(default)s)")
+    parser.add_argument("--accel", default="tcg,thread=multi", help="kvm where that is real (%(default)s)")
     parser.add_argument("--refresh", action="store_true", help="fetch the suites' newest kernels again")
     return parser
 

@@ -9,9 +9,12 @@ import io
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .debian import program
-from .kernels import Kernel
+
+if TYPE_CHECKING:
+    from .kernels import Kernel
 
 _GUEST = Path(__file__).parent / "guest"
 _DIRECTORY = 0o040755

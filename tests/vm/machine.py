@@ -19,13 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from pytest_isolate.errors import IsolateError
 
 from . import initramfs
 from .debian import program
-from .kernels import Kernel
+
+if TYPE_CHECKING:
+    from .kernels import Kernel
 
 #: More output than this is a guest gone wild, not a result.
 MAX_OUTPUT_BYTES = 64 << 20

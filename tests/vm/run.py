@@ -10,13 +10,16 @@ import os
 import sys
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import IsolateError
 
 from . import debian, kernels
 from .machine import Disk, Machine, Result, Share
-from .rows import Row
 from .table import Tested, answers, judge
+
+if TYPE_CHECKING:
+    from .rows import Row
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUEST_CHECKOUT = "/isolate/checkout"
@@ -49,13 +52,13 @@ def command(row: Row, what: str) -> str:
     """``what``, with ``python`` standing for the guest's Python, as the row launches things."""
     python = "/usr/bin/python3" if row.root_suite else _host_python()
     environment = f"PYTHONPATH={GUEST_CHECKOUT}:{GUEST_SITE} PYTHONDONTWRITEBYTECODE=1"
-    return f"python() {{ {row.launch} env {environment} {python} \"$@\"; }}; {what}"
+    return f'python() {{ {row.launch} env {environment} {python} "$@"; }}; {what}'
 
 
-def test(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = False) -> Tested:
+def fill(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = False) -> Tested:
     """Boot the row and fill its cells."""
     try:
-        done = machine(row, accelerator=accelerator, refresh=refresh).run(command(row, f"python {GUEST_CHECKOUT}/tests/vm/inside"))
+        done = machine(row, accelerator=accelerator, refresh=refresh).run(command(row, "python -m tests.vm.inside"))
     except IsolateError as error:
         return Tested(row=row, cells=judge(row, {}), error=str(error))
     return _tested(row, done)

@@ -95,14 +95,15 @@ def filter_calls() -> None:
 
 def main(argv: list[str]) -> int:
     enter_group()
-    call("unshare", _libc.unshare(CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET))
+    own = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+    call("unshare", _libc.unshare(own))
     pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    change_view()
-    filter_calls()
-    drop_capabilities()
-    os.execvp(argv[0], argv)
+    if pid == 0:
+        change_view()
+        filter_calls()
+        drop_capabilities()
+        os.execvp(argv[0], argv)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 if __name__ == "__main__":

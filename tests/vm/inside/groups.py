@@ -129,13 +129,20 @@ class Group:
     def remove(self) -> None:
         self.kill()
         for _ in range(500):
-            try:
-                return os.rmdir(self.path)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                time.sleep(0.02)
+            if self._gone():
+                return
+            time.sleep(0.02)
         raise TimeoutError(f"{self.path} stays busy with {self.pids()}")
+
+    def _gone(self) -> bool:
+        """Try to remove; False while the dying are still accounted here."""
+        try:
+            os.rmdir(self.path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
 
     def _signal_all(self, freezer: tuple[str, str, str] | None) -> None:
         if freezer:

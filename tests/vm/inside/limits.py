@@ -15,9 +15,9 @@ import struct
 import time
 from collections.abc import Callable
 
-from inside import victims
-from inside.groups import Degraded, Group, Layout, Refused, fields, read
-from inside.victims import MIB
+from . import victims
+from .groups import Degraded, Group, Layout, Refused, fields, read
+from .victims import MIB
 
 SCRATCH = "/dev/vm/scratch"
 SYS_CLONE3 = 435

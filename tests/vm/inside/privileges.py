@@ -16,8 +16,8 @@ import socket
 import struct
 from collections.abc import Callable
 
-from inside import victims
-from inside.groups import Layout, Refused, read, write
+from . import victims
+from .groups import Layout, Refused, read, write
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -67,7 +67,7 @@ def landlock(layout: Layout) -> str:
         file.write("control")
     _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _call("landlock_restrict_self", _libc.syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0))
-    assert _errno_of(lambda: open("/tmp/landlock-control", "w")) == errno.EACCES
+    assert _errno_of(lambda: os.open("/tmp/landlock-control", os.O_WRONLY)) == errno.EACCES
     return f"ABI {abi}, write refused"
 
 

@@ -9,8 +9,11 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from inside.groups import Group
+if TYPE_CHECKING:
+    from .groups import Group
+
 
 MIB = 1 << 20
 
