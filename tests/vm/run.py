@@ -48,17 +48,21 @@ def machine(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = 
     )
 
 
-def command(row: Row, what: str) -> str:
-    """``what``, with ``python`` standing for the guest's Python, as the row launches things."""
+def command(row: Row, what: str, launch: str) -> str:
+    """``what``, with ``python`` standing for the guest's Python, started by ``launch``."""
     python = "/usr/bin/python3" if row.root_suite else _host_python()
     environment = f"PYTHONPATH={GUEST_CHECKOUT}:{GUEST_SITE} PYTHONDONTWRITEBYTECODE=1"
-    return f'python() {{ {row.launch} env {environment} {python} "$@"; }}; {what}'
+    environment += f" ISOLATE_REQUIRE={','.join(row.require)}"
+    return f'python() {{ {launch} env {environment} {python} "$@"; }}; {what}'
 
 
 def fill(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = False) -> Tested:
     """Boot the row and fill its cells."""
+    # In systemd mode the product makes its own delegated scope: it starts where a user's shell would be.
+    ours = command(row, f"python -m tests.vm.ours {row.mode}", "" if row.mode == "systemd" else row.launch)
+    kernel = command(row, "python -m tests.vm.inside", row.launch)
     try:
-        done = machine(row, accelerator=accelerator, refresh=refresh).run(command(row, "python -m tests.vm.inside"))
+        done = machine(row, accelerator=accelerator, refresh=refresh).run(f"{kernel}\n{ours}")
     except IsolateError as error:
         return Tested(row=row, cells=judge(row, {}), error=str(error))
     return _tested(row, done)
@@ -67,7 +71,7 @@ def fill(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = Fal
 def _tested(row: Row, done: Result) -> Tested:
     found = answers(done.output)
     error = "" if found else f"status {done.status}, said: {done.output[-2000:]}"
-    words = found.get("row", {}).get("evidence", "")
+    words = found.get(("kernel", "machine"), {}).get("evidence", "")
     return Tested(row=row, cells=judge(row, found), machine=words, error=error, boot_s=done.boot_s, wall_s=done.wall_s)
 
 

@@ -11,13 +11,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .rows import LIMITS, Row
+from .rows import LAYERS, Row
+
+#: (layer, check) -> the line the guest printed for it.
+Answers = Mapping[tuple[str, str], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """What one limit did in one row, and what the row expects. ``evidence`` is the guest's own words."""
+    """What one limit did in one row, and what the row expects. ``evidence`` is the guest's own words.
 
+    ``layer``: ``kernel``, proved with raw files, or ``ours``, through the product.
+    """
+
+    layer: str
     limit: str
     state: str
     expected: str
@@ -46,37 +53,43 @@ class Tested:
     def ok(self) -> bool:
         return not self.error and all(cell.ok for cell in self.cells)
 
+    def cell(self, layer: str, limit: str) -> Cell:
+        return next(cell for cell in self.cells if (cell.layer, cell.limit) == (layer, limit))
+
     def as_json(self) -> dict[str, Any]:
-        cells = {cell.limit: {**asdict(cell), "ok": cell.ok} for cell in self.cells}
+        cells = [{**asdict(cell), "ok": cell.ok} for cell in self.cells]
         told = {"machine": self.machine, "error": self.error, "boot_s": self.boot_s, "wall_s": self.wall_s}
         return {"row": self.row.name, "why": self.row.why, "ok": self.ok, **told, "cells": cells}
 
 
-def answers(output: str) -> dict[str, Mapping[str, str]]:
-    """check -> its line, out of whatever else the command printed."""
-    found: dict[str, Mapping[str, str]] = {}
+def answers(output: str) -> Answers:
+    """(layer, check) -> its line, out of whatever else the command printed."""
+    found: dict[tuple[str, str], Mapping[str, str]] = {}
     for line in output.splitlines():
-        if line.startswith('{"check": '):
+        if line.startswith('{"layer": '):
             told = json.loads(line)
-            found[told["check"]] = told
+            found[told["layer"], told["check"]] = told
     return found
 
 
-def judge(row: Row, found: Mapping[str, Mapping[str, str]]) -> tuple[Cell, ...]:
-    """A cell for every limit, also for those the guest did not answer."""
-    nothing = {"state": "untested", "evidence": "the guest printed no line for it"}
-    told = ((limit, found.get(limit, nothing)) for limit in LIMITS)
-    return tuple(
-        Cell(limit=limit, state=line["state"], expected=row.expected(limit), evidence=line["evidence"])
-        for limit, line in told
-    )
+def judge(row: Row, found: Answers) -> tuple[Cell, ...]:
+    """A cell for every limit of every layer, also for those the guest did not answer."""
+    return tuple(_cell(row, layer, limit, found) for layer, limits in LAYERS.items() for limit in limits)
+
+
+def _cell(row: Row, layer: str, limit: str, found: Answers) -> Cell:
+    told = found.get((layer, limit), {"state": "untested", "evidence": "the guest printed no line for it"})
+    expected = row.expected(layer, limit)
+    return Cell(layer=layer, limit=limit, state=told["state"], expected=expected, evidence=told["evidence"])
 
 
 def render(tested: Sequence[Tested]) -> str:
     """Limits down, rows across; what is not as the row expects stands in capitals."""
     lines = [["", *(done.row.name for done in tested)]]
-    for number, limit in enumerate(LIMITS):
-        lines.append([limit, *(str(done.cells[number]) for done in tested)])
+    for layer, limits in LAYERS.items():
+        lines += [[""] * (len(tested) + 1), [f"[{layer}]", *[""] * len(tested)]]
+        lines += [[limit, *(str(done.cell(layer, limit)) for done in tested)] for limit in limits]
+    lines.append([""] * (len(tested) + 1))
     lines.append(["boot, s", *(f"{done.boot_s:.1f}" for done in tested)])
     lines.append(["whole run, s", *(f"{done.wall_s:.0f}" for done in tested)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -89,6 +102,8 @@ def evidence(done: Tested) -> str:
     """One line per cell of a row: the state and the guest's words; what was expected where it differs."""
     lines = [f"{done.row.name}: {done.row.why}", f"  {done.machine or done.error}"]
     for cell in done.cells:
+        if cell.limit == LAYERS[cell.layer][0]:
+            lines.append(f"  [{cell.layer}]")
         wanted = "" if cell.ok else f" (expected {cell.expected})"
         lines.append(f"  {cell.limit:<12} {cell}{wanted}: {cell.evidence.strip()}")
     return "\n".join(lines)

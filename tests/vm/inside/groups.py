@@ -14,19 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .telling import Refused
+
 MOUNT = "/sys/fs/cgroup"
 V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "cpuset", "blkio", "freezer", "hugetlb")
 
 #: File, frozen, thawed. A v1 group dies only when thawed.
 _FREEZERS = (("cgroup.freeze", "1", "0"), ("freezer.state", "FROZEN", "THAWED"))
-
-
-class Refused(Exception):
-    """The kernel has no such limit, or not for us; the text says which file or call."""
-
-
-class Degraded(Exception):
-    """It works by a lesser means; the text says which."""
 
 
 def read(path: str) -> str:

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 
 from . import victims
-from .groups import Degraded, Group, Layout, Refused, fields, read
+from .groups import Group, Layout, fields, read
+from .telling import Degraded, Refused
 from .victims import MIB
 
 SCRATCH = "/dev/vm/scratch"
@@ -159,14 +160,14 @@ def freeze(layout: Layout) -> str:
     with layout.group("freezer" if "freezer" in layout.v1 else "any") as group:
         ticks_fd, end = os.pipe()
         os.set_blocking(ticks_fd, False)
-        victims.start(group, lambda: _tick(end))
+        victims.start(group, lambda: victims.tick(end))
         name, on, off = ("cgroup.freeze", 1, 0) if group.version == 2 else ("freezer.state", "FROZEN", "THAWED")
-        running = _ticks(ticks_fd)
+        running = victims.ticks(ticks_fd)
         group.set(name, on)
-        _ticks(ticks_fd)
-        frozen = _ticks(ticks_fd)
+        victims.ticks(ticks_fd)
+        frozen = victims.ticks(ticks_fd)
         group.set(name, off)
-        again = _ticks(ticks_fd)
+        again = victims.ticks(ticks_fd)
     assert running > 0 < again, f"{running}, {again} ticks"
     assert frozen == 0, f"{frozen} ticks while frozen"
     return f"{running}, {frozen}, {again} ticks running, frozen, thawed"
@@ -243,21 +244,6 @@ def _timed(action: Callable[[], int]) -> float:
 def _spin_on_first_cpu() -> None:
     os.sched_setaffinity(0, {0})
     victims.spin(3)
-
-
-def _tick(fd: int) -> None:
-    while True:
-        os.write(fd, b".")
-        time.sleep(0.01)
-
-
-def _ticks(fd: int) -> int:
-    """How many arrive in 0.3 s."""
-    time.sleep(0.3)
-    try:
-        return len(os.read(fd, 65536))
-    except BlockingIOError:
-        return 0
 
 
 CHECKS = {

@@ -17,7 +17,8 @@ import struct
 from collections.abc import Callable
 
 from . import victims
-from .groups import Layout, Refused, read, write
+from .groups import Layout, read, write
+from .telling import Refused
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000

@@ -76,3 +76,18 @@ def write_disk(device: str, size_bytes: int) -> None:
             os.write(fd, block)
     finally:
         os.close(fd)
+
+
+def tick(fd: int) -> None:
+    while True:
+        os.write(fd, b".")
+        time.sleep(0.01)
+
+
+def ticks(fd: int) -> int:
+    """How many arrive in 0.3 s."""
+    time.sleep(0.3)
+    try:
+        return len(os.read(fd, 65536))
+    except BlockingIOError:
+        return 0

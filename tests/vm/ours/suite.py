@@ -1,0 +1,61 @@
+"""pytest in the guest: what the header of an isolated run says, and whether the project's own tests pass here.
+
+Owns: running pytest in a child and reading its words back.
+Refuses: to call a run fine that had no test, or whose status is not 0.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+
+#: The tests that talk to the kernel; the others do not change with it.
+OWN_TESTS = ("tests/abi", "tests/kernel")
+_RUNNER = "import os, sys, pytest; os.environ['RUNNER'] = str(os.getpid()); sys.exit(pytest.main(sys.argv[1:]))"
+_SAMPLE = """\
+import os
+
+def test_inside():
+    assert os.getpid() != int(os.environ["RUNNER"])
+"""
+
+
+def header() -> str:
+    """The header lines of ``pytest --isolate`` here, taking what this host can do; the test ran in another process."""
+    with tempfile.TemporaryDirectory() as place:
+        with open(f"{place}/test_sample.py", "w") as file:
+            file.write(_SAMPLE)
+        options = ["--isolate", "--isolate-missing=warn", "--isolate-mem-limit=256M", "-p", "no:cacheprovider", place]
+        done = subprocess.run(
+            [sys.executable, "-c", _RUNNER, *options],
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+    said = [line.strip() for line in done.stdout.splitlines() if "isolate" in line.lower()]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert said, "the header says nothing: " + done.stdout
+    return " / ".join(said)
+
+
+def own_tests() -> str:
+    """How many of OWN_TESTS passed, and each reason why others were skipped."""
+    there = [path for path in OWN_TESTS if os.path.isdir(path)]
+    assert there, f"none of {OWN_TESTS} is in {os.getcwd()}"
+    with tempfile.TemporaryDirectory() as place:
+        report = f"{place}/report.xml"
+        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", f"--basetemp={place}/tmp", *there]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        cases = list(ET.parse(report).getroot().iter("testcase"))
+    reasons = [skip.get("message", "") for case in cases for skip in case.iter("skipped")]
+    assert len(cases) > len(reasons), "every test was skipped"
+    counted = [f"{count} skipped: {reason}" for reason, count in collections.Counter(reasons).items()]
+    return "; ".join([f"{len(cases) - len(reasons)} passed", *counted])
