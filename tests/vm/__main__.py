@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import rows, run, table
 from .debian import cache_dir
+from .machine import MachineError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return 2
+    if asked.run:
+        return max(_run(row, asked) for row in chosen)
     tested = []
     for row in chosen:
         done = run.fill(row, accelerator=asked.accel, refresh=asked.refresh)
@@ -37,9 +40,26 @@ def main(argv: Sequence[str]) -> int:
     return 0 if all(done.ok for done in tested) else 1
 
 
+def _run(row: rows.Row, asked: argparse.Namespace) -> int:
+    """One command in a row, ``python`` being the guest's; its output and its status."""
+    machine = run.machine(row, accelerator=asked.accel, refresh=asked.refresh)
+    try:
+        done = machine.run(run.command(row, asked.run, row.launch))
+    except MachineError as error:
+        print(error, file=sys.stderr)
+        return 125
+    print(
+        done.output,
+        f"{row.name}: status {done.status}, boot {done.boot_s:.1f} s, command {done.command_s:.1f} s",
+        sep="\n",
+    )
+    return done.status
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.vm", description="Boot real kernels and see each limit act.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help="a row, or the part before a dash; default: all")
+    parser.add_argument("--run", metavar="COMMAND", help="run this in the rows instead; python is the guest's")
     parser.add_argument("--list", action="store_true", help="print the rows and why each is there")
     parser.add_argument("--json", type=Path, default=cache_dir() / "last.json", help="where the cells go (%(default)s)")
     parser.add_argument("--accel", default="tcg,thread=multi", help="kvm where that is real (%(default)s)")

@@ -81,7 +81,7 @@ class Row:
     ours_less: Mapping[str, State] = field(default_factory=lambda: MappingProxyType({}))
     mode: Literal["auto", "v1", "v2", "systemd"] = "auto"
     require: tuple[str, ...] = ()
-    timeout_s: float = 900.0
+    timeout_s: float = 1200.0
 
     def expected(self, layer: str, limit: str) -> State:
         """The state a cell must have; the product gives what the kernel gives, unless ``ours_less`` says otherwise."""

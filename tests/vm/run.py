@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUEST_CHECKOUT = "/isolate/checkout"
 GUEST_SITE = "/isolate/site"
-_DISKS = (Disk(name="scratch", size_bytes=64 << 20), Disk(name="swap", size_bytes=256 << 20))
+_DISKS = (Disk(name="data", size_bytes=64 << 20), Disk(name="swap", size_bytes=256 << 20))
 
 
 def machine(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = False) -> Machine:

@@ -20,7 +20,7 @@ from .groups import Group, Layout, fields, read
 from .telling import Degraded, Refused
 from .victims import MIB
 
-SCRATCH = "/dev/vm/scratch"
+SCRATCH = "/dev/vm/data"
 SYS_CLONE3 = 435
 CLONE_INTO_CGROUP = 0x200000000
 MAP_HUGETLB = 0x40000

@@ -23,7 +23,7 @@ from tests.vm.inside.groups import read
 from tests.vm.inside.telling import Refused
 from tests.vm.inside.victims import MIB
 
-SCRATCH = "/dev/vm/scratch"
+SCRATCH = "/dev/vm/data"
 MAP_HUGETLB = 0x40000
 
 
