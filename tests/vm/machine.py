@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: More output than this is a guest gone wild, not a result.
 MAX_OUTPUT_BYTES = 64 << 20
-_CONSOLE_TAIL_LINES = 25
+_CONSOLE_TAIL_LINES = 60  # a panic with its trace
 _COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off audit=0 random.trust_cpu=1"
 
 

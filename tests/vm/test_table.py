@@ -17,7 +17,9 @@ CELLS = sum(map(len, LAYERS.values()))
 
 def lines(**states: str) -> str:
     """What a guest prints when every cell is as ROW says, but for the kernel's ``states``."""
-    told = {(layer, limit): ROW.expected(layer, limit) for layer, limits in LAYERS.items() for limit in limits}
+    told: dict[tuple[str, str], str] = {
+        (layer, limit): ROW.expected(layer, limit) for layer, limits in LAYERS.items() for limit in limits
+    }
     told |= {("kernel", limit): state for limit, state in states.items()}
     checks = [
         json.dumps({"layer": layer, "check": limit, "state": state, "evidence": "seen"})

@@ -13,6 +13,8 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 
+from tests.vm.inside.telling import Degraded
+
 #: The tests of what these rows are about; `--run` runs any others in a row.
 OWN_TESTS = ("tests/kernel/cgroups",)
 _RUNNER = "import os, sys, pytest; os.environ['RUNNER'] = str(os.getpid()); sys.exit(pytest.main(sys.argv[1:]))"
@@ -37,9 +39,11 @@ def header() -> str:
             capture_output=True,
             text=True,
         )
-    said = [line.strip() for line in done.stdout.splitlines() if "isolate" in line.lower()]
+    said = [line.strip() for line in done.stdout.splitlines() if line.startswith("isolate")]
     assert done.returncode == 0, done.stdout + done.stderr
     assert said, "the header says nothing: " + done.stdout
+    if any("DEGRADED" in line for line in said):
+        raise Degraded(" / ".join(said))
     return " / ".join(said)
 
 
@@ -49,7 +53,16 @@ def own_tests() -> str:
     assert there, f"none of {OWN_TESTS} is in {os.getcwd()}"
     with tempfile.TemporaryDirectory() as place:
         report = f"{place}/report.xml"
-        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", f"--basetemp={place}/tmp", *there]
+        options = [
+            "-q",
+            "-rfE",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            f"--basetemp={place}/tmp",
+            *there,
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options], stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
