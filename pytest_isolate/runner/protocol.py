@@ -258,6 +258,7 @@ class Isolation:
                 yield other
 
     def _start(self, item: pytest.Item, following: pytest.Item | None, settings: Settings) -> TestProcess:
+        compat.make_base_temp(self._config)
         compat.flush(self._config)
         self._reaper.collect(keep=_MAX_BODIES)
         ours_fd, theirs_fd = (end.detach() for end in socket.socketpair())
