@@ -382,10 +382,10 @@ def group_of(item: pytest.Item, settings: Settings) -> tuple[Any, Any]:
 
 def _continue_as(verdict: Verdict) -> None:
     """Raise here what ended the run there."""
-    if verdict.interrupted:
-        raise KeyboardInterrupt
     match verdict.control:
         case {"kind": "exit", "text": text, "returncode": returncode}:
             pytest.exit(text, returncode=returncode)
-        case {"kind": "interrupt"}:
-            raise KeyboardInterrupt
+        case {"kind": "interrupt", "text": place}:
+            raise KeyboardInterrupt(f"in the test's process, at {place}")
+    if verdict.interrupted:
+        raise KeyboardInterrupt
