@@ -22,6 +22,7 @@ from pytest_isolate.outcome import Cause, ExitStatus, Leftover
 from pytest_isolate import wire
 from pytest_isolate.runner import child, compat, crash, verdict
 from pytest_isolate.sandbox import group_usage
+from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
@@ -347,7 +348,7 @@ class Conversation:
             self._held.outcome = "failed"
             self._held.longrepr = text
         else:
-            self._held.sections.append(("Leaked processes", text))
+            self._held.sections.append((LEAK_SECTION, text))
         if not hasattr(self._held, "isolate_cause"):
             self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
 

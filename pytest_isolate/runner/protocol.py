@@ -96,6 +96,8 @@ class Isolation:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.reporter is not None:
             self.reporter.report(report)
+        else:
+            self.tally.note(report)
 
     def pytest_runtest_logstart(self) -> None:
         if self.reporter is not None:
@@ -141,6 +143,9 @@ class Isolation:
             self._retire()
             self._reaper.collect(keep=0)
             self.host.groups.close()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        report.summarize(terminalreporter, self.tally)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:
@@ -308,7 +313,6 @@ class Isolation:
     def _judge(self, item: pytest.Item, talk: Conversation, result: Verdict, settings: Settings) -> None:
         if result.leftovers and settings.leaks != "ignore":
             talk.leaked(result.leftovers, fail=settings.leaks == "fail")
-            self.tally.leaks.append((item.nodeid, result.leftovers))
         talk.note(result.evidence)
 
     def _run_teardown(
