@@ -157,7 +157,7 @@ def test_a_crash_with_capture_sys_says_that_output_in_memory_is_lost(pytester: p
     result = isolated("--capture=sys")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
-        ["*SIGABRT*", "*lost*--capture=sys*", "Fatal Python error: Aborted", "*Captured stdout call*", "this one is shown"]
+        ["*SIGABRT*", "Fatal Python error: Aborted", "*lost*--capture=sys*", "*Captured stdout call*", "this one is shown"]
     )
 
 
