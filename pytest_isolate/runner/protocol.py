@@ -21,7 +21,7 @@ from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Namespace
 from pytest_isolate import wire
-from pytest_isolate.runner import child, compat, crash, report, verdict
+from pytest_isolate.runner import child, compat, crash, deadline, report, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict, living_leftovers
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.options import Resolver, Settings
@@ -242,9 +242,10 @@ class Isolation:
         """Set up, once and here, what is wider than the child's scope. What fails is cached and fails there again."""
         widest = _WIDEST[settings.scope] if group is not None else Scope.Function
         try:
-            compat.set_up_collectors(item, limit)
-            for member in self._members(item, group):
-                compat.set_up_wide_fixtures(member, widest)
+            with deadline.at_most(self._deadline_s(settings), "a fixture wider than the test"):
+                compat.set_up_collectors(item, limit)
+                for member in self._members(item, group):
+                    compat.set_up_wide_fixtures(member, widest)
         except (KeyboardInterrupt, pytest.exit.Exception):
             raise
         except BaseException:
@@ -322,7 +323,11 @@ class Isolation:
         before = len(item._report_sections)
 
         def tear_down() -> None:
-            with compat.phase(item, "teardown"):
+            timeout_s = self._deadline_s(self._resolver.item(item))
+            with (
+                compat.phase(item, "teardown"),
+                deadline.at_most(timeout_s, "the teardown of a fixture wider than the test"),
+            ):
                 compat.teardown(item.session, nextitem)
 
         call = pytest.CallInfo.from_call(
