@@ -26,6 +26,7 @@ def at_most(timeout_s: float | None, what: str) -> Iterator[None]:
         return
 
     def end(signum: int, frame: FrameType | None) -> None:
+        __tracebackhide__ = True
         del signum, frame
         pytest.fail(f"TIMEOUT: {what} was still running after {format_seconds(timeout_s)}")
 
