@@ -197,6 +197,7 @@ class Isolation:
             item,
             worker,
             timeout_s=self._deadline_s(settings),
+            policy_timeout_s=None if self._debugs() else settings.policy.timeout_s,
             grace_s=settings.policy.grace_s,
             slow_s=settings.slow_s,
         )
@@ -214,9 +215,12 @@ class Isolation:
 
     def _deadline_s(self, settings: Settings) -> float | None:
         """pytest-timeout's figure for the item, else ours; none while a person debugs."""
-        if self._config.getoption("usepdb") or self._config.getoption("trace", False):
+        if self._debugs():
             return None
         return self._timeout_s or settings.policy.timeout_s
+
+    def _debugs(self) -> bool:
+        return bool(self._config.getoption("usepdb") or self._config.getoption("trace", False))
 
     def _same_group(self, item: pytest.Item, group: Any) -> bool:
         settings = self._resolver.item(item)
@@ -229,6 +233,7 @@ class Isolation:
         if self._worker is not None and group is not None and self._worker.group == group:
             with contextlib.suppress(OSError):  # it died while it waited: start another
                 self._worker.send_run(self._place(item), None if following is None else self._place(following))
+                self._worker.last = item
                 return self._worker
             self._bury(Verdict(died=True))
         self._retire()
@@ -269,7 +274,7 @@ class Isolation:
         self._reaper.collect(keep=_MAX_BODIES)
         ours_fd, theirs_fd = (end.detach() for end in socket.socketpair())
         worker = TestProcess(channel_fd=ours_fd, outputs=crash.Outputs.make(), reader=wire.Reader(ours_fd))
-        worker.item = item
+        worker.item = worker.last = item
         link = child.Link(
             channel_fd=theirs_fd,
             out_fd=worker.outputs.out_fd,
@@ -361,7 +366,7 @@ class Isolation:
         verdict = Verdict(died=True)
         with contextlib.suppress(OSError):
             worker.send_end()
-            talk = Conversation(worker.item, worker, timeout_s=_EXIT_S, grace_s=1.0, slow_s=_EXIT_S)
+            talk = Conversation(worker.last, worker, timeout_s=_EXIT_S, grace_s=1.0, slow_s=_EXIT_S)
             verdict = talk.run()
             talk.finish(None, [])
         self._bury(verdict)
