@@ -183,8 +183,8 @@ def _run_one(item: pytest.Item, nextitem: pytest.Item | None, run: _Run, ours: o
         run(item, nextitem, ours)
     except pytest.exit.Exception as error:
         control = {"kind": "exit", "text": error.msg, "returncode": error.returncode}
-    except KeyboardInterrupt:
-        control = {"kind": "interrupt", "text": traceback.format_exc()}
+    except KeyboardInterrupt as error:
+        control = {"kind": "interrupt", "text": _place_of(error)}
     if control is not None:
         with contextlib.suppress(BaseException):  # the run ends; the first reason is the one to tell
             compat.teardown(session, None)
@@ -194,6 +194,12 @@ def _run_one(item: pytest.Item, nextitem: pytest.Item | None, run: _Run, ours: o
         "shouldfail": session.shouldfail,
         "execution_count": getattr(item, "execution_count", None),
     }
+
+
+def _place_of(error: BaseException) -> str:
+    """Where it was raised, as `FILE:LINE in FUNCTION`."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno} in {frame.name}"
 
 
 def _run_whole(item: pytest.Item, nextitem: pytest.Item | None, _ours: object) -> None:

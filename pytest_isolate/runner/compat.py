@@ -270,10 +270,11 @@ def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) 
     return True
 
 
-def make_base_temp(config: pytest.Config) -> str | None:
-    """Create the run's base temporary directory now: made first in a child, each child would make one of its own."""
+def make_base_temp(config: pytest.Config) -> None:
+    """Create the run's base temporary directory now: each child would make one of its own, and --basetemp is emptied."""
     factory = getattr(config, "_tmp_path_factory", None)
-    return str(factory.getbasetemp()) if factory is not None else None
+    if factory is not None:
+        factory.getbasetemp()
 
 
 def is_skipped(item: pytest.Item) -> bool:

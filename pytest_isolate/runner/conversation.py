@@ -22,6 +22,7 @@ from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
 from pytest_isolate.runner import child, compat, crash, verdict
+from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.sandbox import group_usage
 from pytest_isolate.units import format_seconds
 
@@ -36,6 +37,8 @@ _EXIT_S = 10.0
 #: What is on its way out when the test ends (a resource tracker, a shell's last child) is no leak.
 LEAK_GRACE_S = 0.25
 _COSTS = ("user_s", "system_s", "max_rss_bytes")
+#: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
+_LONGEST_S = 1e6
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 
 
@@ -54,6 +57,7 @@ class TestProcess:
     reader: wire.Reader
     item: pytest.Item
     process: Process = field(init=False)
+    last: pytest.Item = field(init=False)
     group: Any = None
     cgroup: Cgroup | None = None
 
@@ -97,7 +101,14 @@ class Conversation:
     """One item, from its first frame to its last."""
 
     def __init__(
-        self, item: pytest.Item, worker: TestProcess, *, timeout_s: float | None, grace_s: float, slow_s: float
+        self,
+        item: pytest.Item,
+        worker: TestProcess,
+        *,
+        timeout_s: float | None,
+        policy_timeout_s: float | None = None,
+        grace_s: float,
+        slow_s: float,
     ) -> None:
         self._item = item
         self._ihook = item.ihook
@@ -106,6 +117,7 @@ class Conversation:
         self._phase_start = time.time()
         self._deadline = None if timeout_s is None else self._began + timeout_s
         self._timeout_s = timeout_s
+        self._policy_timeout_s = policy_timeout_s
         self._grace_s = grace_s
         self._slow_at: float | None = self._began + slow_s
         self._debugging = False
@@ -165,8 +177,8 @@ class Conversation:
         try:
             for kind, data in self._worker.reader.frames():
                 self._handle(kind, data)
-        except (wire.WireError, LookupError, TypeError, ValueError, AttributeError) as error:
-            self._garbage = str(error) or type(error).__name__
+        except wire.WireError as error:
+            self._garbage = str(error)
             self._worker.kill()
             return False
         self._eof = self._worker.reader.eof
@@ -221,27 +233,46 @@ class Conversation:
             case "report":
                 self._relay(self._report(data))
             case "warning":
-                relay_warning(self._item, data)
+                relay_warning(self._item, read_warning(data))
             case "start":
                 self._restart()
             case "finish":
                 self._finish_pending = True
             case "timer":
-                timeout_s = data["timeout_s"]
-                self._timeout_s = timeout_s
-                self._deadline = None if timeout_s is None else time.monotonic() + float(timeout_s)
+                self._set_timer(read_timer(data))
             case "debugger":
                 self._debugging = True
             case "done":
-                self._done = {"control": data["control"], **data}
+                self._done = read_done(data)
             case _:
                 raise wire.WireError(f"a frame of kind {kind[:20]!r}")
 
     def _report(self, data: Any) -> pytest.TestReport:
-        report = self._item.config.hook.pytest_report_from_serializable(config=self._item.config, data=data)
-        if report is None or not hasattr(report, "when"):
+        """The report in a frame, checked as far as others rely on it: the test may have written the frame itself."""
+        try:
+            report: pytest.TestReport = self._item.config.hook.pytest_report_from_serializable(
+                config=self._item.config, data=data
+            )
+            known = report.when in _PHASES and isinstance(report.outcome, str) and report.duration >= 0
+            pairs = [tuple(map(type, pair)) for pair in report.sections]
+            known = (
+                known and all(pair == (str, str) for pair in pairs) and all(len(p) == 2 for p in report.user_properties)
+            )
+        except Exception as error:
+            raise wire.WireError("a report that pytest does not know") from error
+        if not known:
             raise wire.WireError("a report that pytest does not know")
-        return report  # type: ignore[no-any-return]
+        if report.nodeid != self._item.nodeid:
+            raise wire.WireError(f"a report of another test, {report.nodeid[:200]}")
+        return report
+
+    def _set_timer(self, timeout_s: float | None) -> None:
+        """pytest-timeout, in the child, sets or cancels its timer; cancelled, the policy's own deadline holds."""
+        if timeout_s is not None:
+            self._timeout_s, self._deadline = timeout_s, time.monotonic() + timeout_s
+        else:
+            self._timeout_s = self._policy_timeout_s
+            self._deadline = None if self._timeout_s is None else self._began + self._timeout_s
 
     def _relay(self, report: pytest.TestReport) -> None:
         if compat.count_failed_subtest(self._item.config, self._item, report):
@@ -357,7 +388,7 @@ class Conversation:
             self._held.outcome = "failed"
             self._held.longrepr = text
         else:
-            self._held.sections.append(("Leaked processes", text))
+            self._held.sections.append((LEAK_SECTION, text))
         if not hasattr(self._held, "isolate_cause"):
             self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
 
@@ -398,20 +429,44 @@ def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> Non
     terminal.write_line(f"SLOW {item.nodeid}: running for {format_seconds(elapsed_s)}{ends}", yellow=True)
 
 
-def relay_warning(item: pytest.Item, data: dict[str, Any]) -> None:
+def read_timer(data: Any) -> float | None:
+    """The seconds of a timer frame; None: cancelled."""
+    try:
+        timeout_s = data["timeout_s"]
+        if timeout_s is None or 0 < float(timeout_s) < _LONGEST_S:
+            return None if timeout_s is None else float(timeout_s)
+    except (LookupError, TypeError, ValueError) as error:
+        raise wire.WireError("a timer without seconds") from error
+    raise wire.WireError(f"a timer of {str(timeout_s)[:20]} seconds")
+
+
+def read_done(data: Any) -> dict[str, Any]:
+    """The last frame of an item; how the run is to go on is one of three things."""
+    match data:
+        case {"control": None}:
+            return data
+        case {"control": {"kind": "interrupt", "text": str()}}:
+            return data
+        case {"control": {"kind": "exit", "text": str(), "returncode": int() | None}}:
+            return data
+    raise wire.WireError("an end that says nothing known")
+
+
+def read_warning(data: Any) -> dict[str, Any]:
+    """The arguments of pytest_warning_recorded out of a frame."""
+    try:
+        module, name = data["category"]
+        category = getattr(sys.modules.get(module), name, None)
+        if not (isinstance(category, type) and issubclass(category, Warning)):
+            category = UserWarning
+        message = warnings.WarningMessage(
+            UserWarning(data["text"]), category, str(data["filename"]), int(data["lineno"]), line=data["line"]
+        )
+        return {"warning_message": message, **{name: data[name] for name in ("when", "nodeid", "location")}}
+    except (LookupError, TypeError, ValueError) as error:
+        raise wire.WireError("a warning that pytest does not know") from error
+
+
+def relay_warning(item: pytest.Item, found: dict[str, Any]) -> None:
     """Announce a child's warning as pytest would have announced it here."""
-    module, name = data["category"]
-    category = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(category, type) and issubclass(category, Warning)):
-        category = UserWarning
-    message = warnings.WarningMessage(
-        UserWarning(data["text"]), category, data["filename"], int(data["lineno"]), line=data["line"]
-    )
-    item.ihook.pytest_warning_recorded.call_historic(
-        kwargs={
-            "warning_message": message,
-            "when": data["when"],
-            "nodeid": data["nodeid"],
-            "location": data["location"],
-        }
-    )
+    item.ihook.pytest_warning_recorded.call_historic(kwargs=found)

@@ -16,7 +16,7 @@ from _pytest.scope import Scope
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.runner import child, compat, crash, report, verdict
+from pytest_isolate.runner import child, compat, crash, deadline, report, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.settings import Resolver, Settings
@@ -60,6 +60,8 @@ class Isolation:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.reporter is not None:
             self.reporter.report(report)
+        else:
+            self.tally.note(report)
 
     def pytest_runtest_logstart(self) -> None:
         if self.reporter is not None:
@@ -105,6 +107,9 @@ class Isolation:
             self._retire()
             self._workers.close()
             self.host.groups.close()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        report.summarize(terminalreporter, self.tally)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:
@@ -156,6 +161,7 @@ class Isolation:
             item,
             worker,
             timeout_s=self._deadline_s(settings),
+            policy_timeout_s=None if self._debugs() else settings.policy.timeout_s,
             grace_s=settings.policy.grace_s,
             slow_s=settings.slow_s,
         )
@@ -175,9 +181,12 @@ class Isolation:
 
     def _deadline_s(self, settings: Settings) -> float | None:
         """pytest-timeout's figure for the item, else ours; none while a person debugs."""
-        if self._config.getoption("usepdb") or self._config.getoption("trace", False):
+        if self._debugs():
             return None
         return self._timeout_s or settings.policy.timeout_s
+
+    def _debugs(self) -> bool:
+        return bool(self._config.getoption("usepdb") or self._config.getoption("trace", False))
 
     def _same_group(self, item: pytest.Item, group: Any) -> bool:
         settings = self._resolver.item(item)
@@ -190,6 +199,7 @@ class Isolation:
         if self._worker is not None and group is not None and self._worker.group == group:
             with contextlib.suppress(OSError):  # it died while it waited: start another
                 self._worker.send_run(self._place(item), None if following is None else self._place(following))
+                self._worker.last = item
                 return self._worker
             self._bury(Verdict(died=True))
         self._retire()
@@ -242,9 +252,10 @@ class Isolation:
         """Set up, once and here, what is wider than the child's scope. What fails is cached and fails there again."""
         widest = _WIDEST[settings.scope] if group is not None else Scope.Function
         try:
-            compat.set_up_collectors(item, limit)
-            for member in self._members(item, group):
-                compat.set_up_wide_fixtures(member, widest)
+            with deadline.at_most(self._deadline_s(settings), "a fixture wider than the test"):
+                compat.set_up_collectors(item, limit)
+                for member in self._members(item, group):
+                    compat.set_up_wide_fixtures(member, widest)
         except (KeyboardInterrupt, pytest.exit.Exception):
             raise
         except BaseException:
@@ -265,6 +276,7 @@ class Isolation:
     def _start(
         self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool
     ) -> TestProcess:
+        compat.make_base_temp(self._config)
         compat.flush(self._config)
         return self._workers.start(
             item, following, settings, gated=gated, dump_stacks=self._deadline_s(settings) is not None
@@ -292,7 +304,6 @@ class Isolation:
     def _judge(self, item: pytest.Item, talk: Conversation, result: Verdict, settings: Settings) -> None:
         if result.leftovers and settings.leaks != "ignore":
             talk.leaked(result.leftovers, fail=settings.leaks == "fail")
-            self.tally.leaks.append((item.nodeid, result.leftovers))
         talk.note(result.evidence)
 
     def _run_teardown(
@@ -304,7 +315,11 @@ class Isolation:
         before = len(item._report_sections)
 
         def tear_down() -> None:
-            with compat.phase(item, "teardown"):
+            timeout_s = self._deadline_s(self._resolver.item(item))
+            with (
+                compat.phase(item, "teardown"),
+                deadline.at_most(timeout_s, "the teardown of a fixture wider than the test"),
+            ):
                 compat.teardown(item.session, nextitem)
 
         call = pytest.CallInfo.from_call(tear_down, when="teardown", reraise=(pytest.exit.Exception, KeyboardInterrupt))
@@ -326,7 +341,7 @@ class Isolation:
         verdict = Verdict(died=True)
         with contextlib.suppress(OSError):
             worker.send_end()
-            talk = Conversation(worker.item, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
+            talk = Conversation(worker.last, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
             verdict = talk.run()
             talk.finish(None, [])
         self._bury(verdict)
@@ -356,10 +371,10 @@ def group_of(item: pytest.Item, settings: Settings) -> tuple[Any, Any]:
 
 def _continue_as(verdict: Verdict) -> None:
     """Raise here what ended the run there."""
-    if verdict.interrupted:
-        raise KeyboardInterrupt
     match verdict.control:
         case {"kind": "exit", "text": text, "returncode": returncode}:
             pytest.exit(text, returncode=returncode)
-        case {"kind": "interrupt"}:
-            raise KeyboardInterrupt
+        case {"kind": "interrupt", "text": place}:
+            raise KeyboardInterrupt(f"in the test's process, at {place}")
+    if verdict.interrupted:
+        raise KeyboardInterrupt

@@ -83,6 +83,7 @@ class Workers:
         report_fd, channel_fd = os.pipe()
         command_fd, orders_fd = os.pipe()
         worker = TestProcess(report_fd, orders_fd, crash.Outputs.make(), wire.Reader(report_fd), item)
+        worker.last = item
         link = child.Link(
             channel_fd=channel_fd,
             command_fd=command_fd,

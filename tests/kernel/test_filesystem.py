@@ -112,7 +112,9 @@ def flags_at(path: str) -> int:
 
 
 def test_a_writable_bind_is_a_hole_in_a_read_only_host(who: str, place: Path) -> None:
-    view = Filesystem(root="readonly", binds=(Bind(source=str(place / "old"), target=str(place / "old"), writable=True),))
+    view = Filesystem(
+        root="readonly", binds=(Bind(source=str(place / "old"), target=str(place / "old"), writable=True),)
+    )
 
     def body() -> None:
         for setattr_ in (True, False):
@@ -241,7 +243,8 @@ def test_a_directory_replaced_by_a_new_one_shows_what_is_gone(who: str, place: P
 def test_a_renamed_directory_is_gone_here_and_new_there(who: str, place: Path) -> None:
     def body() -> None:
         inside = launch(
-            Filesystem(overlays=(Overlay(target=str(place)),)), lambda: attempt(lambda: os.rename(place / "old", place / "moved"))
+            Filesystem(overlays=(Overlay(target=str(place)),)),
+            lambda: attempt(lambda: os.rename(place / "old", place / "moved")),
         )
         if who == "user":  # redirects need trusted xattrs; explain() has the words
             assert inside.result == "EXDEV"
@@ -286,13 +289,17 @@ def test_an_overlay_keeps_the_mode_and_owner_of_its_directory(who: str, place: P
     place.chmod(0o1757)
 
     def body() -> None:
-        seen = launch(Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [place.stat().st_mode, place.stat().st_uid])
+        seen = launch(
+            Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [place.stat().st_mode, place.stat().st_uid]
+        )
         assert seen.result == [stat.S_IFDIR | 0o1757, place.stat().st_uid]
 
     throwaway(body, who=who)
 
 
-@pytest.mark.parametrize("name", ["with,comma", "with:colon", 'with"quote', "with\\backslash", "with space\n", "ü" * 40])
+@pytest.mark.parametrize(
+    "name", ["with,comma", "with:colon", 'with"quote', "with\\backslash", "with space\n", "ü" * 40]
+)
 def test_an_overlay_on_a_directory_with_an_awkward_name(outside_tmp: Path, who: str, name: str) -> None:
     place = outside_tmp / name
     place.mkdir()
@@ -300,7 +307,9 @@ def test_an_overlay_on_a_directory_with_an_awkward_name(outside_tmp: Path, who: 
     place.chmod(0o777)
 
     def body() -> None:
-        inside = launch(Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [os.listdir(place), write(place / "new")])
+        inside = launch(
+            Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [os.listdir(place), write(place / "new")]
+        )
         assert inside.result == [["file"], "ok"]
         assert inside.changed.added == (str(place / "new"),)
 
@@ -327,7 +336,12 @@ def test_an_overlay_of_the_whole_root(outside_tmp: Path) -> None:
     def body() -> None:
         inside = launch(
             Filesystem(overlays=(Overlay(target="/"),)),
-            lambda: [write("/isolate-new"), write(outside_tmp / "new"), (outside_tmp / "file").read_text(), os.path.exists("/proc/self")],
+            lambda: [
+                write("/isolate-new"),
+                write(outside_tmp / "new"),
+                (outside_tmp / "file").read_text(),
+                os.path.exists("/proc/self"),
+            ],
         )
         assert inside.result == ["ok", "ok", "content", True]
         assert not os.path.exists("/isolate-new")
@@ -338,7 +352,9 @@ def test_an_overlay_of_the_whole_root(outside_tmp: Path) -> None:
 
 def test_the_layers_cannot_be_reached_from_inside(who: str, place: Path) -> None:
     def body() -> None:
-        found = launch(Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [m.mountpoint for m in mountinfo.read()])
+        found = launch(
+            Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [m.mountpoint for m in mountinfo.read()]
+        )
         scratch = {op.target for op in found.plan.ops if op.fstype == "tmpfs"}
         assert scratch and not scratch & set(found.result)
 
@@ -359,7 +375,9 @@ def test_binds_are_writable_only_when_asked(who: str, place: Path) -> None:
     )
 
     def body() -> None:
-        inside = launch(view, lambda: [write("/mnt/ro/new"), write("/mnt/rw/new"), write("/mnt/deep/er/file"), write("/mnt/new")])
+        inside = launch(
+            view, lambda: [write("/mnt/ro/new"), write("/mnt/rw/new"), write("/mnt/deep/er/file"), write("/mnt/new")]
+        )
         assert inside.result == ["EROFS", "ok", "EROFS", "ok"]
         assert sorted(os.listdir(place / "old")) == ["inner", "new"]
 
@@ -373,7 +391,9 @@ def test_a_bind_takes_the_mounts_below_it_along_only_when_recursive(recursive: b
 
         def body(place: Path = place, sub: Path = sub) -> None:
             (sub / "mounted").write_text("")
-            view = Filesystem(tmpfs=(Tmpfs(target="/mnt"),), binds=(Bind(source=str(place), target="/mnt/b", recursive=recursive),))
+            view = Filesystem(
+                tmpfs=(Tmpfs(target="/mnt"),), binds=(Bind(source=str(place), target="/mnt/b", recursive=recursive),)
+            )
             inside = launch(view, lambda: [os.listdir("/mnt/b/old"), write("/mnt/b/old/new")])
             assert inside.result == [["mounted"] if recursive else ["inner"], "EROFS"]
 
@@ -385,7 +405,13 @@ def test_a_private_tmpfs_has_its_size_and_mode(who: str) -> None:
 
     def body() -> None:
         inside = launch(
-            view, lambda: [os.stat("/tmp").st_mode, os.listdir("/tmp"), write("/tmp/a", "x" * 4096), write("/tmp/b", "x" * (2 << 20))]
+            view,
+            lambda: [
+                os.stat("/tmp").st_mode,
+                os.listdir("/tmp"),
+                write("/tmp/a", "x" * 4096),
+                write("/tmp/b", "x" * (2 << 20)),
+            ],
         )
         assert inside.result == [stat.S_IFDIR | 0o750, [], "ok", "ENOSPC"]
 
@@ -401,7 +427,13 @@ def test_masks_hide_a_file_and_a_directory_but_not_what_is_put_back(who: str, pl
 
     def body() -> None:
         inside = launch(
-            view, lambda: [(place / "file").read_text(), os.listdir(place / "old"), write(place / "old" / "new"), write(place / "old/kept/x")]
+            view,
+            lambda: [
+                (place / "file").read_text(),
+                os.listdir(place / "old"),
+                write(place / "old" / "new"),
+                write(place / "old/kept/x"),
+            ],
         )
         assert inside.result == ["", ["kept"], "EROFS", "ok" if who == "root" else "EACCES"]
         assert inside.plan.skipped == (f"mask {place / 'absent'}: the host has nothing there",)
@@ -458,10 +490,24 @@ def test_a_minimal_root_runs_a_program_and_has_nothing_else(who: str) -> None:
         found = inside.result
         assert found["run"] == "hello\n"
         assert found["root"] == ["bin", "dev", "lib", "lib64", "proc", "usr"]
-        assert found["dev"] == ["fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]
+        assert found["dev"] == [
+            "fd",
+            "full",
+            "null",
+            "random",
+            "shm",
+            "stderr",
+            "stdin",
+            "stdout",
+            "tty",
+            "urandom",
+            "zero",
+        ]
         assert found["passwd"] == "ENOENT"
         assert found["write"] == ["EROFS", "EROFS", "ok", "ok"]
-        assert found["mounts"] == sorted(m for m in found["mounts"] if m == "/" or m.startswith(("/usr/", "/dev/", "/proc")))
+        assert found["mounts"] == sorted(
+            m for m in found["mounts"] if m == "/" or m.startswith(("/usr/", "/dev/", "/proc"))
+        )
 
     throwaway(body, who=who)
 
@@ -537,7 +583,10 @@ def test_a_root_file_system_given_as_a_directory(outside_tmp: Path, who: str) ->
 
     def body() -> None:
         links = [f"/dev/{name}" for name in ("fd", "stdin", "stdout", "stderr")]
-        found = launch(view, lambda: [Path("/mark").read_text(), write("/new"), write("/tmp/new"), [os.path.lexists(p) for p in links]])
+        found = launch(
+            view,
+            lambda: [Path("/mark").read_text(), write("/new"), write("/tmp/new"), [os.path.lexists(p) for p in links]],
+        )
         assert found.result[:3] == ["mark", "EROFS", "ok"]
 
     throwaway(body, who=who)

@@ -50,7 +50,11 @@ def test_a_crash_is_one_failure_with_signal_phase_output_and_native_traceback(
 
 @pytest.mark.parametrize(
     ("phase", "counted", "word"),
-    [("setup", {"errors": 1}, "ERROR"), ("call", {"failed": 1}, "FAILED"), ("teardown", {"passed": 1, "errors": 1}, "ERROR")],
+    [
+        ("setup", {"errors": 1}, "ERROR"),
+        ("call", {"failed": 1}, "FAILED"),
+        ("teardown", {"passed": 1, "errors": 1}, "ERROR"),
+    ],
 )
 def test_a_crash_is_blamed_on_the_phase_it_happened_in(
     pytester: pytest.Pytester, isolated: Run, phase: str, counted: dict[str, int], word: str
@@ -104,7 +108,11 @@ def test_leaving_with_status_zero_is_a_failure(pytester: pytest.Pytester, isolat
     result = isolated()
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(
-        ["*exited with status 0 before reporting, during call*", "*exited with status 0 before reporting*", "E*SystemExit: 0"]
+        [
+            "*exited with status 0 before reporting, during call*",
+            "*exited with status 0 before reporting*",
+            "E*SystemExit: 0",
+        ]
     )
 
 
@@ -157,7 +165,13 @@ def test_a_crash_with_capture_sys_says_that_output_in_memory_is_lost(pytester: p
     result = isolated("--capture=sys")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(
-        ["*SIGABRT*", "*lost*--capture=sys*", "Fatal Python error: Aborted", "*Captured stdout call*", "this one is shown"]
+        [
+            "*SIGABRT*",
+            "Fatal Python error: Aborted",
+            "*lost*--capture=sys*",
+            "*Captured stdout call*",
+            "this one is shown",
+        ]
     )
 
 

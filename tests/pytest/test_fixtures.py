@@ -69,11 +69,22 @@ def test_wide_fixtures_are_made_and_torn_down_once_in_the_parent(pytester: pytes
     lines = diary(pytester)
     a_test = ["make of_function", "test", "end of_function"]
     module = ["make of_module", "make of_class", *a_test, *a_test, "end of_class", "end of_module"]
-    assert words(lines) == ["make of_session", "make of_package", *module, *module, "end of_package", "end of_session", "unconfigure"]
+    assert words(lines) == [
+        "make of_session",
+        "make of_package",
+        *module,
+        *module,
+        "end of_package",
+        "end of_session",
+        "unconfigure",
+    ]
     parent = lines[-1].rpartition(" ")[2]
     where = {line.rpartition(" ")[0]: line.rpartition(" ")[2] == parent for line in lines}
     assert where == {
-        **dict.fromkeys([f"{verb} of_{scope}" for verb in ("make", "end") for scope in ("session", "package", "module", "class")], True),
+        **dict.fromkeys(
+            [f"{verb} of_{scope}" for verb in ("make", "end") for scope in ("session", "package", "module", "class")],
+            True,
+        ),
         **dict.fromkeys([*a_test, "test"], False),
         "unconfigure": True,
     }
@@ -102,7 +113,12 @@ def test_a_finalizer_that_fails_in_the_parent_is_an_error_of_the_last_item(
     result = isolated("-rE")
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(
-        ["*ERROR at teardown of test_two*", "*RuntimeError: module finalizer failed", "*Captured stdout teardown*", "printed by the finalizer"]
+        [
+            "*ERROR at teardown of test_two*",
+            "*RuntimeError: module finalizer failed",
+            "*Captured stdout teardown*",
+            "printed by the finalizer",
+        ]
     )
 
 
@@ -164,7 +180,9 @@ def test_fixtures_that_fail_or_skip_do_so_for_every_user_and_run_once(
     )
     result = isolated("-rsE")
     result.assert_outcomes(errors=3, skipped=2)
-    result.stdout.fnmatch_lines(["*ERROR at setup of test_a*", "*RuntimeError: cannot be made", "*printed before failing"])
+    result.stdout.fnmatch_lines(
+        ["*ERROR at setup of test_a*", "*RuntimeError: cannot be made", "*printed before failing"]
+    )
     assert words(diary(pytester)) == ["failing", "skipping"]
     assert summary(result) == summary(plain("-rsE"))
 
@@ -304,10 +322,18 @@ def test_unittest_classes_are_set_up_once_and_their_tests_run_apart(pytester: py
     )
     result = isolated()
     outcomes = result.parseoutcomes()
-    assert (outcomes["passed"], outcomes["failed"], outcomes["skipped"], outcomes["xfailed"], outcomes["errors"]) == (2, outcomes["failed"], 1, 1, 2)
+    assert (outcomes["passed"], outcomes["failed"], outcomes["skipped"], outcomes["xfailed"], outcomes["errors"]) == (
+        2,
+        outcomes["failed"],
+        1,
+        1,
+        2,
+    )
     assert outcomes["failed"] >= 1
     lines = words(diary(pytester))
-    assert [lines.count(name) for name in ("setUpModule", "setUpClass", "tearDownClass", "tearDownModule", "bad setUpClass")] == [1] * 5
+    assert [
+        lines.count(name) for name in ("setUpModule", "setUpClass", "tearDownClass", "tearDownModule", "bad setUpClass")
+    ] == [1] * 5
     assert lines.count("setUp") == lines.count("tearDown") == lines.count("cleanup") == 4
 
 
