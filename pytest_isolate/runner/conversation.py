@@ -21,7 +21,7 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.runner import child, compat, crash, verdict
+from pytest_isolate.runner import compat, crash, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.sandbox import group_usage
 from pytest_isolate.units import format_seconds
@@ -209,7 +209,7 @@ class Conversation:
         """Stacks of all threads, then SIGTERM, grace, SIGKILL of the whole tree."""
         self._timed_out = True
         process = self._worker.process
-        process.signal(child.DUMP_SIGNAL)
+        process.signal(reporter.DUMP_SIGNAL)
         process.wait(_DUMP_S)
         process.signal(signal.SIGTERM)
         process.wait(self._grace_s)

@@ -21,6 +21,7 @@ __all__ = ["sandbox", "sandbox_session"]  # pytest finds fixtures in the module 
 
 _NAME = "isolate-runner"
 _resolver_key = pytest.StashKey[Any]()
+_inside_key = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -39,9 +40,16 @@ def _refuse_namesake(pluginmanager: pytest.PytestPluginManager) -> None:
         )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
-    if is_asked_for(config):
+    channel = os.environ.pop("PYTEST_ISOLATE_CHANNEL", None)
+    if channel is not None:  # we are the new interpreter of one isolated test
+        from pytest_isolate.runner.fresh import Fresh
+
+        config.stash[_inside_key] = True
+        config.pluginmanager.register(Fresh(config, channel), _NAME)
+    elif is_asked_for(config):
         _activate(config)
 
 
@@ -72,6 +80,8 @@ def _activate(config: pytest.Config) -> Isolation:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Check every item's settings before the first test runs: a typing error is not found an hour later."""
+    if config.stash.get(_inside_key, False):
+        return
     if not is_asked_for(config) and not any(item.get_closest_marker("isolate") for item in items):
         return
     resolver = _resolver(config)
@@ -85,7 +95,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     runner = config.pluginmanager.get_plugin(_NAME)
-    return [] if runner is None else runner.header()
+    return [] if runner is None or _inside_key in config.stash else runner.header()
 
 
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:

@@ -16,7 +16,7 @@ from _pytest.scope import Scope
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.runner import child, compat, crash, deadline, report, verdict
+from pytest_isolate.runner import child, compat, crash, deadline, report, reporter, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.settings import Resolver, Settings
@@ -26,14 +26,14 @@ _SCOPE_NODES: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "modul
 _WIDEST = {"function": Scope.Function, "class": Scope.Class, "module": Scope.Module}
 
 
-class Isolation:
+class Isolation(reporter.Listener):
     """The plugin object: runs items in processes of their own. In a child it is the only reporter left."""
 
     def __init__(self, config: pytest.Config, resolver: Resolver) -> None:
         self._config = config
         self._resolver = resolver
         self.host = Host(config, resolver)
-        self.reporter: child.Reporter | None = None
+        self.reporter = None
         self._workers = Workers(self.host, self._serve)
         self._worker: TestProcess | None = None
         self._ahead: TestProcess | None = None
@@ -54,30 +54,11 @@ class Isolation:
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
         return [line + scope, *(f"isolate: DEGRADED {text}" for text in self.host.degraded)]
 
-    # -- what the child tells its parent --------------------------------------------------------------------------
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self.reporter is not None:
-            self.reporter.report(report)
-        else:
+        super().pytest_runtest_logreport(report)
+        if self.reporter is None:
             self.tally.note(report)
-
-    def pytest_runtest_logstart(self) -> None:
-        if self.reporter is not None:
-            self.reporter.send("start")
-
-    def pytest_runtest_logfinish(self) -> None:
-        if self.reporter is not None:
-            self.reporter.send("finish")
-
-    def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str, location: Any) -> None:
-        if self.reporter is not None:
-            self.reporter.warning(warning_message, when, nodeid, location)
-
-    def pytest_enter_pdb(self) -> None:
-        if self.reporter is not None:
-            self.reporter.send("debugger")
 
     # -- the parent -----------------------------------------------------------------------------------------------
 
@@ -128,7 +109,7 @@ class Isolation:
         if not self._runs(item):
             return None
         if self.reporter is not None:
-            child.dump_stacks_on_signal(self.reporter.link.trace_fd)
+            reporter.dump_stacks_on_signal(self.reporter.link.trace_fd)
             self.reporter.send("timer", {"timeout_s": settings.timeout})
         else:
             self._timeout_s = settings.timeout
@@ -210,6 +191,9 @@ class Isolation:
                 return self._worker
             self._bury(Verdict(died=True))
         self._drop_ahead()
+        if settings.mode == "fresh":
+            self._worker = self._workers.start_fresh(item, settings)
+            return self._worker
         if not self._is_set_up(item, settings):
             with compat.phase(item, "setup"):
                 self._set_up(item, settings, group, limit)
@@ -235,7 +219,7 @@ class Isolation:
             self._may_fork_ahead = not debugging and compat.wrappers_may_nest(item, self)
         return (
             self._may_fork_ahead
-            and settings.scope == "function"
+            and (settings.scope, settings.mode) == ("function", "fork")
             and self._resolver.item(nextitem) is self._resolver.item(item)
             and nextitem.parent is item.parent
             and not compat.is_skipped(nextitem)
@@ -282,8 +266,8 @@ class Isolation:
             item, following, settings, gated=gated, dump_stacks=self._deadline_s(settings) is not None
         )
 
-    def _serve(self, item: pytest.Item, following: pytest.Item | None, link: child.Link) -> NoReturn:
-        self.reporter = child.Reporter(self._config, link)
+    def _serve(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:
+        self.reporter = reporter.Reporter(self._config, link)
         child.serve(item, following, self.reporter, self)
 
     def _refused(self, item: pytest.Item, nextitem: pytest.Item | None, error: IsolateError) -> None:
@@ -362,7 +346,7 @@ def group_of(item: pytest.Item, settings: Settings) -> tuple[Any, Any]:
 
     Two items of one class or module still differ where a wider fixture has another parameter, or the policy differs.
     """
-    kind = _SCOPE_NODES.get(settings.scope)
+    kind = _SCOPE_NODES.get(settings.scope) if settings.mode == "fork" else None
     node: pytest.Collector | None = item.getparent(kind) if kind is not None else None
     if node is None:
         return None, None

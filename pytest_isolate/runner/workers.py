@@ -15,7 +15,7 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.policy import Namespace
-from pytest_isolate.runner import child, crash
+from pytest_isolate.runner import crash, fresh, reporter
 from pytest_isolate.runner.conversation import TestProcess, Verdict, living_leftovers
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.settings import Settings
@@ -65,7 +65,7 @@ def _collected(process: Process, cgroup: Cgroup | None, *, block: bool) -> bool:
 class Workers:
     """All processes of the run. ``serve`` is what a new child does, for ever."""
 
-    def __init__(self, host: Host, serve: Callable[[pytest.Item, pytest.Item | None, child.Link], NoReturn]) -> None:
+    def __init__(self, host: Host, serve: Callable[[pytest.Item, pytest.Item | None, reporter.Link], NoReturn]) -> None:
         self._host = host
         self._serve = serve
         self._reaper = Reaper()
@@ -84,7 +84,7 @@ class Workers:
         command_fd, orders_fd = os.pipe()
         worker = TestProcess(report_fd, orders_fd, crash.Outputs.make(), wire.Reader(report_fd), item)
         worker.last = item
-        link = child.Link(
+        link = reporter.Link(
             channel_fd=channel_fd,
             command_fd=command_fd,
             out_fd=worker.outputs.out_fd,
@@ -110,6 +110,42 @@ class Workers:
             os.close(channel_fd)
             os.close(command_fd)
         worker.process = process
+        self._live.append(worker)
+        return worker
+
+    def start_fresh(self, item: pytest.Item, settings: Settings) -> TestProcess:
+        """Start a new interpreter for ``item`` alone.
+
+        Raises:
+            IsolateError: the sandbox could not be made; nothing is left.
+        """
+        self._reaper.collect(keep=_MAX_BODIES)
+        report_fd, channel_fd = os.pipe()
+        outputs = crash.Outputs.make()
+        trace_fd = os.dup(outputs.trace_fd)
+        worker = TestProcess(report_fd, os.dup(report_fd), outputs, wire.Reader(report_fd), item)
+        worker.last = item
+        try:
+            for fd in (channel_fd, trace_fd):
+                os.set_inheritable(fd, True)
+            worker.cgroup = self._host.groups.enter(item.name, settings.policy)
+            worker.process = self._host.backend(settings).spawn(
+                settings.policy,
+                fresh.command(item),
+                env=fresh.environment(channel_fd, trace_fd),
+                cwd=str(item.config.invocation_params.dir),
+                joined=joined(worker.cgroup),
+                stdout_fd=outputs.out_fd,
+                stderr_fd=outputs.err_fd,
+            )
+        except BaseException:
+            if worker.cgroup is not None:
+                worker.cgroup.close()
+            worker.close()
+            raise
+        finally:
+            os.close(channel_fd)
+            os.close(trace_fd)
         self._live.append(worker)
         return worker
 
