@@ -163,9 +163,17 @@ class Tree:
             lower = mount.fs.lower
             return self.node(Place(lower.mount, _join(lower.path, path[1:])))
         shown = host_path(place)
-        if shown is None:
-            return DIRECTORY if path == mount.root else None
-        return self._lookup(shown)
+        if shown is not None:
+            return self._lookup(shown)
+        if path == mount.root:
+            return DIRECTORY
+        covering = [child for child in (mount.origin or mount).covers if child == path]
+        return self._mount_point(place) if covering else None
+
+    def _mount_point(self, place: Place) -> Node | None:
+        """What the host has mounted over is a directory or a file as what it is covered by."""
+        owner = place.mount.origin or place.mount
+        return self._lookup(_join(owner.host_path or "/", place.path[len(owner.root.rstrip("/")) :].lstrip("/")))
 
     def path_of(self, place: Place) -> str:
         """The absolute path, free of symlinks, at which the namespace has the place."""
@@ -299,7 +307,7 @@ def host_path(place: Place) -> str | None:
     """Where the host itself shows what is at a place; None for what only the sandbox has, or the host has mounted over."""
     mount = place.mount
     owner = mount.origin or mount
-    if owner.host_path is None or any(is_below(place.path, covered) for covered in owner.covers):
+    if owner.host_path is None or any(place.path == path or is_below(place.path, path) for path in owner.covers):
         return None
     return _join(owner.host_path, place.path[len(owner.root.rstrip("/")) :].lstrip("/"))
 

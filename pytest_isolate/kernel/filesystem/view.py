@@ -85,13 +85,14 @@ class Context:
 class Layer:
     """Where the changes of one overlay are.
 
-    ``upper`` is below the directory that SEND_DIR hands out, or an absolute path of the host when the layer is kept.
+    ``upper`` is below the directory that the ``sent``-th SEND_DIR hands out, or an absolute path of the host when it is kept.
     ``made``: mount points the table itself had to create in it, which are no changes of the program.
     """
 
     target: str
     lower: str
     upper: str
+    sent: int = -1
     kept: bool = False
     made: frozenset[str] = frozenset()
 
@@ -115,6 +116,11 @@ class MountPlan:
     layers: tuple[Layer, ...] = ()
     create: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+
+    @property
+    def sends(self) -> int:
+        """How many directories the child hands out."""
+        return sum(op.kind is MountKind.SEND_DIR for op in self.ops)
 
     def ops_sending_to(self, socket_fd: int) -> tuple[MountOp, ...]:
         """The ops with the number that the supervisor's socket has in the child."""
@@ -161,6 +167,7 @@ class _Compiler:
     skipped: list[str] = field(default_factory=list)
     sealed_late: list[str] = field(default_factory=list)
     assembled: dict[str, str] = field(default_factory=dict)  # target -> where it is put together
+    stores: list[str] = field(default_factory=list)  # directories with layers, one for each file system
     _overlays_made: dict[str, FileSystem] = field(default_factory=dict)
     scratch: str = ""
     new_root: str = ""  # where a root is put together that is pivoted to; empty: the host's root stays
@@ -366,8 +373,8 @@ class _Compiler:
             self._remount(path, self._mounted(path).flags | MS_RDONLY, "nothing more is added")
         for target, stage in self.assembled.items():
             self._emit(MountKind.MOUNT, target, f"put {target} in place", source=stage, flags=MS_MOVE)
-        if self.layers and any(not layer.kept for layer in self.layers):
-            self._emit(MountKind.SEND_DIR, f"{self.scratch}/layers", "hand the layers to the supervisor")
+        for store in self.stores:
+            self._emit(MountKind.SEND_DIR, store, "hand the layers to the supervisor")
         if self.new_root:
             self._emit(MountKind.PIVOT, self.new_root, "enter the new root, leave the host's")
         elif self.scratch:
@@ -407,8 +414,10 @@ class _Compiler:
         """The path to mount on, symlink-free; made where the file system is the sandbox's own."""
         path = f"{self.tree.path_of(found.place)}/{'/'.join(found.rest)}".rstrip("/") if found.rest else self.tree.path_of(found.place)
         if entry.kind == "link":
-            if found.error:
+            if found.error and self._is_ours(found.place.mount):
                 self._emit(MountKind.SYMLINK, path, f"{entry.target}", source=entry.source)
+            elif found.error:
+                self.skipped.append(f"link {entry.target}: the file system there is the host's")
             return path
         kind = "directory" if entry.kind in ("tmpfs", "overlay", "proc") else self._kind_of(entry)
         if found.node is not None and not found.rest:
@@ -416,7 +425,7 @@ class _Compiler:
                 raise PolicyError(f"{entry.kind} at {entry.target}", f"there is a {found.node.kind}, a {kind} is needed", "")
             return path
         mount = found.place.mount
-        if mount.origin is not None or mount.host_path is not None:
+        if not self._is_ours(mount):
             raise PolicyError(
                 f"{entry.kind} at {entry.target}",
                 f"it does not exist, and creating it would change the host ({self.tree.path_of(Place(mount, mount.root))})",
@@ -425,6 +434,10 @@ class _Compiler:
         made = MountKind.MKDIR if kind == "directory" else MountKind.MKFILE
         self._emit(made, path, f"a place for {entry.target}", data="755" if made is MountKind.MKDIR else "644")
         return path
+
+    def _is_ours(self, mount: Mounted) -> bool:
+        """True for a tmpfs or an overlay of the table: nothing made there reaches the host."""
+        return mount.origin is None and mount.host_path is None
 
     def _made_on(self, layer: Layer) -> Layer:
         """The layer, knowing which of its entries the table made (by MKDIR and MKFILE on the overlay)."""
@@ -471,26 +484,37 @@ class _Compiler:
         return self.tree.walk(path).place.mount.fs is self._mounted(self.scratch).fs
 
     def _overlay(self, path: str, entry: _Entry) -> None:
-        node = self.host.walk(entry.source).node
         number = len(self.layers)
-        layers = f"{self.scratch}/layers"
-        home = f"{self.context.keep_directory}/{number}" if entry.keep else f"{layers}/{number}"
-        if entry.size_bytes and not entry.keep:
-            self._emit(MountKind.MKDIR, home, f"layer of {entry.target}")
-            self._mount_tmpfs(home, f"layer of {entry.target}", f"mode=700,size={entry.size_bytes}")
-        for name in ("upper", "work"):
-            if entry.keep:
-                self.create.append(f"{home}/{name}")
-            else:
-                data = self._layer_owner(node) if node is not None and name == "upper" else "755"
-                self._emit(MountKind.MKDIR, f"{home}/{name}", f"layer of {entry.target}", data=data)
+        home = f"{self.context.keep_directory}/{number}" if entry.keep else self._layer_home(entry, number)
         lower = self._plain_lower(entry.source, number)
         private = "userxattr" if self.context.user_namespace else "redirect_dir=on,index=off,metacopy=off"
         data = f"lowerdir={lower},upperdir={home}/upper,workdir={home}/work,{private}"
         self._emit(MountKind.MOUNT, path, entry.words, source="overlay", fstype="overlay", flags=MS_NODEV, data=data)
-        upper = f"{home}/upper" if entry.keep else f"{number}/upper"
         self._overlays_made[entry.target] = self._mounted(path).fs
-        self.layers.append(Layer(target=entry.target, lower=entry.source, upper=upper, kept=entry.keep))
+        if entry.keep:
+            self.create += [f"{home}/upper", f"{home}/work"]
+            self.layers.append(Layer(target=entry.target, lower=entry.source, upper=f"{home}/upper", kept=True))
+            return
+        store = next(store for store in self.stores if home == store or is_below(home, store))
+        upper = f"{home}/upper"[len(store) + 1 :]
+        self.layers.append(Layer(target=entry.target, lower=entry.source, upper=upper, sent=self.stores.index(store)))
+
+    def _layer_home(self, entry: _Entry, number: int) -> str:
+        """Where an overlay's layer is made: with the others, or on a tmpfs of its own when its size is bounded."""
+        if entry.size_bytes:
+            home = store = f"{self.scratch}/layer{number}"
+            self._emit(MountKind.MKDIR, home, f"layer of {entry.target}", data="700")
+            self._mount_tmpfs(home, f"layer of {entry.target}", f"mode=700,size={entry.size_bytes}")
+        else:
+            store = f"{self.scratch}/layers"
+            home = f"{store}/{number}"
+        if store not in self.stores:
+            self.stores.append(store)
+        node = self.host.walk(entry.source).node
+        upper = self._layer_owner(node) if node is not None else "755"
+        self._emit(MountKind.MKDIR, f"{home}/upper", f"layer of {entry.target}", data=upper)
+        self._emit(MountKind.MKDIR, f"{home}/work", f"layer of {entry.target}", data="755")
+        return home
 
     def _layer_owner(self, node: Node) -> str:
         """Mode and owner of the merged directory are those of the upper one: MKDIR's data."""
