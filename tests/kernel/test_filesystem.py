@@ -252,13 +252,15 @@ def test_a_renamed_directory_is_gone_here_and_new_there(who: str, place: Path) -
     throwaway(body, who=who)
 
 
-def test_a_kept_overlay_leaves_its_changes_in_the_directory_named(who: str, place: Path, tmp_path: Path) -> None:
-    keep = Path(tempfile.mkdtemp(prefix="isolate-keep-", dir="/var/tmp"))
+@pytest.mark.parametrize("root", ["host", "readonly"])
+@pytest.mark.parametrize("name", ["/var/tmp/isolate-keep-", "/tmp/isolate-keep,:-"])
+def test_a_kept_overlay_leaves_its_changes_in_the_directory_named(who: str, place: Path, root: Any, name: str) -> None:
+    keep = Path(tempfile.mkdtemp(prefix=os.path.basename(name), dir=os.path.dirname(name)))
     if who == "user":
         os.chown(keep, NOBODY, NOBODY)
 
     def body() -> None:
-        view = Filesystem(overlays=(Overlay(target=str(place), keep=True),))
+        view = Filesystem(root=root, overlays=(Overlay(target=str(place), keep=True),), tmpfs=(Tmpfs(target="/tmp"),))
         changed = launch(view, lambda: write(place / "new", "kept"), keep_directory=str(keep)).changed
         assert changed.added == (str(place / "new"),)
         assert (keep / "0" / "upper" / "new").read_text() == "kept"

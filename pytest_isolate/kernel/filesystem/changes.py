@@ -61,6 +61,9 @@ class Layers:
     def __enter__(self) -> Layers:
         for folder in self._plan.create:
             os.makedirs(folder, exist_ok=True)
+        for layer in self._plan.layers:
+            if layer.kept:
+                _copy_mode_and_owner(layer.lower, layer.upper)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -98,6 +101,14 @@ class Layers:
             os.close(self._fds.pop())
         self._ours.close()
         self._childs.close()
+
+
+def _copy_mode_and_owner(lower: str, upper: str) -> None:
+    """The merged directory shows those of the upper one."""
+    status = os.stat(lower)
+    if os.geteuid() == 0:
+        os.chown(upper, status.st_uid, status.st_gid)
+    os.chmod(upper, stat.S_IMODE(status.st_mode))
 
 
 def files_changed(layer: Layer, *, layers_fd: int = -1, limit: int = MAX_ENTRIES) -> FilesChanged:

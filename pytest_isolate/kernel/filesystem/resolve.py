@@ -20,7 +20,7 @@ class Resolution:
     """The answer to a path.
 
     Attributes:
-        real: the path without symlinks and ``..``; as far as it exists.
+        real: the path without symlinks and ``..``; as far as it exists. Below /proc/PID as asked: what is there the kernel decides.
         mountpoint: where the answering mount is, ``fstype`` and ``mount_root`` as in its line of mountinfo.
         inner: the path on that mount's file system.
         host: where the host shows the same; empty for what only the sandbox has. The lower one for an overlay.
@@ -89,7 +89,7 @@ def _why(plan: MountPlan, found: Found) -> str:
     state = "read-only" if mount.readonly else "writable"
     text = f"{_mountpoint(plan, mount)} is {_name(mount)}, {state}"
     if found.magic:
-        return f"{text}; a link that the kernel decides at the moment of use"
+        return f"{text}; what is in it the kernel decides at the moment of use"
     if found.error:
         return f"{text}; {plan.tree.path_of(found.place)}: {os.strerror(found.error).lower()}"
     return text

@@ -348,10 +348,14 @@ class _Compiler:
         if any(is_below(entry.target, other.target) for other in entries if other.kind not in ("link", "proc")):
             return False
         needed = [other.source for other in entries if other is not entry and other.source and other.kind != "link"]
+        needed += self._kept(entries)
         return any(is_below(source, entry.target) or source == entry.target for source in needed)
 
+    def _kept(self, entries: list[_Entry]) -> list[str]:
+        return [self.host.real(self.context.keep_directory or "/")] if any(entry.keep for entry in entries) else []
+
     def _choose_scratch(self, entries: list[_Entry]) -> str:
-        used = [e.source for e in entries if e.source] + [e.target for e in entries if not self.new_root]
+        used = [e.source for e in entries if e.source] + self._kept(entries) + [e.target for e in entries if not self.new_root]
         for candidate in SCRATCH_CANDIDATES:
             node = self.context.lookup(candidate)
             if node is not None and node.kind == "directory":
@@ -485,19 +489,28 @@ class _Compiler:
 
     def _overlay(self, path: str, entry: _Entry) -> None:
         number = len(self.layers)
-        home = f"{self.context.keep_directory}/{number}" if entry.keep else self._layer_home(entry, number)
+        home = f"{self._kept_home()}/{number}" if entry.keep else self._layer_home(entry, number)
         lower = self._plain_lower(entry.source, number)
         private = "userxattr" if self.context.user_namespace else "redirect_dir=on,index=off,metacopy=off"
         data = f"lowerdir={lower},upperdir={home}/upper,workdir={home}/work,{private}"
         self._emit(MountKind.MOUNT, path, entry.words, source="overlay", fstype="overlay", flags=MS_NODEV, data=data)
         self._overlays_made[entry.target] = self._mounted(path).fs
         if entry.keep:
-            self.create += [f"{home}/upper", f"{home}/work"]
-            self.layers.append(Layer(target=entry.target, lower=entry.source, upper=f"{home}/upper", kept=True))
+            kept = f"{self.context.keep_directory}/{number}"
+            self.create += [f"{kept}/upper", f"{kept}/work"]
+            self.layers.append(Layer(target=entry.target, lower=entry.source, upper=f"{kept}/upper", kept=True))
             return
         store = next(store for store in self.stores if home == store or is_below(home, store))
         upper = f"{home}/upper"[len(store) + 1 :]
         self.layers.append(Layer(target=entry.target, lower=entry.source, upper=upper, sent=self.stores.index(store)))
+
+    def _kept_home(self) -> str:
+        """The directory to keep layers in, under a name on the stage: plain, and writable though the host is sealed."""
+        alias, source = f"{self.scratch}/kept", self.host.real(self.context.keep_directory or "")
+        if alias not in {op.target for op in self.ops}:
+            self._emit(MountKind.MKDIR, alias, "a place for the layers to keep")
+            self._bind(alias, _Entry(kind="bind", target=alias, source=source, writable=True, recursive=False, words="layers to keep"))
+        return alias
 
     def _layer_home(self, entry: _Entry, number: int) -> str:
         """Where an overlay's layer is made: with the others, or on a tmpfs of its own when its size is bounded."""
