@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from pytest_isolate.errors import PolicyError, SetupError
-from pytest_isolate.kernel import filesystem
+from pytest_isolate.kernel import filesystem, native
 from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 from pytest_isolate.profile import STRICT
-from tests.kernel.throwaway import NOBODY, launch, mount, mount_table, throwaway
+from tests.kernel.throwaway import NOBODY, launch, launch_plan, mount, mount_table, throwaway
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the tests drop to a plain user themselves")
 
@@ -111,7 +111,9 @@ def flags_at(path: str) -> int:
 
 
 def test_a_writable_bind_is_a_hole_in_a_read_only_host(who: str, place: Path) -> None:
-    view = Filesystem(root="readonly", binds=(Bind(source=str(place / "old"), target=str(place / "old"), writable=True),))
+    view = Filesystem(
+        root="readonly", binds=(Bind(source=str(place / "old"), target=str(place / "old"), writable=True),)
+    )
 
     def body() -> None:
         for setattr_ in (True, False):
@@ -239,7 +241,8 @@ def test_a_directory_replaced_by_a_new_one_shows_what_is_gone(who: str, place: P
 def test_a_renamed_directory_is_gone_here_and_new_there(who: str, place: Path) -> None:
     def body() -> None:
         inside = launch(
-            Filesystem(overlays=(Overlay(target=str(place)),)), lambda: attempt(lambda: os.rename(place / "old", place / "moved"))
+            Filesystem(overlays=(Overlay(target=str(place)),)),
+            lambda: attempt(lambda: os.rename(place / "old", place / "moved")),
         )
         if who == "user":  # redirects need trusted xattrs; explain() has the words
             assert inside.result == "EXDEV"
@@ -286,13 +289,17 @@ def test_an_overlay_keeps_the_mode_and_owner_of_its_directory(who: str, place: P
     place.chmod(0o1757)
 
     def body() -> None:
-        seen = launch(Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [place.stat().st_mode, place.stat().st_uid])
+        seen = launch(
+            Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [place.stat().st_mode, place.stat().st_uid]
+        )
         assert seen.result == [stat.S_IFDIR | 0o1757, place.stat().st_uid]
 
     throwaway(body, who=who)
 
 
-@pytest.mark.parametrize("name", ["with,comma", "with:colon", 'with"quote', "with\\backslash", "with space\n", "ü" * 40])
+@pytest.mark.parametrize(
+    "name", ["with,comma", "with:colon", 'with"quote', "with\\backslash", "with space\n", "ü" * 40]
+)
 def test_an_overlay_on_a_directory_with_an_awkward_name(outside_tmp: Path, who: str, name: str) -> None:
     place = outside_tmp / name
     place.mkdir()
@@ -300,7 +307,9 @@ def test_an_overlay_on_a_directory_with_an_awkward_name(outside_tmp: Path, who: 
     place.chmod(0o777)
 
     def body() -> None:
-        inside = launch(Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [os.listdir(place), write(place / "new")])
+        inside = launch(
+            Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [os.listdir(place), write(place / "new")]
+        )
         assert inside.result == [["file"], "ok"]
         assert inside.changed.added == (str(place / "new"),)
 
@@ -327,7 +336,12 @@ def test_an_overlay_of_the_whole_root(outside_tmp: Path) -> None:
     def body() -> None:
         inside = launch(
             Filesystem(overlays=(Overlay(target="/"),)),
-            lambda: [write("/isolate-new"), write(outside_tmp / "new"), (outside_tmp / "file").read_text(), os.path.exists("/proc/self")],
+            lambda: [
+                write("/isolate-new"),
+                write(outside_tmp / "new"),
+                (outside_tmp / "file").read_text(),
+                os.path.exists("/proc/self"),
+            ],
         )
         assert inside.result == ["ok", "ok", "content", True]
         assert not os.path.exists("/isolate-new")
@@ -338,9 +352,83 @@ def test_an_overlay_of_the_whole_root(outside_tmp: Path) -> None:
 
 def test_the_layers_cannot_be_reached_from_inside(who: str, place: Path) -> None:
     def body() -> None:
-        found = launch(Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [m.mountpoint for m in mountinfo.read()])
-        scratch = {op.target for op in found.plan.ops if op.fstype == "tmpfs"}
-        assert scratch and not scratch & set(found.result)
+        found = launch(
+            Filesystem(overlays=(Overlay(target=str(place)),)), lambda: [m.mountpoint for m in mountinfo.read()]
+        )
+        stages = {op.target for op in found.plan.ops if op.fstype == "tmpfs"}
+        assert stages
+        assert not stages & set(found.result)
+
+    throwaway(body, who=who)
+
+
+def test_a_working_directory_named_in_the_plan_is_on_the_overlay(who: str, place: Path) -> None:
+    def body() -> None:
+        os.chdir(place)
+        view = Filesystem(overlays=(Overlay(target=str(place)),))
+        inside = launch(view, lambda: write("relative"), cwd=str(place))
+        assert inside.result == "ok"
+        assert inside.changed.added == (str(place / "relative"),)
+        assert not (place / "relative").exists()
+
+    throwaway(body, who=who)
+
+
+def test_an_overlay_allows_no_more_than_the_mount_below_it() -> None:
+    flags = mountinfo.MS_NOSUID | mountinfo.MS_NOEXEC
+    for place in _place("/var/tmp", "root"):
+        target = str(place / "old")
+
+        def body(target: str = target) -> None:
+            seen = launch(Filesystem(overlays=(Overlay(target=target),)), lambda: flags_at(target)).result
+            assert seen & flags == flags
+
+        throwaway(body, prepare=lambda target=target: mount("t", target, "tmpfs", flags))
+
+
+def test_a_hostile_layer_is_read_without_being_followed_or_waited_for(who: str, place: Path) -> None:
+    (place / "secret").write_text("secret")
+
+    def plant() -> None:
+        folder = place / "deep"
+        for _ in range(300):  # deeper than we look
+            folder = folder / "d"
+        folder.mkdir(parents=True)
+        os.mkfifo(place / "fifo")
+        os.symlink("/proc/self/fd/0", place / "fd")
+        (place / "file").unlink()
+        os.mkfifo(place / "file")
+        (place / "old" / "inner").unlink()
+        os.symlink(place / "secret", place / "old" / "inner")
+        os.mkdir(place / "wide")
+        for number in range(500):
+            os.close(os.open(place / "wide" / str(number), os.O_CREAT | os.O_WRONLY))
+
+    def body() -> None:
+        changed = launch(Filesystem(overlays=(Overlay(target=str(place)),)), plant).changed
+        assert changed.incomplete
+        assert {str(place / "file"), str(place / "old/inner")} == set(changed.modified)
+        assert {str(place / "fifo"), str(place / "fd"), str(place / "wide/499")} < set(changed.added)
+        assert changed.deleted == ()
+
+    throwaway(body, who=who)
+
+
+def test_listing_stops_at_its_limit_and_says_so(who: str, place: Path) -> None:
+    def body() -> None:
+        view = Filesystem(overlays=(Overlay(target=str(place)),))
+        plan = filesystem.compile(view, context=filesystem.Context.of_this_host(user_namespace=who == "user"))
+        with filesystem.Layers(plan) as layers:
+            child = native.fork(launch_plan(layers))
+            if child is None:
+                for number in range(50):
+                    write(place / str(number))
+                os._exit(0)
+            with child:
+                child.wait(20)
+                assert len(layers.changed(limit=20).added) == 20
+                assert layers.changed(limit=20).incomplete
+                assert len(layers.changed().added) == 50
 
     throwaway(body, who=who)
 
@@ -359,7 +447,9 @@ def test_binds_are_writable_only_when_asked(who: str, place: Path) -> None:
     )
 
     def body() -> None:
-        inside = launch(view, lambda: [write("/mnt/ro/new"), write("/mnt/rw/new"), write("/mnt/deep/er/file"), write("/mnt/new")])
+        inside = launch(
+            view, lambda: [write("/mnt/ro/new"), write("/mnt/rw/new"), write("/mnt/deep/er/file"), write("/mnt/new")]
+        )
         assert inside.result == ["EROFS", "ok", "EROFS", "ok"]
         assert sorted(os.listdir(place / "old")) == ["inner", "new"]
 
@@ -373,7 +463,9 @@ def test_a_bind_takes_the_mounts_below_it_along_only_when_recursive(recursive: b
 
         def body(place: Path = place, sub: Path = sub) -> None:
             (sub / "mounted").write_text("")
-            view = Filesystem(tmpfs=(Tmpfs(target="/mnt"),), binds=(Bind(source=str(place), target="/mnt/b", recursive=recursive),))
+            view = Filesystem(
+                tmpfs=(Tmpfs(target="/mnt"),), binds=(Bind(source=str(place), target="/mnt/b", recursive=recursive),)
+            )
             inside = launch(view, lambda: [os.listdir("/mnt/b/old"), write("/mnt/b/old/new")])
             assert inside.result == [["mounted"] if recursive else ["inner"], "EROFS"]
 
@@ -385,7 +477,13 @@ def test_a_private_tmpfs_has_its_size_and_mode(who: str) -> None:
 
     def body() -> None:
         inside = launch(
-            view, lambda: [os.stat("/tmp").st_mode, os.listdir("/tmp"), write("/tmp/a", "x" * 4096), write("/tmp/b", "x" * (2 << 20))]
+            view,
+            lambda: [
+                os.stat("/tmp").st_mode,
+                os.listdir("/tmp"),
+                write("/tmp/a", "x" * 4096),
+                write("/tmp/b", "x" * (2 << 20)),
+            ],
         )
         assert inside.result == [stat.S_IFDIR | 0o750, [], "ok", "ENOSPC"]
 
@@ -401,7 +499,13 @@ def test_masks_hide_a_file_and_a_directory_but_not_what_is_put_back(who: str, pl
 
     def body() -> None:
         inside = launch(
-            view, lambda: [(place / "file").read_text(), os.listdir(place / "old"), write(place / "old" / "new"), write(place / "old/kept/x")]
+            view,
+            lambda: [
+                (place / "file").read_text(),
+                os.listdir(place / "old"),
+                write(place / "old" / "new"),
+                write(place / "old/kept/x"),
+            ],
         )
         assert inside.result == ["", ["kept"], "EROFS", "ok" if who == "root" else "EACCES"]
         assert inside.plan.skipped == (f"mask {place / 'absent'}: the host has nothing there",)
@@ -429,19 +533,16 @@ def test_a_source_that_vanishes_after_the_compilation_is_named(who: str, place: 
         index = next(i for i, op in enumerate(plan.ops) if op.source == str(gone))
         shutil.rmtree(gone)
         with pytest.raises(SetupError) as caught:
-            launch_plan(plan)
+            start(plan)
         assert (caught.value.step, caught.value.errno, caught.value.index) == ("mounts", errno.ENOENT, index)
         assert plan.words[index] == f"bind of {gone}, read-only"
 
     throwaway(lookup_and_remove, who=who)
 
 
-def launch_plan(plan: filesystem.MountPlan) -> None:
-    from pytest_isolate.kernel import native
-    from tests.kernel.throwaway import _launch_plan
-
+def start(plan: filesystem.MountPlan) -> None:
     with filesystem.Layers(plan) as layers:
-        child = native.fork(_launch_plan(layers))
+        child = native.fork(launch_plan(layers))
         if child is None:
             os._exit(0)
         with child:
@@ -458,10 +559,24 @@ def test_a_minimal_root_runs_a_program_and_has_nothing_else(who: str) -> None:
         found = inside.result
         assert found["run"] == "hello\n"
         assert found["root"] == ["bin", "dev", "lib", "lib64", "proc", "usr"]
-        assert found["dev"] == ["fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]
+        assert found["dev"] == [
+            "fd",
+            "full",
+            "null",
+            "random",
+            "shm",
+            "stderr",
+            "stdin",
+            "stdout",
+            "tty",
+            "urandom",
+            "zero",
+        ]
         assert found["passwd"] == "ENOENT"
         assert found["write"] == ["EROFS", "EROFS", "ok", "ok"]
-        assert found["mounts"] == sorted(m for m in found["mounts"] if m == "/" or m.startswith(("/usr/", "/dev/", "/proc")))
+        assert found["mounts"] == sorted(
+            m for m in found["mounts"] if m == "/" or m.startswith(("/usr/", "/dev/", "/proc"))
+        )
 
     throwaway(body, who=who)
 
@@ -537,7 +652,23 @@ def test_a_root_file_system_given_as_a_directory(outside_tmp: Path, who: str) ->
 
     def body() -> None:
         links = [f"/dev/{name}" for name in ("fd", "stdin", "stdout", "stderr")]
-        found = launch(view, lambda: [Path("/mark").read_text(), write("/new"), write("/tmp/new"), [os.path.lexists(p) for p in links]])
+        found = launch(
+            view,
+            lambda: [Path("/mark").read_text(), write("/new"), write("/tmp/new"), [os.path.lexists(p) for p in links]],
+        )
         assert found.result[:3] == ["mark", "EROFS", "ok"]
+
+    throwaway(body, who=who)
+
+
+def test_a_view_of_a_thousand_mounts(who: str, place: Path) -> None:
+    view = Filesystem(
+        tmpfs=(Tmpfs(target="/mnt"),),
+        binds=tuple(Bind(source=str(place / "old"), target=f"/mnt/{n}") for n in range(1000)),
+    )
+
+    def body() -> None:
+        inside = launch(view, lambda: [len(mountinfo.read()), write("/mnt/999/new"), os.listdir("/mnt/500")])
+        assert inside.result == [len(mountinfo.read()) + 1002, "EROFS", ["inner"]]
 
     throwaway(body, who=who)

@@ -16,9 +16,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from pytest_isolate.kernel.filesystem.view import Layer, MountPlan
-from pytest_isolate.kernel.plan import MountOp
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
+    from pytest_isolate.kernel.plan import MountOp
 
 MAX_DEPTH = 200  # one open directory for each
 MAX_ENTRIES = 100_000
@@ -58,7 +62,7 @@ class Layers:
         self._fds: list[int] = []
         self._ours, self._childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
-    def __enter__(self) -> Layers:
+    def __enter__(self) -> Self:
         for folder in self._plan.create:
             os.makedirs(folder, exist_ok=True)
         for layer in self._plan.layers:
@@ -66,7 +70,9 @@ class Layers:
                 _copy_mode_and_owner(layer.lower, layer.upper)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @property
@@ -87,7 +93,10 @@ class Layers:
         """The changes of all overlays of the plan, up to now; none where no child was set up."""
         self.receive()
         present = [layer for layer in self._plan.layers if layer.kept or layer.sent < len(self._fds)]
-        parts = [files_changed(layer, layers_fd=-1 if layer.kept else self._fds[layer.sent], limit=limit) for layer in present]
+        parts = [
+            files_changed(layer, layers_fd=-1 if layer.kept else self._fds[layer.sent], limit=limit)
+            for layer in present
+        ]
         return FilesChanged(
             added=tuple(sorted(path for part in parts for path in part.added)),
             modified=tuple(sorted(path for part in parts for path in part.modified)),
@@ -201,7 +210,11 @@ class _Walk:
     def _moved(self, upper: int, shown: str, lower: str | None, redirect: bytes) -> None:
         """A directory renamed within the overlay: what it had before is new at this place, without being in the layer."""
         text = os.fsdecode(redirect)
-        origin = self.layer.lower.rstrip("/") + text if text.startswith("/") else os.path.join(os.path.dirname(lower or ""), text)
+        origin = (
+            self.layer.lower.rstrip("/") + text
+            if text.startswith("/")
+            else os.path.join(os.path.dirname(lower or ""), text)
+        )
         present = set(os.listdir(upper))
         for path, _, names in _lower_walk(origin):
             inner = os.path.relpath(path, origin)

@@ -97,7 +97,9 @@ def _dynamic(file: BinaryIO, segment: _Segment, segments: list[_Segment], layout
     """The texts of the dynamic section by tag. Their offsets lead into DT_STRTAB, which is an address."""
     data = _at(file, segment.offset, segment.size)
     entries = []
-    for tag, value in struct.iter_unpack(f"{layout[0]}{layout[1]}{layout[1]}", data[: len(data) // _entry(layout) * _entry(layout)]):
+    for tag, value in struct.iter_unpack(
+        f"{layout[0]}{layout[1]}{layout[1]}", data[: len(data) // _entry(layout) * _entry(layout)]
+    ):
         if tag == 0:
             break
         entries.append((tag, value))

@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno as _errno
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.kernel.filesystem.tree import Found, Mounted, Node, Place, host_path
-from pytest_isolate.kernel.filesystem.view import MountPlan
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.filesystem.mountplan import MountPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,11 @@ def resolve(path: str, plan: MountPlan) -> Resolution:
     """Which mount answers for an absolute ``path`` at the start of the sandbox."""
     found = plan.tree.walk(path)
     mount = found.place.mount
-    real = f"{plan.tree.path_of(found.place).rstrip('/')}/{'/'.join(found.rest)}" if found.rest else plan.tree.path_of(found.place)
+    real = (
+        f"{plan.tree.path_of(found.place).rstrip('/')}/{'/'.join(found.rest)}"
+        if found.rest
+        else plan.tree.path_of(found.place)
+    )
     return Resolution(
         path=path,
         real=real,

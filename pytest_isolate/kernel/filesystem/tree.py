@@ -18,7 +18,9 @@ from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.kernel.plan import MountKind, MountOp
 
 MAX_LINKS = 40  # MAXSYMLINKS, <linux/namei.h>
-_ATTRIBUTES = mountinfo.MS_RDONLY | mountinfo.MS_NOSUID | mountinfo.MS_NODEV | mountinfo.MS_NOEXEC  # same bits as MOUNT_ATTR_*
+_ATTRIBUTES = (
+    mountinfo.MS_RDONLY | mountinfo.MS_NOSUID | mountinfo.MS_NODEV | mountinfo.MS_NOEXEC
+)  # same bits as MOUNT_ATTR_*
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,7 +327,10 @@ def _host_tree(mounts: tuple[mountinfo.Mount, ...]) -> Mounted:
         fs = systems.setdefault(
             line.device, FileSystem(fstype=line.fstype, source=line.source, readonly=line.readonly_fs)
         )
-        known[line.mount_id] = line, Mounted(fs=fs, root=line.root, flags=line.flags, host_flags=line.flags, host_path=line.mountpoint)
+        known[line.mount_id] = (
+            line,
+            Mounted(fs=fs, root=line.root, flags=line.flags, host_flags=line.flags, host_path=line.mountpoint),
+        )
     roots = [mounted for line, mounted in known.values() if line.parent_id not in known and line.mountpoint == "/"]
     root = roots[0] if roots else Mounted(fs=FileSystem(fstype="unknown"), host_path="/")
     for line, mounted in known.values():
