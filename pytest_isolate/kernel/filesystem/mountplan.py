@@ -6,9 +6,12 @@ Owns: MountPlan and Layer. Refuses: to compile (view.py) and to launch (native.p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pytest_isolate.kernel.filesystem.tree import Tree
 from pytest_isolate.kernel.plan import MountKind, MountOp
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.filesystem.tree import Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

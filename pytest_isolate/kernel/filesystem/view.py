@@ -7,6 +7,8 @@ hidden sources are decided there, and a target that would have to be made on the
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -226,6 +228,8 @@ class _Compiler:
             elif found.error:
                 self.skipped.append(f"link {entry.target}: the file system there is the host's")
             return path
+        if found.error not in (0, errno.ENOENT):
+            raise PolicyError(f"{entry.kind} at {entry.target}", os.strerror(found.error).lower(), "name another place")
         kind = "directory" if entry.kind in ("tmpfs", "overlay", "proc") else self._kind_of(entry)
         if found.node is not None and not found.rest:
             if (found.node.kind == "directory") != (kind == "directory"):
