@@ -34,6 +34,12 @@ ISO_API int iso_spawn(const struct iso_plan *plan, const struct iso_exec *exec, 
 ISO_API int iso_fork(const struct iso_plan *plan, const struct iso_hooks *hooks, struct iso_child *child,
 		     struct iso_failure *failure);
 
+/*
+ * Wait until the main process of child has ended, at most timeout_ms (-1: for ever, 0: not at all). Returns 1 and fills
+ * *result, 0: it still runs, -EINTR, -ECHILD: someone else collected it, -EPIPE: its init was killed before it could say.
+ */
+ISO_API int iso_await(const struct iso_child *child, int timeout_ms, struct iso_exit *result);
+
 /* Collect the child behind pidfd. block: 0 or 1. Returns 1 and fills *result, 0: still running, -ECHILD: not ours. */
 ISO_API int iso_wait(int pidfd, int block, struct iso_exit *result);
 

@@ -19,28 +19,28 @@
 
 /* What the child was doing when it failed. The order is the order of execution. */
 #define ISO_STEPS(X)                                                                                                   \
-	X(PLAN, 1, "plan") /* the request itself: version, size, contradictions */                                     \
+	X(PLAN, 1, "plan")	 /* the request itself: version, size, contradictions */                               \
 	X(PREPARE, 2, "prepare") /* pipes, pidfds and stacks of the caller */                                          \
-	X(CLONE, 3, "clone") /* clone3(2), clone(2) or fork(2) */                                                      \
+	X(CLONE, 3, "clone")	 /* clone3(2), clone(2) or fork(2) */                                                  \
 	X(SIGNALS, 4, "signals")                                                                                       \
 	X(SESSION, 5, "session") /* setsid(2) */                                                                       \
 	X(PDEATHSIG, 6, "pdeathsig")                                                                                   \
-	X(CGROUP, 7, "cgroup") /* index: entry of cgroup_procs_fds, -1 for cgroup_fd */                                \
+	X(CGROUP, 7, "cgroup")	 /* index: entry of cgroup_procs_fds, -1 for cgroup_fd */                              \
 	X(UNSHARE, 8, "unshare") /* namespaces that cannot be made by the clone */                                     \
-	X(MAPS, 9, "maps") /* index 0: uid_map, 1: setgroups, 2: gid_map */                                            \
-	X(JOIN, 10, "join") /* index: entry of joins */                                                                \
+	X(MAPS, 9, "maps")	 /* index 0: uid_map, 1: setgroups, 2: gid_map */                                      \
+	X(JOIN, 10, "join")	 /* index: entry of joins */                                                           \
 	X(HOSTNAME, 11, "hostname")                                                                                    \
 	X(LOOPBACK, 12, "loopback")                                                                                    \
 	X(MOUNTS, 13, "mounts") /* index: entry of mounts */                                                           \
 	X(CWD, 14, "cwd")                                                                                              \
 	X(FORK, 15, "fork") /* the init starts the main process */                                                     \
 	X(UMASK, 16, "umask")                                                                                          \
-	X(RLIMITS, 17, "rlimits") /* index: entry of rlimits */                                                        \
+	X(RLIMITS, 17, "rlimits")	    /* index: entry of rlimits */                                              \
 	X(CAPABILITIES, 18, "capabilities") /* index: the capability, -1 for capset(2) */                              \
 	X(NO_NEW_PRIVS, 19, "no_new_privs")                                                                            \
 	X(LANDLOCK, 20, "landlock")                                                                                    \
 	X(STDIO, 21, "stdio") /* index: 0, 1 or 2 */                                                                   \
-	X(FDS, 22, "fds") /* index: entry of keep_fds, -1 for close_range(2) */                                        \
+	X(FDS, 22, "fds")     /* index: entry of keep_fds, -1 for close_range(2) */                                    \
 	X(SECCOMP, 23, "seccomp")                                                                                      \
 	X(EXEC, 24, "exec")                                                                                            \
 	X(INIT, 25, "init") /* isolate-init could not be executed, or died early */
@@ -118,35 +118,34 @@ struct iso_mount {
 
 /* Everything the child does between clone and exec, or between fork and the caller's code. All fds are borrowed. */
 #define ISO_PLAN_FIELDS(X)                                                                                             \
-	X(uint32_t, size, 0) /* sizeof(struct iso_plan) as the caller knows it */                                      \
-	X(uint32_t, version, 4) /* ISO_ABI_VERSION */                                                                  \
-	X(uint64_t, namespaces, 8) /* CLONE_NEW* */                                                                    \
-	X(uint64_t, flags, 16) /* ISO_NEW_SESSION ... */                                                               \
-	X(uint64_t, hostname, 24) /* const char * */                                                                   \
-	X(uint64_t, cwd, 32) /* const char * */                                                                        \
-	X(uint64_t, uid_map, 40) /* const struct iso_idmap * */                                                        \
-	X(uint64_t, gid_map, 48) /* const struct iso_idmap * */                                                        \
-	X(uint64_t, mounts, 56) /* const struct iso_mount * */                                                         \
-	X(uint64_t, rlimits, 64) /* const struct iso_rlimit * */                                                       \
-	X(uint64_t, joins, 72) /* const struct iso_join * */                                                           \
-	X(uint64_t, cgroup_procs_fds, 80) /* const int32_t *: open cgroup.procs files */                               \
-	X(uint64_t, keep_fds, 88) /* const int32_t *, ascending, all above 2 */                                        \
-	X(uint64_t, seccomp, 96) /* const struct sock_filter * */                                                      \
-	X(uint32_t, uid_map_count, 104)                                                                                \
-	X(uint32_t, gid_map_count, 108)                                                                                \
-	X(uint32_t, mounts_count, 112)                                                                                 \
-	X(uint32_t, rlimits_count, 116)                                                                                \
-	X(uint32_t, joins_count, 120)                                                                                  \
-	X(uint32_t, cgroup_procs_fds_count, 124)                                                                       \
-	X(uint32_t, keep_fds_count, 128)                                                                               \
-	X(uint32_t, seccomp_count, 132) /* instructions */                                                             \
-	X(uint64_t, capabilities, 136) /* what remains, bit n = capability n; with ISO_SET_CAPABILITIES */             \
-	X(uint32_t, cgroup_fd_plus1, 144) /* directory of a v2 cgroup */                                               \
-	X(uint32_t, landlock_fd_plus1, 148)                                                                            \
-	X(uint32_t, init_fd_plus1, 152) /* isolate-init, O_PATH is enough; needed with a PID namespace */              \
-	X(uint32_t, pdeathsig, 156) /* for the main process when there is no init */                                   \
-	X(uint32_t, umask, 160) /* with ISO_SET_UMASK */                                                               \
-	X(uint32_t, pad, 164)
+	X(uint32_t, size, 0)		  /* sizeof(struct iso_plan) as the caller knows it */                         \
+	X(uint32_t, version, 4)		  /* ISO_ABI_VERSION */                                                        \
+	X(uint64_t, namespaces, 8)	  /* CLONE_NEW* */                                                             \
+	X(uint64_t, flags, 16)		  /* ISO_NEW_SESSION ... */                                                    \
+	X(uint64_t, init, 24)		  /* const char *: path of isolate-init; needed with a PID namespace */        \
+	X(uint64_t, hostname, 32)	  /* const char * */                                                           \
+	X(uint64_t, cwd, 40)		  /* const char * */                                                           \
+	X(uint64_t, uid_map, 48)	  /* const struct iso_idmap * */                                               \
+	X(uint64_t, gid_map, 56)	  /* const struct iso_idmap * */                                               \
+	X(uint64_t, mounts, 64)		  /* const struct iso_mount * */                                               \
+	X(uint64_t, rlimits, 72)	  /* const struct iso_rlimit * */                                              \
+	X(uint64_t, joins, 80)		  /* const struct iso_join * */                                                \
+	X(uint64_t, cgroup_procs_fds, 88) /* const int32_t *: open cgroup.procs files */                               \
+	X(uint64_t, keep_fds, 96)	  /* const int32_t *, ascending, all above 2 */                                \
+	X(uint64_t, seccomp, 104)	  /* const struct sock_filter * */                                             \
+	X(uint32_t, uid_map_count, 112)                                                                                \
+	X(uint32_t, gid_map_count, 116)                                                                                \
+	X(uint32_t, mounts_count, 120)                                                                                 \
+	X(uint32_t, rlimits_count, 124)                                                                                \
+	X(uint32_t, joins_count, 128)                                                                                  \
+	X(uint32_t, cgroup_procs_fds_count, 132)                                                                       \
+	X(uint32_t, keep_fds_count, 136)                                                                               \
+	X(uint32_t, seccomp_count, 140)	  /* instructions */                                                           \
+	X(uint64_t, capabilities, 144)	  /* what remains, bit n = capability n; with ISO_SET_CAPABILITIES */          \
+	X(uint32_t, cgroup_fd_plus1, 152) /* directory of a v2 cgroup */                                               \
+	X(uint32_t, landlock_fd_plus1, 156)                                                                            \
+	X(uint32_t, pdeathsig, 160) /* for the main process when there is no init */                                   \
+	X(uint32_t, umask, 164)	    /* with ISO_SET_UMASK */
 struct iso_plan {
 	ISO_PLAN_FIELDS(ISO_DECLARE_FIELD)
 };
@@ -155,10 +154,10 @@ struct iso_plan {
 #define ISO_EXEC_FIELDS(X)                                                                                             \
 	X(uint32_t, size, 0)                                                                                           \
 	X(uint32_t, executable_fd_plus1, 4) /* execveat(fd, "") instead of paths */                                    \
-	X(uint64_t, paths, 8) /* const char *const *, NULL-ended: tried in order as execvp(3) does */                  \
-	X(uint64_t, argv, 16) /* char *const * */                                                                      \
-	X(uint64_t, envp, 24) /* char *const *; 0: the caller's */                                                     \
-	X(uint64_t, default_signals, 32) /* bit n - 1: signal n is set to SIG_DFL though it was ignored */             \
+	X(uint64_t, paths, 8)		    /* const char *const *, NULL-ended: tried in order as execvp(3) does */    \
+	X(uint64_t, argv, 16)		    /* char *const * */                                                        \
+	X(uint64_t, envp, 24)		    /* char *const *; 0: the caller's */                                       \
+	X(uint64_t, default_signals, 32)    /* bit n - 1: signal n is set to SIG_DFL though it was ignored */          \
 	X(uint32_t, stdin_fd_plus1, 40)                                                                                \
 	X(uint32_t, stdout_fd_plus1, 44)                                                                               \
 	X(uint32_t, stderr_fd_plus1, 48)                                                                               \
@@ -203,8 +202,8 @@ struct iso_child {
 
 /* How the main process ended, and its rusage: the record on status_fd, and the result of iso_wait. */
 #define ISO_EXIT_FIELDS(X)                                                                                             \
-	X(uint32_t, magic, 0) /* ISO_EXIT_MAGIC */                                                                     \
-	X(int32_t, status, 4) /* as wait(2) has it */                                                                  \
+	X(uint32_t, magic, 0)	  /* ISO_EXIT_MAGIC */                                                                 \
+	X(int32_t, status, 4)	  /* as wait(2) has it */                                                              \
 	X(uint32_t, leftovers, 8) /* 1: processes remain in the PID namespace */                                       \
 	X(uint32_t, pad, 12)                                                                                           \
 	X(uint64_t, user_usec, 16)                                                                                     \

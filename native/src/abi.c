@@ -37,7 +37,7 @@ ISO_EXIT_FIELDS(ASSERT_EXIT)
 ISO_STRUCTS(ASSERT_NO_PADDING)
 
 /* The owner's name cannot be passed through a field list, so each field row is made by a macro of its struct. */
-#define ROW(owner, type, name, offset) { #owner, #name, offset, sizeof(type) },
+#define ROW(owner, type, name, offset) {#owner, #name, offset, sizeof(type)},
 #define ROW_IDMAP(t, n, o) ROW(iso_idmap, t, n, o)
 #define ROW_RLIMIT(t, n, o) ROW(iso_rlimit, t, n, o)
 #define ROW_JOIN(t, n, o) ROW(iso_join, t, n, o)
@@ -48,14 +48,13 @@ ISO_STRUCTS(ASSERT_NO_PADDING)
 #define ROW_FAILURE(t, n, o) ROW(iso_failure, t, n, o)
 #define ROW_CHILD(t, n, o) ROW(iso_child, t, n, o)
 #define ROW_EXIT(t, n, o) ROW(iso_exit, t, n, o)
-#define ROW_SIZE(owner, fields) { #owner, "", 0, sizeof(struct owner) },
+#define ROW_SIZE(owner, fields) {#owner, "", 0, sizeof(struct owner)},
 
 static const struct iso_abi_field table[] = {
-	ISO_IDMAP_FIELDS(ROW_IDMAP) ISO_RLIMIT_FIELDS(ROW_RLIMIT) ISO_JOIN_FIELDS(ROW_JOIN)
-		ISO_MOUNT_FIELDS(ROW_MOUNT) ISO_PLAN_FIELDS(ROW_PLAN) ISO_EXEC_FIELDS(ROW_EXEC)
-			ISO_HOOKS_FIELDS(ROW_HOOKS) ISO_FAILURE_FIELDS(ROW_FAILURE) ISO_CHILD_FIELDS(ROW_CHILD)
-				ISO_EXIT_FIELDS(ROW_EXIT) ISO_STRUCTS(ROW_SIZE)
-};
+	ISO_IDMAP_FIELDS(ROW_IDMAP) ISO_RLIMIT_FIELDS(ROW_RLIMIT) ISO_JOIN_FIELDS(ROW_JOIN) ISO_MOUNT_FIELDS(ROW_MOUNT)
+		ISO_PLAN_FIELDS(ROW_PLAN) ISO_EXEC_FIELDS(ROW_EXEC) ISO_HOOKS_FIELDS(ROW_HOOKS)
+			ISO_FAILURE_FIELDS(ROW_FAILURE) ISO_CHILD_FIELDS(ROW_CHILD) ISO_EXIT_FIELDS(ROW_EXIT)
+				ISO_STRUCTS(ROW_SIZE)};
 
 uint32_t iso_abi_version(void)
 {

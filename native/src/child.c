@@ -69,7 +69,7 @@ static void check(struct launch *l, long ret, int step, int index)
 
 static bool caller_is_gone(const struct launch *l)
 {
-	struct pollfd caller = { .fd = l->parent_pidfd, .events = POLLIN };
+	struct pollfd caller = {.fd = l->parent_pidfd, .events = POLLIN};
 
 	if (l->parent_pidfd < 0)
 		return getppid() != l->caller_pid;
@@ -142,7 +142,7 @@ static void unshare_late(struct launch *l)
 /* 1 when the caller has written the maps, else -errno. */
 static int await_caller_maps(struct launch *l)
 {
-	struct iso_failure please = { .step = ISO_STEP_MAPS };
+	struct iso_failure please = {.step = ISO_STEP_MAPS};
 	int written = 0;
 
 	if (l->shared_memory) {
@@ -222,7 +222,7 @@ static void set_hostname(struct launch *l)
 
 static void loopback_up(struct launch *l)
 {
-	struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	struct ifreq lo = {.ifr_name = "lo", .ifr_flags = IFF_UP};
 	int fd, ret;
 
 	if (!(l->plan->flags & ISO_LOOPBACK_UP))
@@ -304,7 +304,8 @@ static void set_rlimits(struct launch *l)
 	for (i = 0; i < l->plan->rlimits_count; i++) {
 		limit.rlim_cur = limits[i].soft;
 		limit.rlim_max = limits[i].hard;
-		check(l, prlimit64(0, (enum __rlimit_resource)limits[i].resource, &limit, NULL), ISO_STEP_RLIMITS, (int)i);
+		check(l, prlimit64(0, (enum __rlimit_resource)limits[i].resource, &limit, NULL), ISO_STEP_RLIMITS,
+		      (int)i);
 	}
 }
 
@@ -332,7 +333,7 @@ static void drop_bounding_set(struct launch *l)
 
 static void drop_capabilities(struct launch *l)
 {
-	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct sets[2];
 	int i;
 
@@ -359,15 +360,15 @@ static void set_no_new_privs(struct launch *l)
 static void enforce_landlock(struct launch *l)
 {
 	if (l->plan->landlock_fd_plus1)
-		check(l, syscall(SYS_landlock_restrict_self, (int)l->plan->landlock_fd_plus1 - 1, 0),
-		      ISO_STEP_LANDLOCK, -1);
+		check(l, syscall(SYS_landlock_restrict_self, (int)l->plan->landlock_fd_plus1 - 1, 0), ISO_STEP_LANDLOCK,
+		      -1);
 }
 
 /* Numbers 0..2 that are to become another of 0..2 step aside first. */
 static void place_stdio(struct launch *l)
 {
-	int wanted[3] = { (int)l->exec->stdin_fd_plus1 - 1, (int)l->exec->stdout_fd_plus1 - 1,
-			  (int)l->exec->stderr_fd_plus1 - 1 };
+	int wanted[3] = {(int)l->exec->stdin_fd_plus1 - 1, (int)l->exec->stdout_fd_plus1 - 1,
+			 (int)l->exec->stderr_fd_plus1 - 1};
 	int i;
 
 	for (i = 0; i < 3; i++)
@@ -450,8 +451,8 @@ static void pass_kept_fds(struct launch *l)
 
 static void enforce_seccomp(struct launch *l)
 {
-	struct sock_fprog program = { .len = (unsigned short)l->plan->seccomp_count,
-				      .filter = (struct sock_filter *)(uintptr_t)l->plan->seccomp };
+	struct sock_fprog program = {.len = (unsigned short)l->plan->seccomp_count,
+				     .filter = (struct sock_filter *)(uintptr_t)l->plan->seccomp};
 
 	if (program.len)
 		check(l, syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program), ISO_STEP_SECCOMP, -1);
@@ -480,7 +481,7 @@ void iso_become_main(struct launch *l)
 /* What the clone's CLONE_CLEAR_SIGHAND does, by hand: a handler must not run in the caller's memory. */
 static void reset_handlers(void)
 {
-	struct sigaction now, by_default = { .sa_handler = SIG_DFL };
+	struct sigaction now, by_default = {.sa_handler = SIG_DFL};
 	int signum;
 
 	for (signum = 1; signum < NSIG; signum++)
@@ -490,7 +491,7 @@ static void reset_handlers(void)
 
 static void restore_signals(struct launch *l)
 {
-	struct sigaction by_default = { .sa_handler = SIG_DFL };
+	struct sigaction by_default = {.sa_handler = SIG_DFL};
 	uint64_t pending = l->exec->default_signals;
 	int signum;
 
@@ -550,14 +551,14 @@ static char *decimal(char text[12], int number)
 _Noreturn void iso_exec_init(struct launch *l, pid_t main_pid)
 {
 	char texts[3][12];
-	char *argv[] = { (char *)"isolate-init", decimal(texts[0], main_pid), decimal(texts[1], l->status_fd[1]),
-			 decimal(texts[2], l->parent_pidfd), NULL };
-	char *envp[] = { NULL };
+	char *argv[] = {(char *)"isolate-init", decimal(texts[0], main_pid), decimal(texts[1], l->status_fd[1]),
+			decimal(texts[2], l->parent_pidfd), NULL};
+	char *envp[] = {NULL};
 
 	check(l, unshare(CLONE_FILES), ISO_STEP_INIT, -1);
 	check(l, fcntl(l->status_fd[1], F_SETFD, 0), ISO_STEP_INIT, -1);
 	check(l, fcntl(l->parent_pidfd, F_SETFD, 0), ISO_STEP_INIT, -1);
-	syscall(SYS_execveat, (int)l->plan->init_fd_plus1 - 1, "", argv, envp, AT_EMPTY_PATH);
+	syscall(SYS_execveat, l->init_fd, "", argv, envp, AT_EMPTY_PATH);
 	iso_fail(l, ISO_STEP_INIT, errno, -1);
 }
 

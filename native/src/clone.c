@@ -52,8 +52,8 @@ static long clone3_call(struct clone3_args *args, int (*run)(void *), void *arg)
 			 "hlt\n"
 			 "1:\n"
 			 : "=a"(ret)
-			 : "a"((long)__NR_clone3), "D"(args), "S"(sizeof(*args)), "r"(r8), "r"(r9),
-			   [exit_group] "i"(__NR_exit_group)
+			 : "a"((long)__NR_clone3), "D"(args), "S"(sizeof(*args)), "r"(r8),
+			   "r"(r9), [exit_group] "i"(__NR_exit_group)
 			 : "rcx", "r11", "memory");
 	return ret;
 #else
@@ -94,7 +94,7 @@ static pid_t clone2(struct iso_clone *c, int (*run)(void *), void *arg)
 
 pid_t iso_clone(struct iso_clone *c, int (*run)(void *), void *arg)
 {
-	struct clone3_args args = { 0 };
+	struct clone3_args args = {0};
 	long pid;
 
 	c->pidfd = -1;

@@ -44,7 +44,8 @@ static int run_init(void *arg)
 /* What belongs to the caller, or to nobody any more. */
 static void drop_caller_fds(struct launch *l)
 {
-	int *fds[] = { &l->clone.pidfd, &l->status_fd[0], &l->status_fd[1], &l->report_fd[0], &l->parent_pidfd };
+	int *fds[] = {&l->clone.pidfd,	&l->status_fd[0], &l->status_fd[1],
+		      &l->report_fd[0], &l->parent_pidfd, &l->init_fd};
 	size_t i;
 
 	for (i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {

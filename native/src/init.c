@@ -107,7 +107,7 @@ static void tell(struct iso_exit *record, int leftovers)
 /* Sleeps until other_fd can be read; leaves, and so ends the namespace, when the caller is gone. */
 static void wait_for(int other_fd)
 {
-	struct pollfd watched[WATCHED] = { { CALLER_FD, POLLIN, 0 }, { other_fd, POLLIN, 0 } };
+	struct pollfd watched[WATCHED] = {{CALLER_FD, POLLIN, 0}, {other_fd, POLLIN, 0}};
 
 	raw5(__NR_ppoll, watched, WATCHED, 0, 0, 0);
 	if (watched[CALLER].revents)
@@ -117,7 +117,7 @@ static void wait_for(int other_fd)
 /* An inherited SIG_IGN would make the kernel collect the children and lose their statuses. */
 static int open_child_signals(void)
 {
-	uint64_t by_default[4] = { 0, 0, 0, 0 }; /* struct sigaction of the kernel: SIG_DFL is 0 */
+	uint64_t by_default[4] = {0, 0, 0, 0}; /* struct sigaction of the kernel: SIG_DFL is 0 */
 	uint64_t child_signal = 1ull << (SIGCHLD - 1);
 
 	raw4(__NR_rt_sigaction, SIGCHLD, by_default, 0, sizeof(uint64_t));
@@ -136,7 +136,7 @@ static void wait_for_go(void)
 static _Noreturn void serve(int main_pid)
 {
 	int children_fd = open_child_signals(), alive, told = 0;
-	struct iso_exit record = { 0 };
+	struct iso_exit record = {0};
 	char drained[512];
 
 	raw5(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0); /* it is bound to a thread of the caller; the pidfd is not */

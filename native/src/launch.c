@@ -7,11 +7,13 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -70,6 +72,33 @@ static bool is_own_id(const struct iso_idmap *map, uint32_t count, uint32_t id)
 	return count == 0 || (count == 1 && map->count == 1 && map->outside == id);
 }
 
+/* Lowering a limit that exists cannot fail. */
+static bool limits_only_lower(const struct iso_plan *plan)
+{
+	const struct iso_rlimit *limits = iso_ptr(plan->rlimits);
+	struct rlimit64 now;
+	uint32_t i;
+
+	for (i = 0; i < plan->rlimits_count; i++)
+		if (prlimit64(0, (enum __rlimit_resource)limits[i].resource, NULL, &now) ||
+		    limits[i].hard > now.rlim_max || limits[i].soft > limits[i].hard)
+			return false;
+	return true;
+}
+
+/* What is left to the forked process itself: session, umask, no_new_privs cannot fail either. */
+static bool main_cannot_fail(const struct launch *l)
+{
+	const struct iso_plan *plan = l->plan;
+	bool inside = plan->namespaces || plan->joins_count || plan->mounts_count || plan->cwd || plan->hostname ||
+		      plan->cgroup_fd_plus1 || plan->cgroup_procs_fds_count || (plan->flags & ISO_LOOPBACK_UP);
+
+	if (!l->has_init && inside)
+		return false;
+	return !(plan->flags & (ISO_SET_CAPABILITIES | ISO_CLOSE_FDS)) && !plan->landlock_fd_plus1 &&
+	       !plan->joins_count && !plan->seccomp_count && !plan->keep_fds_count && limits_only_lower(plan);
+}
+
 static void decide(struct launch *l)
 {
 	const struct iso_plan *plan = l->plan;
@@ -80,18 +109,41 @@ static void decide(struct launch *l)
 	l->shared_memory = l->has_init || (l->exec && !l->private_main);
 	l->parent_maps = !is_own_id(iso_ptr(plan->uid_map), plan->uid_map_count, l->caller_uid) ||
 			 !is_own_id(iso_ptr(plan->gid_map), plan->gid_map_count, l->caller_gid);
+	l->reports = l->exec ? l->private_main : !main_cannot_fail(l);
 	if (!l->has_init && !l->exec)
 		l->late_namespaces = plan->namespaces; /* fork(2) takes no flags */
 	else if (plan->cgroup_procs_fds_count)
 		l->late_namespaces = plan->namespaces & CLONE_NEWCGROUP; /* its root is where we then are */
 }
 
+/* A child that executes a program never leaves its frames, so a sanitizer still thinks of them at this address. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+static void forget_old_frames(char *at, size_t bytes)
+{
+#ifdef SANITIZED
+	extern void __asan_unpoison_memory_region(void const volatile *at, size_t bytes);
+
+	__asan_unpoison_memory_region(at, bytes);
+#else
+	(void)at;
+	(void)bytes;
+#endif
+}
+
 static int open_arena(struct launch *l)
 {
-	char *at = mmap(NULL, ISO_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *at =
+		mmap(NULL, ISO_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (at == MAP_FAILED)
 		return -errno;
+	forget_old_frames(at, ISO_ARENA_BYTES);
 	l->arena = at;
 	l->init_stack = at + ISO_GUARD_BYTES;
 	l->main_stack = l->init_stack + ISO_STACK_BYTES + ISO_GUARD_BYTES;
@@ -119,15 +171,27 @@ static int write_map_texts(struct launch *l)
 static int open_channels(struct launch *l)
 {
 	int type = SOCK_STREAM | SOCK_CLOEXEC;
-	bool reports = !l->exec || l->private_main;
 
-	if (l->has_init && socketpair(AF_UNIX, type, 0, l->status_fd))
+	if (l->reports && socketpair(AF_UNIX, type, 0, l->report_fd))
 		return -errno;
-	if (reports && socketpair(AF_UNIX, type, 0, l->report_fd))
+	if (!l->has_init)
+		return 0;
+	if (socketpair(AF_UNIX, type, 0, l->status_fd))
 		return -errno;
-	if (l->has_init)
-		l->parent_pidfd = iso_pidfd_open(l->caller_pid);
-	return l->has_init && l->parent_pidfd < 0 ? l->parent_pidfd : 0;
+	l->parent_pidfd = iso_pidfd_open(l->caller_pid);
+	return l->parent_pidfd < 0 ? l->parent_pidfd : 0;
+}
+
+static int open_init(struct launch *l)
+{
+	const char *path = iso_ptr(l->plan->init);
+
+	if (!l->has_init)
+		return 0;
+	l->init_fd = path ? open(path, O_PATH | O_CLOEXEC) : -1;
+	if (l->init_fd >= 0)
+		return 0;
+	return iso_launch_note(l, ISO_STEP_INIT, path ? errno : ENOENT);
 }
 
 static void block_signals(struct launch *l)
@@ -151,7 +215,7 @@ int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct 
 	memset(l, 0, sizeof(*l));
 	l->plan = plan;
 	l->exec = exec;
-	l->parent_pidfd = l->main_pidfd = l->clone.pidfd = l->clone.cgroup_fd = -1;
+	l->init_fd = l->parent_pidfd = l->main_pidfd = l->clone.pidfd = l->clone.cgroup_fd = -1;
 	l->status_fd[0] = l->status_fd[1] = l->report_fd[0] = l->report_fd[1] = -1;
 	l->failure.index = -1;
 	l->caller_pid = getpid();
@@ -163,8 +227,9 @@ int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct 
 	if (!sane(plan, exec))
 		return iso_launch_note(l, ISO_STEP_PLAN, EINVAL);
 	decide(l);
-	if (l->has_init && !plan->init_fd_plus1)
-		return iso_launch_note(l, ISO_STEP_INIT, ENOENT);
+	err = open_init(l);
+	if (err)
+		return err;
 	err = open_arena(l);
 	if (!err)
 		err = write_map_texts(l);
@@ -190,7 +255,7 @@ static uint64_t helper_flags(const struct launch *l)
 	return flags;
 }
 
-/* Returns the pid of the child, or -errno. With shared memory the child has then left it, by exec or by its end. */
+/* The kernel clears the word and wakes us when the child leaves our memory, by exec or by its end. */
 static void await_memory(struct launch *l)
 {
 	int alive;
@@ -325,6 +390,7 @@ void iso_launch_close(struct launch *l)
 	close_fd(&l->report_fd[0]);
 	close_fd(&l->report_fd[1]);
 	close_fd(&l->parent_pidfd);
+	close_fd(&l->init_fd);
 	if (l->arena)
 		munmap(l->arena, ISO_ARENA_BYTES);
 	unblock_signals(l);

@@ -29,32 +29,34 @@
 
 struct iso_clone {
 	uint64_t flags; /* CLONE_* without exit signal */
-	char *stack; /* lowest address */
+	char *stack;	/* lowest address */
 	size_t stack_bytes;
-	int cgroup_fd; /* -1: none */
-	int *child_tid; /* for CLONE_CHILD_CLEARTID */
-	int pidfd; /* out */
+	int cgroup_fd;	  /* -1: none */
+	int *child_tid;	  /* for CLONE_CHILD_CLEARTID */
+	int pidfd;	  /* out */
 	bool used_clone2; /* out, before the child runs: no clone3, so no CLONE_INTO_CGROUP, CLONE_CLEAR_SIGHAND */
 };
 
 struct launch {
 	const struct iso_plan *plan;
 	const struct iso_exec *exec; /* NULL: iso_fork */
-	uint64_t late_namespaces; /* made by unshare(2) after the cgroup step, not by the clone */
-	bool has_init; /* a PID namespace is made or joined: init and main are two processes */
-	bool parent_maps; /* the caller writes uid_map and gid_map */
-	bool shared_memory; /* the first child runs in the caller's memory */
-	bool private_main; /* spawned main must not share memory: it enters a time namespace by itself */
-	int dumpable; /* prctl(2) PR_GET_DUMPABLE of the caller */
-	int parent_pidfd; /* the caller, watched by the init; -1 without init */
-	int status_fd[2]; /* caller, init: one byte down, one struct iso_exit up; -1 without init */
-	int report_fd[2]; /* caller, main: struct iso_failure up; -1 when memory is shared up to exec */
+	uint64_t late_namespaces;    /* made by unshare(2) after the cgroup step, not by the clone */
+	bool has_init;		     /* a PID namespace is made or joined: init and main are two processes */
+	bool parent_maps;	     /* the caller writes uid_map and gid_map */
+	bool shared_memory;	     /* the first child runs in the caller's memory */
+	bool private_main;	     /* spawned main must not share memory: it enters a time namespace by itself */
+	bool reports;		     /* a step of the main process may fail where the caller cannot see it */
+	int dumpable;		     /* prctl(2) PR_GET_DUMPABLE of the caller */
+	int init_fd;		     /* isolate-init, opened for this launch; -1 without init */
+	int parent_pidfd;	     /* the caller, watched by the init; -1 without init */
+	int status_fd[2];	     /* caller, init: one byte down, one struct iso_exit up; -1 without init */
+	int report_fd[2];	     /* caller, main: struct iso_failure up; -1 when memory is shared up to exec */
 	pid_t caller_pid;
 	uint32_t caller_uid, caller_gid; /* effective */
 	sigset_t caller_mask;
 	stack_t caller_altstack;
 	jmp_buf caller_stack; /* where the forked main process goes on */
-	char *arena; /* two stacks and the texts of the maps */
+	char *arena;	      /* two stacks and the texts of the maps */
 	char *init_stack, *main_stack, *uid_text, *gid_text;
 	struct iso_clone clone; /* of the first child */
 	/* Written by the child. */

@@ -62,7 +62,7 @@ static const char *below_root(const struct builder *b, const char *target)
 
 static int open_below(int root_fd, const char *path)
 {
-	struct open_how how = { .flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+	struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
 
 	return (int)result(syscall(SYS_openat2, root_fd, *path ? path : ".", &how, sizeof(how)));
 }
@@ -251,8 +251,8 @@ static int make_file_op(const struct builder *b, const struct iso_mount *op)
 
 	if (parent_fd < 0)
 		return parent_fd;
-	fd = (int)result(openat(parent_fd, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC,
-				octal(iso_ptr(op->data), 0644)));
+	fd = (int)result(
+		openat(parent_fd, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, octal(iso_ptr(op->data), 0644)));
 	close(parent_fd);
 	if (fd >= 0)
 		close(fd);
@@ -331,7 +331,7 @@ static int remount_op(const struct builder *b, const struct iso_mount *op)
 
 static int set_attributes(int fd, bool recursive, uint64_t set, uint64_t clear)
 {
-	struct mount_attr attr = { .attr_set = set, .attr_clr = clear };
+	struct mount_attr attr = {.attr_set = set, .attr_clr = clear};
 	unsigned int flags = AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0);
 
 	return (int)result(syscall(SYS_mount_setattr, fd, "", flags, &attr, sizeof(attr)));

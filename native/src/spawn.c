@@ -37,7 +37,7 @@ static int run_direct(void *arg)
 static int run_init(void *arg)
 {
 	struct launch *l = arg;
-	struct iso_clone main_clone = { .stack = l->main_stack, .stack_bytes = ISO_STACK_BYTES, .cgroup_fd = -1 };
+	struct iso_clone main_clone = {.stack = l->main_stack, .stack_bytes = ISO_STACK_BYTES, .cgroup_fd = -1};
 	pid_t pid;
 
 	iso_enter_namespaces(l);

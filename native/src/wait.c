@@ -5,11 +5,13 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -58,7 +60,7 @@ static pid_t pid_from_fdinfo(int pidfd)
 /* The process behind pidfd by the caller's numbers; -ESRCH when it was collected already. */
 pid_t iso_pid_of(int pidfd)
 {
-	struct pidfd_info_v0 info = { 0 };
+	struct pidfd_info_v0 info = {0};
 
 	if (!ioctl(pidfd, PIDFD_GET_INFO_V0, &info))
 		return (pid_t)info.pid;
@@ -113,4 +115,32 @@ int iso_wait(int pidfd, int block, struct iso_exit *result)
 		return 0;
 	fill_exit(result, &info, &usage);
 	return 1;
+}
+
+/* The record of the init. Never waits for the end of the stream: who forked from us meanwhile may hold it open. */
+static int read_record(int status_fd, struct iso_exit *result)
+{
+	struct iso_exit record;
+	ssize_t n = recv(status_fd, &record, sizeof(record), MSG_DONTWAIT);
+
+	if (n != sizeof(record) || record.magic != ISO_EXIT_MAGIC)
+		return -EPIPE;
+	*result = record;
+	return 1;
+}
+
+int iso_await(const struct iso_child *child, int timeout_ms, struct iso_exit *result)
+{
+	struct pollfd watched[2] = {{.fd = child->main_pidfd, .events = POLLIN}};
+	bool has_init = child->init_pidfd >= 0;
+	int ready;
+
+	if (has_init) {
+		watched[0].fd = child->status_fd;
+		watched[1] = (struct pollfd){.fd = child->init_pidfd, .events = POLLIN};
+	}
+	ready = poll(watched, has_init ? 2 : 1, timeout_ms);
+	if (ready <= 0)
+		return ready ? -errno : 0;
+	return has_init ? read_record(child->status_fd, result) : iso_wait(child->main_pidfd, 0, result);
 }

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
-from pytest_isolate.kernel.native import Exited
+from pytest_isolate.kernel.native import Exited, Rusage
 from pytest_isolate.kernel.processes import leftovers_of_session
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Policy
@@ -33,7 +33,7 @@ class ForkedProcess:
     def wait(self, timeout_s: float | None = None) -> Exited | None:
         if self._exited is None and self._ends_within(timeout_s):
             _, status, usage = os.wait4(self.pid, 0)
-            self._exited = Exited(status=_status(status), rusage=usage, leftovers=bool(self.leftovers()))
+            self._exited = Exited(status=_status(status), rusage=Rusage.of(usage), leftovers=bool(self.leftovers()))
         return self._exited
 
     def _ends_within(self, timeout_s: float | None) -> bool:

@@ -84,6 +84,7 @@ class Plan(Structure):
         ("version", c_uint32),
         ("namespaces", c_uint64),
         ("flags", c_uint64),
+        ("init", c_uint64),
         ("hostname", c_uint64),
         ("cwd", c_uint64),
         ("uid_map", c_uint64),
@@ -105,10 +106,8 @@ class Plan(Structure):
         ("capabilities", c_uint64),
         ("cgroup_fd_plus1", c_uint32),
         ("landlock_fd_plus1", c_uint32),
-        ("init_fd_plus1", c_uint32),
         ("pdeathsig", c_uint32),
         ("umask", c_uint32),
-        ("pad", c_uint32),
     )
 
 
@@ -183,4 +182,3 @@ MIRRORS: dict[str, type[Structure]] = {
     "iso_child": Child,
     "iso_exit": Exit,
 }
-

@@ -10,21 +10,25 @@ import contextlib
 import ctypes
 import errno
 import functools
+import math
 import os
-import select
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
-from pytest_isolate.kernel import abi
-from pytest_isolate.kernel.plan import IdMap, MountOp, Plan
+from pytest_isolate.kernel import abi, processes
 from pytest_isolate.outcome import ExitStatus, Leftover
+
+if TYPE_CHECKING:
+    import resource
+
+    from pytest_isolate.kernel.plan import IdMap, MountOp, Plan
 
 _DIRECTORY = Path(__file__).resolve().parent.parent / "_native"
 _REMEDY = "build it with `make -C native`, or reinstall pytest-isolate-sandbox on a machine with a C compiler"
@@ -35,7 +39,10 @@ _DEFAULT_SIGNALS = sum(1 << (number - 1) for number in (signal.SIGPIPE, signal.S
 
 #: What makes a known refusal go away: (step, errno) -> remedy.
 _REMEDIES: Mapping[tuple[str, int], str] = {
-    ("clone", errno.EPERM): "run as root, or add a user namespace; a container may need --security-opt seccomp=unconfined",
+    (
+        "clone",
+        errno.EPERM,
+    ): "run as root, or add a user namespace; a container may need --security-opt seccomp=unconfined",
     ("clone", errno.ENOSPC): "raise user.max_*_namespaces, or nest fewer than 32 sandboxes",
     ("clone", errno.EAGAIN): "raise the limit on processes (ulimit -u, pids.max)",
     ("unshare", errno.EPERM): "run as root, or add a user namespace",
@@ -55,6 +62,7 @@ class _Library:
     spawn: Any
     fork: Any
     wait: Any
+    await_: Any
     step_name: Any
     hooks: abi.Hooks
 
@@ -108,6 +116,7 @@ def _functions() -> _Library:
         spawn=_prototype(released.iso_spawn, plan, ctypes.POINTER(abi.Exec), child, failure),
         fork=_prototype(held.iso_fork, plan, ctypes.POINTER(abi.Hooks), child, failure),
         wait=_prototype(released.iso_wait, ctypes.c_int, ctypes.c_int, ctypes.POINTER(abi.Exit)),
+        await_=_prototype(released.iso_await, child, ctypes.c_int, ctypes.POINTER(abi.Exit)),
         step_name=name,
         hooks=abi.Hooks(
             prepare=_hook("PyOS_BeforeFork"),
@@ -175,7 +184,6 @@ def _flags(plan: Plan) -> int:
 _ALL_ONES = 2**64 - 1  # RLIM_INFINITY
 
 
-@functools.lru_cache(maxsize=64)
 def _compile(plan: Plan) -> _Compiled:
     memory = _Memory()
     keep = sorted({fd for fd in plan.keep_fds if fd > 2})
@@ -185,6 +193,7 @@ def _compile(plan: Plan) -> _Compiled:
         version=abi.VERSION,
         namespaces=plan.namespaces,
         flags=_flags(plan),
+        init=memory.text(_find("isolate-init")),
         hostname=memory.text(plan.hostname),
         cwd=memory.text(plan.cwd),
         uid_map=memory.structs(abi.IdMap, _id_rows(plan.uid_map)),
@@ -212,17 +221,18 @@ def _compile(plan: Plan) -> _Compiled:
     return _Compiled(compiled, tuple(memory.alive))
 
 
-@contextlib.contextmanager
-def _ready(plan: Plan) -> Iterator[abi.Plan]:
-    """The C plan, with isolate-init opened for this launch. Caches nothing that is an fd of ours."""
-    compiled = abi.Plan.from_buffer_copy(_compile(plan).plan)
-    init_fd = os.open(_find("isolate-init"), os.O_PATH | os.O_CLOEXEC)
-    try:
-        compiled.init_fd_plus1 = init_fd + 1
-        yield compiled
-    finally:
-        with contextlib.suppress(OSError):  # a forked child with close_fds has lost it already
-            os.close(init_fd)
+_compiled: dict[int, tuple[Plan, _Compiled]] = {}
+
+
+def _ready(plan: Plan) -> abi.Plan:
+    """The plan in C, compiled once for each Plan object. Compared by identity: a hash would touch all of its pages,
+    each of which is copied again after every fork."""
+    known = _compiled.get(id(plan))
+    if known is None:
+        if len(_compiled) >= 256:
+            _compiled.clear()
+        known = _compiled[id(plan)] = (plan, _compile(plan))
+    return known[1].plan
 
 
 def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> SetupError:
@@ -252,6 +262,21 @@ class Rusage:
     involuntary_switches: int = 0
     blocks_in: int = 0
     blocks_out: int = 0
+
+    @classmethod
+    def of(cls, usage: resource.struct_rusage) -> Rusage:
+        """From what os.wait4() gives; its maxrss is in KiB."""
+        return cls(
+            user_s=usage.ru_utime,
+            system_s=usage.ru_stime,
+            max_rss_bytes=usage.ru_maxrss * 1024,
+            minor_faults=usage.ru_minflt,
+            major_faults=usage.ru_majflt,
+            voluntary_switches=usage.ru_nvcsw,
+            involuntary_switches=usage.ru_nivcsw,
+            blocks_in=usage.ru_inblock,
+            blocks_out=usage.ru_oublock,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,12 +313,11 @@ def _exited(record: abi.Exit) -> Exited:
 _KILLED = Exited(ExitStatus(signal=signal.SIGKILL), Rusage(), leftovers=False)
 
 
-def _readable(timeout_s: float | None, *fds: int) -> bool:
-    """True when one of ``fds`` became readable. poll(2), so fds above 1023 work."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000))
+def _milliseconds(deadline: float | None) -> int:
+    """For poll(2): what is left, rounded up; -1 for ever. At most a day: the caller asks again."""
+    if deadline is None:
+        return -1
+    return min(math.ceil(max(0.0, deadline - time.monotonic()) * 1000), 86_400_000)
 
 
 @dataclass(slots=True)
@@ -312,11 +336,12 @@ class Child:
     init_pid: int
     init_pidfd: int
     status_fd: int
-    own_session: bool = True
+    own_session: bool
+    _raw: abi.Child
     _exited: Exited | None = None
     _collected: bool = False
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Child:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -331,42 +356,35 @@ class Child:
 
     def wait(self, timeout_s: float | None = None) -> Exited | None:
         """Wait until the main process has ended; None when it still runs after ``timeout_s``."""
+        if self._exited is not None:
+            return self._exited
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self._exited is None:
-            left = None if deadline is None else deadline - time.monotonic()
-            self._exited = self._await_init(left) if self.init_pidfd >= 0 else self._await_main(left)
+        record = abi.Exit()
+        while (answer := _functions().await_(self._raw, _milliseconds(deadline), record)) in (0, -errno.EINTR):
             if deadline is not None and time.monotonic() >= deadline:
-                break
+                return None
+        self._exited = self._ended(answer, record)
         return self._exited
 
-    def _await_init(self, timeout_s: float | None) -> Exited | None:
-        if not _readable(timeout_s, self.status_fd, self.init_pidfd):
-            return None
-        record = abi.Exit()
-        try:
-            data = os.read(self.status_fd, ctypes.sizeof(record)) if _readable(0, self.status_fd) else b""
-        except ConnectionResetError:
-            data = b""
-        if len(data) != ctypes.sizeof(record):
+    def _ended(self, answer: int, record: abi.Exit) -> Exited:
+        if answer == -errno.EPIPE:
             return _KILLED
-        record = abi.Exit.from_buffer_copy(data)
-        return _exited(record) if record.magic == abi.EXIT_MAGIC else _KILLED
-
-    def _await_main(self, timeout_s: float | None) -> Exited | None:
-        if not _readable(timeout_s, self.pidfd):
-            return None
-        record = abi.Exit()
-        answer = _functions().wait(self.pidfd, 0, record)
-        if answer == -errno.ECHILD:  # someone's waitpid(-1) was faster: the status is gone
+        if self.init_pidfd < 0:
             self._collected = True
+        if answer == -errno.ECHILD:  # someone's waitpid(-1) was faster: the status is gone
             raise ChildProcessError(errno.ECHILD, f"pid {self.pid} was collected by someone else's wait()")
-        self._collected = answer == 1
-        return _exited(record) if answer == 1 else None
+        if answer < 0:
+            raise OSError(-answer, os.strerror(-answer))
+        return _exited(record)
 
     def signal(self, signum: int) -> None:
         """Send a signal to the main process only; nothing happens when it has ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signum)
+
+    def leftovers(self) -> list[Leftover]:
+        """What else still lives in its PID namespace, and in those nested in it: see leftovers()."""
+        return leftovers(self)
 
     def kill(self) -> None:
         """End the whole tree at once: the PID namespace with its init, else the process group and the main process."""
@@ -408,7 +426,7 @@ class Child:
 
 
 def _child(plan: Plan, raw: abi.Child) -> Child:
-    return Child(raw.main_pid, raw.main_pidfd, raw.init_pid, raw.init_pidfd, raw.status_fd, plan.new_session)
+    return Child(raw.main_pid, raw.main_pidfd, raw.init_pid, raw.init_pidfd, raw.status_fd, plan.new_session, raw)
 
 
 # ---- starting ----
@@ -460,9 +478,8 @@ def spawn(
     )
     child, failure = abi.Child(), abi.Failure()
     functions = _functions()
-    with _ready(plan) as ready:
-        if functions.spawn(ready, request, child, failure) < 0:
-            raise _setup_error(plan, failure, argv)
+    if functions.spawn(_ready(plan), request, child, failure) < 0:
+        raise _setup_error(plan, failure, argv)
     return _child(plan, child)
 
 
@@ -478,8 +495,7 @@ def fork(plan: Plan) -> Child | None:
     child, failure = abi.Child(), abi.Failure()
     functions = _functions()
     sys.audit("os.fork")
-    with _ready(plan) as ready:
-        answer = functions.fork(ready, functions.hooks, child, failure)
+    answer = functions.fork(_ready(plan), functions.hooks, child, failure)
     if answer < 0:
         raise _setup_error(plan, failure)
     return _child(plan, child) if answer else None
@@ -488,58 +504,34 @@ def fork(plan: Plan) -> Child | None:
 # ---- leftovers ----
 
 
-def _stat_fields(pid: int) -> tuple[int, int]:
-    """(parent pid, start time in clock ticks after boot) of a process, from /proc/pid/stat. Source: proc(5)."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(after_name[1]), int(after_name[19])
-
-
-def _command(pid: int) -> str:
-    raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-    words = raw.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-    return words or Path(f"/proc/{pid}/comm").read_text().strip()
-
-
-def _processes() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, start) of all that can be seen."""
+def _parents() -> dict[int, int]:
+    """pid -> parent of all processes this /proc shows. Source: proc(5), stat field 4."""
     found = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError):
-                found[int(name)] = _stat_fields(int(name))
+    for pid in processes.pids():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+            found[pid] = int(stat.read().rpartition(b")")[2].split()[1])
     return found
 
 
-def _namespace(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return ""
-
-
-def _inside(child: Child, processes: Mapping[int, tuple[int, int]]) -> list[int]:
-    """Pids in the child's PID namespace, and all descendants of its init (nested sandboxes have their own)."""
-    home = _namespace(child.init_pid)
-    inside = {pid for pid in processes if home and _namespace(pid) == home} | {child.init_pid}
-    grown = True
-    while grown:
-        more = {pid for pid, (parent, _) in processes.items() if parent in inside} - inside
-        inside |= more
-        grown = bool(more)
-    return sorted(inside - {child.init_pid, child.pid})
+def _descendants(root: int) -> set[int]:
+    """All below ``root``, which is not counted. Orphans of a PID namespace are children of its init."""
+    parents, found, before = _parents(), {root}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {pid for pid, parent in parents.items() if parent in found}
+    return found - {root}
 
 
 def leftovers(child: Child) -> list[Leftover]:
-    """Processes still in the child's PID namespace, its init and main process not counted; [] without a namespace.
+    """Processes still in the child's PID namespace or in one nested in it; [] when it has none of its own.
 
-    To be asked while the init lives: before kill().
+    Init and main process are not counted, zombies neither. To be asked while the init lives, before kill().
     """
     if child.init_pid <= 0:
         return []
-    processes = _processes()
-    ticks, uptime = os.sysconf("SC_CLK_TCK"), time.clock_gettime(time.CLOCK_BOOTTIME)
     found = []
-    for pid in _inside(child, processes):
-        with contextlib.suppress(OSError):
-            found.append(Leftover(pid=pid, command=_command(pid), age_s=max(0.0, uptime - processes[pid][1] / ticks)))
+    for pid in sorted(_descendants(child.init_pid) - {child.pid}):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            if (leftover := processes.describe(pid)) is not None:
+                found.append(leftover)
     return found
