@@ -151,6 +151,8 @@ def test_a_view_without_meaning_here_is_the_users_error(view: dict[str, object],
 def test_what_a_user_namespace_cannot_do_is_said_with_a_way_out() -> None:
     with pytest.raises(BackendUnavailable, match="or run as root"):
         compiled(USER, overlays=(Overlay(target="/home"),))
+    with pytest.raises(BackendUnavailable, match=r"before Linux 5\.11"):
+        compiled(replace(USER, userxattr=False), overlays=(Overlay(target="/home/me/work"),))
     with pytest.raises(BackendUnavailable, match="Make the bind recursive"):
         compiled(USER, tmpfs=(Tmpfs(target="/mnt"),), binds=(Bind(source="/home", target="/mnt/h", recursive=False),))
 

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import functools
 import os
+import re
 from dataclasses import dataclass
 
 from pytest_isolate.kernel.filesystem import mountinfo
@@ -26,6 +27,7 @@ class Context:
         root_outside: the child runs as the host's uid 0, to which /proc/sys obeys even without capabilities.
         pid_namespace: the child gets a new one, so that a fresh /proc is of use.
         mount_setattr: the kernel has mount_setattr(2) (Linux 5.12).
+        userxattr: overlays can be mounted in a user namespace (Linux 5.11).
         keep_directory: where overlays with ``keep`` have their layers.
     """
 
@@ -35,6 +37,7 @@ class Context:
     root_outside: bool = True
     pid_namespace: bool = True
     mount_setattr: bool = True
+    userxattr: bool = True
     keep_directory: str | None = None
 
     @classmethod
@@ -48,8 +51,15 @@ class Context:
             root_outside=_outside(os.geteuid()) == 0,
             pid_namespace=pid_namespace,
             mount_setattr=has_mount_setattr(),
+            userxattr=kernel_release() >= (5, 11),
             keep_directory=keep_directory,
         )
+
+
+def kernel_release() -> tuple[int, int]:
+    """(6, 1) of "6.1.0-13-amd64": for what no call can be asked about."""
+    numbers = re.findall(r"\d+", os.uname().release)
+    return int(numbers[0]), int(numbers[1])
 
 
 @functools.cache

@@ -123,11 +123,23 @@ class _Wishes:
             node = self.host.walk(source).node
             if node is None or node.kind != "directory":
                 raise PolicyError(f"overlay {overlay.target}", "not a directory", "overlay the directory it is in")
-            if overlay.keep and not self.context.keep_directory:
-                raise PolicyError(
-                    f"overlay {overlay.target}", "nowhere to keep the changes", "name a directory to keep them in"
-                )
+            self._check_layers(overlay)
             yield _overlay_entry(overlay, source)
+
+    def _check_layers(self, overlay: Overlay) -> None:
+        what, kept = f"overlay {overlay.target}", self.context.keep_directory
+        if self.context.user_namespace and not self.context.userxattr:
+            raise BackendUnavailable(
+                what, "a user namespace has no overlays before Linux 5.11", "run as root, or use a tmpfs"
+            )
+        if not overlay.keep:
+            return
+        if not kept:
+            raise PolicyError(what, "nowhere to keep the changes", "name a directory to keep them in")
+        if self.host.walk(self._host_source(kept, f"directory {kept}")).place.mount.fs.fstype == "overlay":
+            raise PolicyError(
+                what, f"{kept} is on an overlay, which cannot hold another's changes", "name one on a disk or tmpfs"
+            )
 
     def _tmpfs(self) -> Iterator[Entry]:
         for tmpfs in self.filesystem.tmpfs:

@@ -85,6 +85,8 @@ def explain(error: int, path: str, plan: MountPlan) -> str:
             return f"{what}: {_full(plan, found)}"
         case _errno.EXDEV:
             return f"{what}: {_across(plan, found)}"
+        case _errno.EIO if found.place.mount.fs.fstype == "overlay" and found.place.mount.words:
+            return f"{what}: {_no_xattr(plan, found)}"
         case _errno.EBUSY:
             return f"{what}: {_busy(plan, found)}"
         case _:
@@ -183,6 +185,14 @@ def _across(plan: MountPlan, found: Found) -> str:
             f"out of it. Programs copy instead (shutil.move, mv)."
         )
     return f"{where} is a mount of its own: nothing can be renamed or linked across its border. Programs copy instead (shutil.move, mv)."
+
+
+def _no_xattr(plan: MountPlan, found: Found) -> str:
+    where = _mountpoint(plan, found.place.mount)
+    return (
+        f"{where} is an overlay: in a user namespace before Linux 6.6 a directory of the host that was removed cannot be made again in "
+        f"it (its tmpfs has no user xattrs to say that it is new). Keep the changes on a disk, or run as root."
+    )
 
 
 def _busy(plan: MountPlan, found: Found) -> str:
