@@ -713,3 +713,20 @@ def test_a_view_of_a_thousand_mounts(who: str, place: Path) -> None:
         assert inside.result == [len(mountinfo.read()) + 1002, "EROFS", ["inner"]]
 
     throwaway(body, who=who)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 10])
+def test_a_view_inside_a_view(who: str, place: Path, depth: int) -> None:
+    """Each level sees a private /tmp of its own, and the innermost is as sealed as the first."""
+
+    def level(left: int) -> list[Any]:
+        (Path("/tmp") / f"level{left}").touch()
+        if left:
+            return list(launch(STRICT.filesystem, lambda: level(left - 1)).result)
+        return [os.listdir("/tmp"), write("/usr/new"), attempt(lambda: os.stat(place))]
+
+    def body() -> None:
+        hidden = "ENOENT" if str(place).startswith("/tmp/") else "ok"
+        assert launch(STRICT.filesystem, lambda: level(depth)).result == [["level0"], "EROFS", hidden]
+
+    throwaway(body, who=who)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,7 +35,9 @@ def throwaway(body: Callable[[], Any], *, who: str = "root", prepare: Callable[[
     An exception of the body, such as a failed assert, is raised here with its traceback as text.
     """
     read_fd, write_fd = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, such as xdist's
+        pid = os.fork()
     if pid == 0:
         os.close(read_fd)
         _run(body, who, prepare, write_fd)
