@@ -249,9 +249,12 @@ def test_a_same_sized_change_with_its_time_put_back_is_still_seen(who: str, plac
 @pytest.mark.usefixtures("overlays")
 def test_a_directory_replaced_by_a_new_one_shows_what_is_gone(who: str, place: Path) -> None:
     def replace() -> str:
-        shutil.rmtree(place / "old")
-        made = attempt((place / "old").mkdir)
-        return made if made != "ok" else write(place / "old" / "other")
+        (place / "old" / "inner").unlink()
+        removed = attempt((place / "old").rmdir)
+        if removed != "ok":
+            return removed
+        (place / "old").mkdir()
+        return write(place / "old" / "other")
 
     def body() -> None:
         inside = launch(Filesystem(overlays=(Overlay(target=str(place)),)), replace)

@@ -190,8 +190,8 @@ def _across(plan: MountPlan, found: Found) -> str:
 def _no_xattr(plan: MountPlan, found: Found) -> str:
     where = _mountpoint(plan, found.place.mount)
     return (
-        f"{where} is an overlay: in a user namespace before Linux 6.6 a directory of the host that was removed cannot be made again in "
-        f"it (its tmpfs has no user xattrs to say that it is new). Keep the changes on a disk, or run as root."
+        f"{where} is an overlay: in a user namespace before Linux 6.6 no directory of the host can be removed in it, for its tmpfs has "
+        f"no user xattrs to note that with. Keep the changes on a disk, or run as root."
     )
 
 
