@@ -107,7 +107,7 @@ struct iso_join {
 #define ISO_MOUNT_FIELDS(X)                                                                                            \
 	X(uint32_t, kind, 0)                                                                                           \
 	X(uint32_t, pad, 4)                                                                                            \
-	X(uint64_t, flags, 8) /* MS_*, mount(2); of SEND_DIR the socket */                                                                     \
+	X(uint64_t, flags, 8) /* MS_*, mount(2); of SEND_DIR the socket */                                             \
 	X(uint64_t, source, 16)                                                                                        \
 	X(uint64_t, target, 24)                                                                                        \
 	X(uint64_t, fstype, 32)                                                                                        \

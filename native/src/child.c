@@ -274,6 +274,17 @@ void iso_enter_namespaces(struct launch *l)
 	change_directory(l);
 }
 
+/*
+ * An inherited SIG_IGN or SA_NOCLDWAIT would let the kernel collect the main process, status and all, before the init
+ * can. Our table of handlers is our own; the forked main process gets the caller's action back.
+ */
+void iso_hear_of_children(struct launch *l)
+{
+	struct sigaction by_default = {.sa_handler = SIG_DFL};
+
+	check(l, sigaction(SIGCHLD, &by_default, &l->caller_sigchld), ISO_STEP_SIGNALS, SIGCHLD);
+}
+
 /* ---- the main process ---- */
 
 static void start_session(struct launch *l)
@@ -588,6 +599,7 @@ static char *thread_pointer(void)
 
 void iso_restore_thread(const struct launch *l)
 {
+	sigaction(SIGCHLD, &l->caller_sigchld, NULL);
 	sigaltstack(&l->caller_altstack, NULL);
 	if (l->dumpable == 1 && prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
 		prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);

@@ -30,6 +30,7 @@ static int run_init(void *arg)
 	pid_t pid;
 
 	iso_enter_namespaces(l);
+	iso_hear_of_children(l);
 	pid = fork();
 	if (pid == 0)
 		longjmp(l->caller_stack, 1);

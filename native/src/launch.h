@@ -55,8 +55,9 @@ struct launch {
 	uint32_t caller_uid, caller_gid; /* effective */
 	sigset_t caller_mask;
 	stack_t caller_altstack;
-	jmp_buf caller_stack; /* where the forked main process goes on */
-	char *arena;	      /* two stacks and the texts of the maps */
+	struct sigaction caller_sigchld; /* written by the init before it starts the main process */
+	jmp_buf caller_stack;		 /* where the forked main process goes on */
+	char *arena;			 /* two stacks and the texts of the maps */
 	char *init_stack, *main_stack, *uid_text, *gid_text;
 	struct iso_clone clone; /* of the first child */
 	/* Written by the child. */
@@ -69,6 +70,7 @@ struct launch {
 
 /* child.c: code that runs in the child. Both return only on success; failure is recorded and the child ends. */
 void iso_enter_namespaces(struct launch *l);
+void iso_hear_of_children(struct launch *l);
 void iso_become_main(struct launch *l);
 _Noreturn void iso_exec_program(struct launch *l);
 _Noreturn void iso_exec_init(struct launch *l, pid_t main_pid);

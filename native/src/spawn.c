@@ -41,6 +41,7 @@ static int run_init(void *arg)
 	pid_t pid;
 
 	iso_enter_namespaces(l);
+	iso_hear_of_children(l);
 	main_clone.flags = CLONE_CLEAR_SIGHAND | (l->private_main ? 0 : CLONE_VM | CLONE_VFORK);
 	pid = iso_clone(&main_clone, run_main, l);
 	if (pid < 0)

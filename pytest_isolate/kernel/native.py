@@ -185,6 +185,8 @@ _ALL_ONES = 2**64 - 1  # RLIM_INFINITY
 
 
 def _compile(plan: Plan) -> _Compiled:
+    if len(plan.seccomp) % 8:
+        raise ValueError(f"plan.seccomp has {len(plan.seccomp)} bytes: a struct sock_filter has 8")
     memory = _Memory()
     keep = sorted({fd for fd in plan.keep_fds if fd > 2})
     limits = [(resource, 0, soft & _ALL_ONES, hard & _ALL_ONES) for resource, soft, hard in plan.rlimits]
@@ -221,6 +223,28 @@ def _compile(plan: Plan) -> _Compiled:
     return _Compiled(compiled, tuple(memory.alive))
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A cgroup to start in: what differs from launch to launch, while the plan stays. Descriptors, borrowed.
+
+    Attributes:
+        dir_fd: v2 directory for CLONE_INTO_CGROUP, or -1.
+        procs_fds: v1 files the child writes itself into.
+    """
+
+    dir_fd: int = -1
+    procs_fds: tuple[int, ...] = ()
+
+    def applied(self, ready: abi.Plan) -> tuple[abi.Plan, Any]:
+        """A copy of ``ready`` that joins, and the memory it points to."""
+        plan = abi.Plan.from_buffer_copy(ready)
+        fds = (ctypes.c_int32 * len(self.procs_fds))(*self.procs_fds)
+        plan.cgroup_fd_plus1 = self.dir_fd + 1
+        plan.cgroup_procs_fds = ctypes.addressof(fds)
+        plan.cgroup_procs_fds_count = len(self.procs_fds)
+        return plan, fds
+
+
 _compiled: dict[int, tuple[Plan, _Compiled]] = {}
 
 
@@ -233,6 +257,11 @@ def _ready(plan: Plan) -> abi.Plan:
             _compiled.clear()
         known = _compiled[id(plan)] = (plan, _compile(plan))
     return known[1].plan
+
+
+def _launch(plan: Plan, joined: Joined | None) -> tuple[abi.Plan, Any]:
+    """The plan in C for one launch; keep the second value while C reads the first."""
+    return (_ready(plan), None) if joined is None else joined.applied(_ready(plan))
 
 
 def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> SetupError:
@@ -452,6 +481,7 @@ def spawn(
     stdout_fd: int = -1,
     stderr_fd: int = -1,
     executable_fd: int = -1,
+    joined: Joined | None = None,
 ) -> Child:
     """Start a program under ``plan`` and return once it executes.
 
@@ -478,12 +508,13 @@ def spawn(
     )
     child, failure = abi.Child(), abi.Failure()
     functions = _functions()
-    if functions.spawn(_ready(plan), request, child, failure) < 0:
+    ready, _alive = _launch(plan, joined)
+    if functions.spawn(ready, request, child, failure) < 0:
         raise _setup_error(plan, failure, argv)
     return _child(plan, child)
 
 
-def fork(plan: Plan) -> Child | None:
+def fork(plan: Plan, joined: Joined | None = None) -> Child | None:
     """Fork this process into a sandbox: None in the child, the Child in the parent, once every step succeeded.
 
     Python's own fork hooks (os.register_at_fork, threading, random) run as for os.fork().
@@ -495,7 +526,8 @@ def fork(plan: Plan) -> Child | None:
     child, failure = abi.Child(), abi.Failure()
     functions = _functions()
     sys.audit("os.fork")
-    answer = functions.fork(_ready(plan), functions.hooks, child, failure)
+    ready, _alive = _launch(plan, joined)
+    answer = functions.fork(ready, functions.hooks, child, failure)
     if answer < 0:
         raise _setup_error(plan, failure)
     return _child(plan, child) if answer else None

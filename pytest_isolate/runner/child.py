@@ -16,12 +16,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import pytest
 
-from pytest_isolate.runner import compat, wire
+from pytest_isolate import wire
+from pytest_isolate.policy import Limits
+from pytest_isolate.runner import compat
 
 #: Leaves no doubt in the parent about who ended the process.
 EXIT_OUR_FAULT = 70
@@ -40,15 +42,20 @@ _REPORTING_HOOKS = (
 
 @dataclass(slots=True)
 class Link:
-    """What the child was given: its end of the channel and files of the parent's for output. Descriptors."""
+    """What the child was given. Descriptors: where to report, where orders come from, and output files of the parent's.
+
+    ``gated``: forked ahead of its turn; it waits for an order, and runs the protocol with all of its wrappers.
+    """
 
     channel_fd: int
+    command_fd: int
     out_fd: int
     err_fd: int
     trace_fd: int
-    close_fds: tuple[int, ...] = ()
+    gated: bool = False
     dump_stacks: bool = False
     in_pid_namespace: bool = False
+    limits: Limits = field(default_factory=Limits)
     atfork: tuple[Callable[[pytest.Item], object], ...] = ()
 
 
@@ -114,8 +121,6 @@ def serve(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
 def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
     """Forget what is the parent's."""
     config, link = item.config, reporter.link
-    for fd in link.close_fds:
-        os.close(fd)
     compat.redirect_capture(config, link.out_fd, link.err_fd)
     fault_fd = compat.faulthandler_fd(config)
     if fault_fd >= 0:
@@ -134,9 +139,12 @@ def dump_stacks_on_signal(trace_fd: int) -> None:
 
 
 def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> None:
-    commands = CommandReader(reporter.link.channel_fd)
+    commands = CommandReader(reporter.link.command_fd)
+    run = _run_inside if not reporter.link.gated else _run_whole
+    if reporter.link.gated and commands.read() is None:
+        return
     while True:
-        ending = _run_one(item, nextitem, reporter, ours)
+        ending = _run_one(item, nextitem, run, ours)
         last = nextitem is None or ending["control"] is not None
         if last:
             break
@@ -146,6 +154,7 @@ def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
             ending = _end_group(item, reporter)
             break
         item, nextitem = _named(item.session, command)
+        run = _run_whole
     _leave_tidily(reporter)
     reporter.send("done", {**ending, "last": True, **_evidence(reporter.link)})
 
@@ -163,13 +172,15 @@ def _end_group(item: pytest.Item, reporter: Reporter) -> dict[str, Any]:
     return {"control": None}
 
 
-def _run_one(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> dict[str, Any]:
+_Run = Callable[[pytest.Item, "pytest.Item | None", object], None]
+
+
+def _run_one(item: pytest.Item, nextitem: pytest.Item | None, run: _Run, ours: object) -> dict[str, Any]:
     """Run one item by whoever owns the protocol; report how the run is to go on."""
     control = None
     session = item.session
     try:
-        with compat.caught_warnings(item):
-            _run_protocol(item, nextitem, ours)
+        run(item, nextitem, ours)
     except pytest.exit.Exception as error:
         control = {"kind": "exit", "text": error.msg, "returncode": error.returncode}
     except KeyboardInterrupt:
@@ -185,11 +196,18 @@ def _run_one(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter
     }
 
 
-def _run_protocol(item: pytest.Item, nextitem: pytest.Item | None, ours: object) -> None:
+def _run_whole(item: pytest.Item, nextitem: pytest.Item | None, _ours: object) -> None:
+    """The protocol with its wrappers: for an item whose turn had not come when this process was forked."""
+    item.ihook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+
+
+def _run_inside(item: pytest.Item, nextitem: pytest.Item | None, ours: object) -> None:
+    """The protocol without its wrappers: this process was forked inside them, their filters and hooks are in force."""
     known = {"item": item, "nextitem": nextitem}
-    for owner in compat.protocol_owners(item, ours):
-        if owner.function(*(known[name] for name in owner.argnames)) is not None:
-            return
+    with compat.caught_warnings(item):
+        for owner in compat.protocol_owners(item, ours):
+            if owner.function(*(known[name] for name in owner.argnames)) is not None:
+                return
 
 
 def _evidence(link: Link) -> dict[str, Any]:

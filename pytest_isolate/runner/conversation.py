@@ -12,15 +12,21 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.runner import child, compat, crash, wire
+from pytest_isolate.runner import child, compat, crash, verdict
+from pytest_isolate.sandbox import group_usage
 from pytest_isolate.units import format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
 _DUMP_S = 0.3
@@ -33,29 +39,41 @@ _COSTS = ("user_s", "system_s", "max_rss_bytes")
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class TestProcess:
-    """A test's process with its channel and output files. Owner of the last two."""
+    """A test's process as its parent holds it. Owner of the descriptors and output files.
+
+    Reports arrive on ``report_fd``; what to run next is written to ``orders_fd``.
+    """
 
     __test__ = False
 
-    channel_fd: int
+    report_fd: int
+    orders_fd: int
     outputs: crash.Outputs
     reader: wire.Reader
+    item: pytest.Item
     process: Process = field(init=False)
-    item: pytest.Item = field(init=False)
     group: Any = None
+    cgroup: Cgroup | None = None
 
     def send_run(self, place: int, following: int | None) -> None:
-        wire.send(self.channel_fd, "run", {"item": place, "next": following})
+        wire.send(self.orders_fd, "run", {"item": place, "next": following})
 
     def send_end(self) -> None:
-        wire.send(self.channel_fd, "end")
+        wire.send(self.orders_fd, "end")
+
+    def kill(self) -> None:
+        """End all of it: what its namespace or session shows, and what its cgroup holds."""
+        self.process.kill()
+        if self.cgroup is not None:
+            self.cgroup.kill()
 
     def close(self) -> None:
-        if self.channel_fd >= 0:
-            os.close(self.channel_fd)
-            self.channel_fd = -1
+        if self.report_fd >= 0:
+            os.close(self.report_fd)
+            os.close(self.orders_fd)
+            self.report_fd = self.orders_fd = -1
             self.outputs.close()
 
 
@@ -78,7 +96,9 @@ class Verdict:
 class Conversation:
     """One item, from its first frame to its last."""
 
-    def __init__(self, item: pytest.Item, worker: TestProcess, *, timeout_s: float | None, grace_s: float, slow_s: float) -> None:
+    def __init__(
+        self, item: pytest.Item, worker: TestProcess, *, timeout_s: float | None, grace_s: float, slow_s: float
+    ) -> None:
         self._item = item
         self._ihook = item.ihook
         self._worker = worker
@@ -98,14 +118,17 @@ class Conversation:
         self._eof = False
         self._garbage = ""
         self._timed_out = False
+        self._events = worker.cgroup.events() if worker.cgroup is not None and worker.item is not item else None
         self.setup_s = 0.0
         self.verdict = Verdict()
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self) -> Verdict:
-        """Listen until the item is done or its process has ended."""
+    def run(self, meanwhile: Callable[[], None] | None = None) -> Verdict:
+        """Listen until the item is done or its process has ended; ``meanwhile`` is done first, while it starts."""
         try:
+            if meanwhile is not None:
+                meanwhile()
             self._listen()
         except KeyboardInterrupt:
             self._interrupt()
@@ -119,16 +142,16 @@ class Conversation:
 
     def _listen(self) -> None:
         poller = select.poll()
-        poller.register(self._worker.channel_fd, select.POLLIN)
+        poller.register(self._worker.report_fd, select.POLLIN)
         poller.register(self._worker.process.pidfd, select.POLLIN)
         while self._done is None:
             ready = dict(poller.poll(self._wait_ms()))
-            if self._worker.channel_fd in ready and not self._read():
-                poller.unregister(self._worker.channel_fd)
+            if self._worker.report_fd in ready and not self._read():
+                poller.unregister(self._worker.report_fd)
             elif self._worker.process.pidfd in ready:
                 self._drain()
                 return
-            if self._done is None and not self._keep_time():
+            if not self._keep_time():
                 return
 
     def _wait_ms(self) -> int | None:
@@ -144,14 +167,14 @@ class Conversation:
                 self._handle(kind, data)
         except (wire.WireError, LookupError, TypeError, ValueError, AttributeError) as error:
             self._garbage = str(error) or type(error).__name__
-            self._worker.process.kill()
+            self._worker.kill()
             return False
         self._eof = self._worker.reader.eof
         return not self._eof
 
     def _drain(self) -> None:
         """The process has ended: what it had sent before is still in the channel."""
-        os.set_blocking(self._worker.channel_fd, False)
+        os.set_blocking(self._worker.report_fd, False)
         while not self._eof and not self._garbage and self._done is None:
             before = self._worker.reader.received
             if not self._read() or self._worker.reader.received == before:
@@ -160,7 +183,7 @@ class Conversation:
     def _keep_time(self) -> bool:
         """Say SLOW when it is; at the deadline end the test. False when it was ended."""
         now = time.monotonic()
-        if self._debugging:
+        if self._debugging or self._done is not None:
             return True
         if self._slow_at is not None and now >= self._slow_at:
             self._slow_at = None
@@ -179,7 +202,7 @@ class Conversation:
         process.signal(signal.SIGTERM)
         process.wait(self._grace_s)
         self.verdict.leftovers = process.leftovers()
-        process.kill()
+        self._worker.kill()
 
     def _interrupt(self) -> None:
         """Ctrl-C: let the test tear its own fixtures down, for a while; a second Ctrl-C ends it at once."""
@@ -189,7 +212,7 @@ class Conversation:
         try:
             self._listen()
         except KeyboardInterrupt:
-            self._worker.process.kill()
+            self._worker.kill()
 
     # -- frames -------------------------------------------------------------------------------------------------
 
@@ -230,6 +253,8 @@ class Conversation:
         self._phases += 1
         self._phase_start = time.time()
         self._sections = list(report.sections)
+        if report.failed and not hasattr(report, "isolate_cause"):
+            verdict.mark(report, verdict.of_group(self._worker.cgroup, self._events))
         self.flush()
         if report.when == "teardown":
             self._held = report  # the parent's own teardown may have something to add
@@ -273,7 +298,7 @@ class Conversation:
         process = self._worker.process
         exited = process.wait(_EXIT_S)
         if exited is None:
-            process.kill()
+            self._worker.kill()
             exited = process.wait(_EXIT_S)
         self.verdict.died = True
         if not self.verdict.leftovers and exited is not None and exited.leftovers:
@@ -294,10 +319,15 @@ class Conversation:
             )
         if status.signal == signal.SIGXCPU:
             return crash.Ending(text=f"CPU: the test used up its CPU time during {when} ({status})", cause=Cause.CPU)
+        if causes := verdict.of_group(self._worker.cgroup, self._events):
+            text = "\n".join(line for _, line in causes)
+            return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
         return crash.ended_early(status, when, garbage=self._garbage)
 
     def _blame(self, when: crash.When, ending: crash.Ending) -> None:
         sections = [*(self._sections or compat.report_sections(self._item)), *self._worker.outputs.sections(when)]
+        if (lost := compat.lost_output(self._item.config)) is not None:
+            sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
         self.flush()
         if when == "teardown":
@@ -340,7 +370,14 @@ class Conversation:
             *self._held.user_properties,
             ("isolate_wall_s", wall_s),
             *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
+            *self._group_costs(),
         ]
+
+    def _group_costs(self) -> list[tuple[str, Any]]:
+        if self._worker.cgroup is None:
+            return []
+        counted = group_usage(self._worker.cgroup.usage(current=False))
+        return [(f"isolate_{name}", value) for name, value in counted.items() if value is not None]
 
 
 def living_leftovers(process: Process) -> list[Leftover]:

@@ -59,7 +59,9 @@ def _text(fd: int) -> str:
     return text if size <= _MAX_OUTPUT_BYTES else f"{text}\n[... {size - _MAX_OUTPUT_BYTES} more bytes not shown ...]"
 
 
-_RUNNER_FRAME = re.compile(r'^  File "[^"]*(/_pytest/|/pluggy/|/pytest/__main__|/pytest_isolate/runner/|<frozen runpy>)')
+_RUNNER_FRAME = re.compile(
+    r'^  File "[^"]*(/_pytest/|/pluggy/|/pytest/__main__|/pytest_isolate/runner/|<frozen runpy>)'
+)
 
 
 def without_runner_frames(text: str) -> str:
@@ -90,7 +92,9 @@ def ended_early(status: ExitStatus, when: When, *, garbage: str) -> Ending:
     if garbage:
         return Ending(text=f"the test wrote to pytest-isolate's report channel during {when}: {garbage}")
     if status.code == child.EXIT_CHANNEL_GONE:
-        return Ending(text=f"the test closed pytest-isolate's report channel during {when}: a descriptor it did not open")
+        return Ending(
+            text=f"the test closed pytest-isolate's report channel during {when}: a descriptor it did not open"
+        )
     if status.code == child.EXIT_OUR_FAULT:
         return Ending(text=f"pytest-isolate itself failed in the test's process during {when}", cause=Cause.SETUP)
     if status.signal is not None:
@@ -139,6 +143,4 @@ def _honour_xfail(item: pytest.Item, found: pytest.TestReport) -> None:
     raises = expected.raises
     if raises is None or (isinstance(raises, type | tuple) and issubclass(IsolatedCrash, raises)):
         found.outcome = "skipped"
-        found.wasxfail = expected.reason  # type: ignore[attr-defined]
-
-
+        found.wasxfail = expected.reason

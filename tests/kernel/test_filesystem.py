@@ -72,8 +72,10 @@ def _place(folder: str, who: str) -> Iterator[Path]:
     if who == "user":
         for each in [path, *path.rglob("*")]:
             os.chown(each, NOBODY, NOBODY)
-    yield path
-    shutil.rmtree(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 def host_mount(path: str) -> mountinfo.Mount:

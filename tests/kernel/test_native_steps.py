@@ -7,6 +7,8 @@ import errno
 import os
 import resource
 import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,11 @@ def test_capabilities_are_dropped_from_every_set(names: tuple[str, ...]) -> None
     assert set(value(plan(*names, capabilities=0), status_lines, *SETS).values()) == {"0" * 16}
     program = run(plan(*names, capabilities=0), "grep", "Cap", "/proc/self/status").text
     assert {line.split("\t")[1] for line in program.splitlines()} == {"0" * 16}
+
+
+def test_half_a_seccomp_instruction_is_refused_not_cut() -> None:
+    with pytest.raises(ValueError, match="12 bytes"):
+        native.fork(plan(seccomp=b"\0" * 12))
 
 
 def test_without_no_new_privs_the_flag_is_clear_and_with_it_set() -> None:
@@ -421,3 +428,56 @@ def test_a_thousand_mounts(tmp_path: Path) -> None:
         ]
     assert run(plan("mnt", mounts=tuple(ops)), "sh", "-c", f"ls {tmp_path} | wc -l").text == "1000\n"
     assert forked(plan("mnt", mounts=tuple(ops)), os.getpid).exited.status.code == 0
+
+
+# ---- cgroups ----
+
+
+@pytest.fixture
+def group(require: Any) -> Iterator[Path]:
+    """A cgroup of our own in the version 2 hierarchy."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    roots = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2" and os.access(fields[1], os.W_OK)]
+    require("cgroup2", bool(roots), "no writable cgroup2 mount")
+    path = roots[0] / f"isolate-test-{os.getpid()}"
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+def own_group() -> str:
+    (line,) = (line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    return line[3:]
+
+
+@pytest.mark.parametrize("names", [(), ("pid", "mnt"), ("pid", "mnt", "cgroup")], ids="+".join)
+@pytest.mark.parametrize("by", ["directory", "procs"])
+def test_the_child_is_placed_into_its_cgroup(group: Path, names: tuple[str, ...], by: str) -> None:
+    if by == "directory":
+        fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        placed = plan(*names, cgroup_fd=fd)
+    else:
+        fd = os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        placed = plan(*names, cgroup_procs_fds=(fd,))
+    outside = own_group()
+    inside = "/" if "cgroup" in names else "/" + group.name
+    try:
+        assert value(placed, own_group) == inside
+        assert run(placed, "sed", "-n", "s/^0:://p", "/proc/self/cgroup").text.strip() == inside
+        with native.spawn(placed, ["sleep", "30"]) as child:
+            members = (group / "cgroup.procs").read_text().split()
+            assert set(members) == {str(pid) for pid in (child.pid, child.init_pid) if pid}
+    finally:
+        os.close(fd)
+    assert own_group() == outside
+    deadline = time.monotonic() + 5
+    while "populated 1" in (group / "cgroup.events").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_a_cgroup_that_refuses_is_named_by_its_index() -> None:
+    fd = os.open("/proc/self/status", os.O_RDONLY)
+    try:
+        assert places(refused(plan("pid", cgroup_procs_fds=(fd,)))) == ("cgroup", errno.EBADF, 0)
+    finally:
+        os.close(fd)

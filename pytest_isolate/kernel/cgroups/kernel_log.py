@@ -69,6 +69,6 @@ def _records(fd: int) -> Iterable[str]:
     while True:
         try:
             yield os.read(fd, _RECORD_BYTES).decode("utf-8", "replace")
-        except OSError as error:  # noqa: PERF203
+        except OSError as error:
             if error.errno != errno.EPIPE:  # that one: overwritten while we read, the next read goes on behind the gap
                 return

@@ -104,7 +104,7 @@ def place_v2(hierarchy: Hierarchy, run: str, volunteer: Volunteer, elsewhere: fr
     ):
         try:
             return _grow(parent, own, run, volunteer, elsewhere)
-        except SetupError as error:  # noqa: PERF203
+        except SetupError as error:
             first = first or error
     assert first is not None  # delegation.candidates yields at least our own
     raise first

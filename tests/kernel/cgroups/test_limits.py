@@ -124,7 +124,7 @@ def test_a_fork_bomb_stops_at_its_own_pids_limit(manager, need, nursery):
                     if os.fork() == 0:
                         time.sleep(60)
                         os._exit(0)
-                except BlockingIOError:  # noqa: PERF203
+                except BlockingIOError:
                     refused += 1
             os._exit(0 if refused == 85 else 3)
 

@@ -1,0 +1,70 @@
+"""``python -m tests.vm [ROW ...]``: boot the rows, print the table rows x limits, exit 1 unless every cell is as it should be.
+
+Owns: the command line and the JSON of the run. Refuses: to run two machines at once: each takes two CPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import rows, run, table
+from .debian import cache_dir
+from .machine import MachineError
+
+
+def main(argv: Sequence[str]) -> int:
+    asked = _parser().parse_args(argv)
+    if asked.list:
+        print("\n".join(f"{row.name:<18}{row.why}" for row in rows.ROWS))
+        return 0
+    try:
+        chosen = rows.choose(asked.rows)
+    except LookupError as error:
+        print(error.args[0], file=sys.stderr)
+        return 2
+    if asked.run:
+        return max(_run(row, asked) for row in chosen)
+    tested = []
+    for row in chosen:
+        done = run.fill(row, accelerator=asked.accel, refresh=asked.refresh)
+        print(table.evidence(done), end="\n\n", flush=True)
+        tested.append(done)
+    print(table.render(tested), table.summary(tested), sep="\n\n")
+    asked.json.parent.mkdir(parents=True, exist_ok=True)
+    asked.json.write_text(json.dumps([done.as_json() for done in tested], indent=1) + "\n")
+    print(f"written to {asked.json}")
+    return 0 if all(done.ok for done in tested) else 1
+
+
+def _run(row: rows.Row, asked: argparse.Namespace) -> int:
+    """One command in a row, ``python`` being the guest's; its output and its status."""
+    machine = run.machine(row, accelerator=asked.accel, refresh=asked.refresh)
+    try:
+        done = machine.run(run.command(row, asked.run, row.launch))
+    except MachineError as error:
+        print(error, file=sys.stderr)
+        return 125
+    print(
+        done.output,
+        f"{row.name}: status {done.status}, boot {done.boot_s:.1f} s, command {done.command_s:.1f} s",
+        sep="\n",
+    )
+    return done.status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.vm", description="Boot real kernels and see each limit act.")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="a row, or the part before a dash; default: all")
+    parser.add_argument("--run", metavar="COMMAND", help="run this in the rows instead; python is the guest's")
+    parser.add_argument("--list", action="store_true", help="print the rows and why each is there")
+    parser.add_argument("--json", type=Path, default=cache_dir() / "last.json", help="where the cells go (%(default)s)")
+    parser.add_argument("--accel", default="tcg,thread=multi", help="kvm where that is real (%(default)s)")
+    parser.add_argument("--refresh", action="store_true", help="fetch the suites' newest kernels again")
+    return parser
+
+
+sys.exit(main(sys.argv[1:]))

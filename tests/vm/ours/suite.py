@@ -1,0 +1,79 @@
+"""pytest in the guest: what the header of an isolated run says, and whether the project's own tests pass here.
+
+Owns: running pytest in a child and reading its words back.
+Refuses: to call a run fine that had no test, or whose status is not 0.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+
+from tests.vm.inside.telling import Degraded
+
+#: The tests of what these rows are about; `--run` runs any others in a row.
+OWN_TESTS = ("tests/kernel/cgroups",)
+_RUNNER = "import os, sys, pytest; os.environ['RUNNER'] = str(os.getpid()); sys.exit(pytest.main(sys.argv[1:]))"
+_SAMPLE = """\
+import os
+
+def test_inside():
+    assert os.getpid() != int(os.environ["RUNNER"])
+"""
+
+
+def header() -> str:
+    """The header lines of ``pytest --isolate`` here, taking what this host can do; the test ran in another process."""
+    with tempfile.TemporaryDirectory() as place:
+        with open(f"{place}/test_sample.py", "w") as file:
+            file.write(_SAMPLE)
+        options = ["--isolate", "--isolate-missing=warn", "--isolate-mem-limit=256M", "-p", "no:cacheprovider", place]
+        done = subprocess.run(
+            [sys.executable, "-c", _RUNNER, *options],
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+    said = [line.strip() for line in done.stdout.splitlines() if line.startswith("isolate")]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert said, "the header says nothing: " + done.stdout
+    if any("DEGRADED" in line for line in said):
+        raise Degraded(" / ".join(said))
+    return " / ".join(said)
+
+
+def own_tests() -> str:
+    """How many of OWN_TESTS passed, and each reason why others were skipped."""
+    there = [path for path in OWN_TESTS if os.path.isdir(path)]
+    assert there, f"none of {OWN_TESTS} is in {os.getcwd()}"
+    with tempfile.TemporaryDirectory() as place:
+        report = f"{place}/report.xml"
+        options = [
+            "-q",
+            "-rfE",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            f"--basetemp={place}/tmp",
+            *there,
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+        cases = list(ET.parse(report).getroot().iter("testcase"))
+    reasons = [skip.get("message", "") for case in cases for skip in case.iter("skipped")]
+    assert len(cases) > len(reasons), f"every test was skipped: {set(reasons)}"
+    counted = [f"{count} skipped: {reason}" for reason, count in collections.Counter(map(_feature, reasons)).items()]
+    return "; ".join([f"{len(cases) - len(reasons)} passed", *counted])
+
+
+def _feature(reason: str) -> str:
+    """``needs cgroup1`` of ``needs cgroup1: this host's layout is v2``: what differs per test is left out."""
+    return reason.removeprefix("Skipped: ").split(":")[0]

@@ -1,0 +1,85 @@
+"""One row from its value to its cells: fetch what it boots, boot it, run the checks, judge the answers.
+
+Owns: where things lie in the guest (/isolate/checkout, /isolate/site) and which Python is used there.
+Refuses: to raise for a row that cannot boot: that row's cells are untested, the others still run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_isolate.errors import IsolateError
+
+from . import debian, kernels
+from .machine import Disk, Machine, Result, Share
+from .table import Tested, answers, judge
+
+if TYPE_CHECKING:
+    from .rows import Row
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+GUEST_CHECKOUT = "/isolate/checkout"
+GUEST_SITE = "/isolate/site"
+_DISKS = (Disk(name="data", size_bytes=64 << 20), Disk(name="swap", size_bytes=256 << 20))
+
+
+def machine(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = False) -> Machine:
+    """The machine of a row; fetches the kernel and makes the root where the cache lacks them."""
+    site = Path(sysconfig.get_path("purelib"))
+    return Machine(
+        kernel=kernels.fetch(row.kernel_suite, refresh=refresh),
+        root=debian.bootstrap(row.root_suite, row.packages) if row.root_suite else Path("/"),
+        cgroup=row.cgroup,
+        user=row.user,
+        directory=GUEST_CHECKOUT,
+        timeout_s=row.timeout_s,
+        accelerator=accelerator,
+        shares=(
+            Share(source=CHECKOUT, target=GUEST_CHECKOUT, writable=True),
+            Share(source=site, target=GUEST_SITE),
+        ),
+        disks=_DISKS,
+        sysctls=row.sysctls,
+        open_directories=() if row.root_suite else _parents(_host_python()),
+    )
+
+
+def command(row: Row, what: str, launch: str) -> str:
+    """``what``, with ``python`` standing for the guest's Python, started by ``launch``."""
+    python = "/usr/bin/python3" if row.root_suite else _host_python()
+    environment = f"PYTHONPATH={GUEST_CHECKOUT}:{GUEST_SITE} PYTHONDONTWRITEBYTECODE=1"
+    environment += f" ISOLATE_REQUIRE={','.join(row.require)}"
+    return f'python() {{ {launch} env {environment} {python} "$@"; }}; {what}'
+
+
+def fill(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = False) -> Tested:
+    """Boot the row and fill its cells."""
+    # In systemd mode the product makes its own delegated scope: it starts where a user's shell would be.
+    ours = command(row, f"python -m tests.vm.ours {row.mode}", "" if row.mode == "systemd" else row.launch)
+    kernel = command(row, "python -m tests.vm.inside", row.launch)
+    try:
+        done = machine(row, accelerator=accelerator, refresh=refresh).run(f"{kernel}\n{ours}")
+    except IsolateError as error:
+        return Tested(row=row, cells=judge(row, {}), error=str(error))
+    return _tested(row, done)
+
+
+def _tested(row: Row, done: Result) -> Tested:
+    found = answers(done.output)
+    error = "" if found else f"status {done.status}, said: {done.output[-2000:]}"
+    words = found.get(("kernel", "machine"), {}).get("evidence", "")
+    return Tested(row=row, cells=judge(row, found), machine=words, error=error, boot_s=done.boot_s, wall_s=done.wall_s)
+
+
+def _host_python() -> str:
+    """The interpreter behind a venv's symlinks: its prefix is where the standard library is."""
+    return os.path.realpath(sys.executable)
+
+
+def _parents(path: str) -> tuple[str, ...]:
+    """The directories on the way to ``path``, which a plain user has to get through (/root, for one)."""
+    return tuple(str(parent) for parent in Path(path).parents if parent != Path("/"))
