@@ -28,8 +28,8 @@ MOUNTINFO = r"""
 DIRECTORIES = """
 / /bin /dev /dev/shm /etc /home /home/me /home/me/with\\040space /home/me/work /home/me/work/sub /media /media/disc /mnt /proc
 /proc/sys /srv /tmp /tmp/base /usr /usr/bin /var /var/tmp
-""".split()  # noqa: SIM905
-FILES = "/dev/null /etc/passwd /home/me/work/file /proc/kcore /proc/timer_list /tmp/base/report".split()  # noqa: SIM905
+""".split()
+FILES = "/dev/null /etc/passwd /home/me/work/file /proc/kcore /proc/timer_list /tmp/base/report".split()
 LINKS = {"/lib": "usr/lib", "/home/link": "/home/me", "/tmp/loop": "loop"}
 
 
