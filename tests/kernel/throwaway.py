@@ -11,13 +11,16 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_isolate.kernel import filesystem, native
 from pytest_isolate.kernel.plan import IdMap, Plan
-from pytest_isolate.policy import Filesystem
+
+if TYPE_CHECKING:
+    from pytest_isolate.policy import Filesystem
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
@@ -32,7 +35,9 @@ def throwaway(body: Callable[[], Any], *, who: str = "root", prepare: Callable[[
     An exception of the body, such as a failed assert, is raised here with its traceback as text.
     """
     read_fd, write_fd = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, such as xdist's
+        pid = os.fork()
     if pid == 0:
         os.close(read_fd)
         _run(body, who, prepare, write_fd)
@@ -103,12 +108,12 @@ def context(**facts: Any) -> filesystem.Context:
     return dataclasses.replace(found, **facts)
 
 
-def launch(view: Filesystem, function: Callable[[], Any], **facts: Any) -> Inside:
+def launch(view: Filesystem, function: Callable[[], Any], cwd: str = "", **facts: Any) -> Inside:
     """Compile the view, run ``function`` in a sandbox that has it, and collect. The result travels as JSON."""
     plan = filesystem.compile(view, context=context(**facts))
     read_fd, write_fd = os.pipe()
     with filesystem.Layers(plan) as layers:
-        child = native.fork(_launch_plan(layers))
+        child = native.fork(launch_plan(layers, cwd))
         if child is None:
             _answer(function, write_fd)
         os.close(write_fd)
@@ -120,7 +125,7 @@ def launch(view: Filesystem, function: Callable[[], Any], **facts: Any) -> Insid
         return Inside(answer["result"], layers.changed(), plan)
 
 
-def _launch_plan(layers: filesystem.Layers) -> Plan:
+def launch_plan(layers: filesystem.Layers, cwd: str = "") -> Plan:
     uid, gid = os.geteuid(), os.getegid()
     mine = uid != 0
     return Plan(
@@ -128,6 +133,7 @@ def _launch_plan(layers: filesystem.Layers) -> Plan:
         uid_map=(IdMap(inside=uid, outside=uid, count=1),) if mine else (),
         gid_map=(IdMap(inside=gid, outside=gid, count=1),) if mine else (),
         mounts=layers.ops,
+        cwd=cwd,
     )
 
 

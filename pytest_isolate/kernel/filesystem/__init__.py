@@ -4,9 +4,11 @@ Owns: the names of this package. Refuses: to mount; the C child interprets the t
 """
 
 from pytest_isolate.kernel.filesystem.changes import FilesChanged, Layers, files_changed
+from pytest_isolate.kernel.filesystem.context import Context
+from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
 from pytest_isolate.kernel.filesystem.places import for_tests
 from pytest_isolate.kernel.filesystem.resolve import Resolution, explain, resolve
-from pytest_isolate.kernel.filesystem.view import Context, Layer, MountPlan, compile
+from pytest_isolate.kernel.filesystem.view import compile  # noqa: A004 - the word of the design
 
 __all__ = [
     "Context",

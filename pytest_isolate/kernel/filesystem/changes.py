@@ -16,9 +16,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from pytest_isolate.kernel.filesystem.view import Layer, MountPlan
-from pytest_isolate.kernel.plan import MountOp
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
+    from pytest_isolate.kernel.plan import MountOp
 
 MAX_DEPTH = 200  # one open directory for each
 MAX_ENTRIES = 100_000
@@ -47,20 +51,23 @@ class FilesChanged:
 
 
 class Layers:
-    """The way by which a sandbox hands its overlay layers out: owner of a socket pair and of the directory that arrives.
+    """The way by which one sandbox hands its overlay layers out: owner of a socket pair and of the directories that arrive.
 
-    The child sends the directory (MountOp SEND_DIR) and then unmounts it, so that no program inside can reach it, while it lives as
-    long as this object: changes can be read while the sandbox runs and after it ended.
+    The child sends the directories (MountOp SEND_DIR) and then unmounts them, so that no program inside can reach them, while they
+    live as long as this object: changes can be read while the sandbox runs and after it ended. One object for one launch.
     """
 
     def __init__(self, plan: MountPlan) -> None:
         self._plan = plan
-        self._fd = -1
-        self._ours, self._childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._fds: list[int] = []
+        self._ours, self._childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
-    def __enter__(self) -> Layers:
+    def __enter__(self) -> Self:
         for folder in self._plan.create:
             os.makedirs(folder, exist_ok=True)
+        for layer in self._plan.layers:
+            if layer.kept:
+                _copy_mode_and_owner(layer.lower, layer.upper)
         return self
 
     def __exit__(
@@ -70,24 +77,25 @@ class Layers:
 
     @property
     def ops(self) -> tuple[MountOp, ...]:
-        """The plan's table, for Plan.mounts of one launch."""
+        """The plan's table, for Plan.mounts of the launch."""
         return self._plan.ops_sending_to(self._childs.fileno())
 
     def receive(self) -> None:
-        """Take over what a child that has been set up has sent; without a child, or without overlays, nothing."""
+        """Take over what a child that has been set up has sent. What comes beyond that is the program's, and stays unread."""
         with contextlib.suppress(BlockingIOError):
-            # Not socket.recv_fds(): until Python 3.13 it loses its flags, and would wait.
-            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            _, messages, _, _ = self._ours.recvmsg(1, socket.CMSG_SPACE(_INT_BYTES), flags)
-            for _, _, data in messages:
-                self._release()
-                (self._fd,) = struct.unpack("i", data[:_INT_BYTES])
+            while len(self._fds) < self._plan.sends:
+                # Not socket.recv_fds(): it loses its flags in some releases of Python, and would wait.
+                flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                _, messages, _, _ = self._ours.recvmsg(1, socket.CMSG_SPACE(_INT_BYTES), flags)
+                self._fds += [struct.unpack("i", data[:_INT_BYTES])[0] for _, _, data in messages]
 
     def changed(self, limit: int = MAX_ENTRIES) -> FilesChanged:
-        """The changes of all overlays of the plan, up to now."""
+        """The changes of all overlays of the plan, up to now; none where no child was set up."""
         self.receive()
+        present = [layer for layer in self._plan.layers if layer.kept or layer.sent < len(self._fds)]
         parts = [
-            files_changed(layer, layers_fd=self._fd, limit=limit) for layer in self._plan.layers if self._has(layer)
+            files_changed(layer, layers_fd=-1 if layer.kept else self._fds[layer.sent], limit=limit)
+            for layer in present
         ]
         return FilesChanged(
             added=tuple(sorted(path for part in parts for path in part.added)),
@@ -98,17 +106,18 @@ class Layers:
 
     def close(self) -> None:
         """Give up the layers; those that are not kept are gone once the sandbox is. Idempotent."""
-        self._release()
+        while self._fds:
+            os.close(self._fds.pop())
         self._ours.close()
         self._childs.close()
 
-    def _has(self, layer: Layer) -> bool:
-        return layer.kept or self._fd >= 0
 
-    def _release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def _copy_mode_and_owner(lower: str, upper: str) -> None:
+    """The merged directory shows those of the upper one."""
+    status = os.stat(lower)
+    if os.geteuid() == 0:
+        os.chown(upper, status.st_uid, status.st_gid)
+    os.chmod(upper, stat.S_IMODE(status.st_mode))
 
 
 def files_changed(layer: Layer, *, layers_fd: int = -1, limit: int = MAX_ENTRIES) -> FilesChanged:

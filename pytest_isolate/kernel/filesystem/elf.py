@@ -54,7 +54,7 @@ def read(path: str) -> Image | None:
     try:
         with open(path, "rb") as file:
             return _image(path, file)
-    except (OSError, struct.error, ValueError):
+    except (OSError, struct.error, ValueError, KeyError, IndexError):  # the last four: not as the format has it
         return None
 
 

@@ -51,18 +51,28 @@ class _Search:
     _cache: dict[str, list[str]] | None = None
 
     def program(self, path: str, name: str) -> None:
+        """Add a program; a script brings its interpreter, and ``#!/usr/bin/env NAME`` brings NAME as well."""
         for _ in range(_MAX_INTERPRETERS):
             self._add(path, f"program {name}")
             script = _shebang(path)
-            if script is None:
+            if not script:
                 break
-            path = script
+            path = script[0]
+            if os.path.basename(path) == "env":
+                self._chosen_by_env(script[1:], name)
         image = elf.read(path)
         if image is None:
             raise PolicyError(f"program {name}", f"{path} is neither an ELF file nor a script", "name a program")
         if image.interpreter:
             self._add(image.interpreter, f"dynamic linker of {name}")
             self._libraries(image, name)
+
+    def _chosen_by_env(self, words: list[str], name: str) -> None:
+        chosen = next((word for word in words if not word.startswith("-") and "=" not in word), None)
+        path = shutil.which(chosen) if chosen else None
+        if path is None:
+            raise PolicyError(f"program {name}", f"its interpreter {chosen} is not on PATH", "install it")
+        self.program(os.path.abspath(path), name)
 
     def _libraries(self, program: elf.Image, name: str) -> None:
         """Breadth first, as the linker loads them; one file per soname."""
@@ -147,14 +157,14 @@ def _text(data: bytes, offset: int) -> str:
     return os.fsdecode(data[offset : data.index(b"\0", offset)])
 
 
-def _shebang(path: str) -> str | None:
+def _shebang(path: str) -> list[str]:
+    """The words after ``#!``; none for what is no script."""
     try:
         with open(path, "rb") as file:
             line = file.read(256).split(b"\n")[0]
     except OSError as error:
         raise PolicyError(f"program {path}", os.strerror(error.errno or 0), "") from error
-    words = line[2:].split() if line.startswith(b"#!") else []
-    return os.fsdecode(words[0]) if words else None
+    return [os.fsdecode(word) for word in line[2:].split()] if line.startswith(b"#!") else []
 
 
 def _expand(folders: tuple[str, ...], path: str) -> Iterator[str]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno as _errno
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.kernel.filesystem.tree import Found, Mounted, Node, Place, host_path
-from pytest_isolate.kernel.filesystem.view import MountPlan
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.filesystem.mountplan import MountPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +23,7 @@ class Resolution:
     """The answer to a path.
 
     Attributes:
-        real: the path without symlinks and ``..``; as far as it exists.
+        real: the path without symlinks and ``..``; as far as it exists. Below /proc/PID as asked: what is there the kernel decides.
         mountpoint: where the answering mount is, ``fstype`` and ``mount_root`` as in its line of mountinfo.
         inner: the path on that mount's file system.
         host: where the host shows the same; empty for what only the sandbox has. The lower one for an overlay.
@@ -82,6 +85,8 @@ def explain(error: int, path: str, plan: MountPlan) -> str:
             return f"{what}: {_full(plan, found)}"
         case _errno.EXDEV:
             return f"{what}: {_across(plan, found)}"
+        case _errno.EIO if found.place.mount.fs.fstype == "overlay" and found.place.mount.words:
+            return f"{what}: {_no_xattr(plan, found)}"
         case _errno.EBUSY:
             return f"{what}: {_busy(plan, found)}"
         case _:
@@ -93,7 +98,7 @@ def _why(plan: MountPlan, found: Found) -> str:
     state = "read-only" if mount.readonly else "writable"
     text = f"{_mountpoint(plan, mount)} is {_name(mount)}, {state}"
     if found.magic:
-        return f"{text}; a link that the kernel decides at the moment of use"
+        return f"{text}; what is in it the kernel decides at the moment of use"
     if found.error:
         return f"{text}; {plan.tree.path_of(found.place)}: {os.strerror(found.error).lower()}"
     return text
@@ -180,6 +185,14 @@ def _across(plan: MountPlan, found: Found) -> str:
             f"out of it. Programs copy instead (shutil.move, mv)."
         )
     return f"{where} is a mount of its own: nothing can be renamed or linked across its border. Programs copy instead (shutil.move, mv)."
+
+
+def _no_xattr(plan: MountPlan, found: Found) -> str:
+    where = _mountpoint(plan, found.place.mount)
+    return (
+        f"{where} is an overlay: in a user namespace before Linux 6.6 no directory of the host can be removed in it, for its tmpfs has "
+        f"no user xattrs to note that with. Keep the changes on a disk, or run as root."
+    )
 
 
 def _busy(plan: MountPlan, found: Found) -> str:

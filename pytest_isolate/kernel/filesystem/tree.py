@@ -18,8 +18,6 @@ from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.kernel.plan import MountKind, MountOp
 
 MAX_LINKS = 40  # MAXSYMLINKS, <linux/namei.h>
-_MAGIC_LINKS = frozenset({"exe", "cwd", "root"})
-_MAGIC_FOLDERS = frozenset({"fd", "ns", "map_files"})
 _ATTRIBUTES = (
     mountinfo.MS_RDONLY | mountinfo.MS_NOSUID | mountinfo.MS_NODEV | mountinfo.MS_NOEXEC
 )  # same bits as MOUNT_ATTR_*
@@ -103,7 +101,7 @@ class Place(NamedTuple):
 class Found(NamedTuple):
     """Where a walk ended. ``error`` is 0, or the errno of the kernel's answer; then ``rest`` was not walked.
 
-    ``magic``: the walk met a link that the kernel, not a path, decides (``/proc/PID/fd/N``).
+    ``magic``: the walk came to a process's part of /proc, where the kernel decides at the moment of use; ``rest`` was not walked.
     """
 
     place: Place
@@ -134,22 +132,24 @@ class Tree:
         while todo:
             name = todo.pop()
             if node is None or node.kind != "directory":
-                return Found(place, node, errno.ENOTDIR if node else errno.ENOENT, (name, *todo[::-1]))
+                return Found(place, node, errno.ENOTDIR if node else errno.ENOENT, _named(name, *todo[::-1]))
+            if name == ".":
+                continue
             if name == "..":
                 place = place if place == root else self._up(place)
                 node = self.node(place)
                 continue
             here, place = place, self._top(Place(place.mount, _join(place.path, name)))
+            if _is_of_a_process(place):
+                return Found(place, DIRECTORY, 0, _named(*todo[::-1]), magic=True)
             node = self.node(place)
             if node is None and todo:
-                return Found(place, None, errno.ENOENT, tuple(todo[::-1]))
+                return Found(place, None, errno.ENOENT, _named(*todo[::-1]))
             if node is None or node.kind != "link" or not (todo or follow):
                 continue
-            if _is_magic(place):
-                return Found(place, node, 0, tuple(todo[::-1]), magic=True)
             links += 1
             if links > MAX_LINKS:
-                return Found(place, node, errno.ELOOP, tuple(todo[::-1]))
+                return Found(place, node, errno.ELOOP, _named(*todo[::-1]))
             todo += _components(node.link)[::-1]
             place = root if node.link.startswith("/") else here
             node = self.node(place)
@@ -165,9 +165,17 @@ class Tree:
             lower = mount.fs.lower
             return self.node(Place(lower.mount, _join(lower.path, path[1:])))
         shown = host_path(place)
-        if shown is None:
-            return DIRECTORY if path == mount.root else None
-        return self._lookup(shown)
+        if shown is not None:
+            return self._lookup(shown)
+        if path == mount.root:
+            return DIRECTORY
+        covering = [child for child in (mount.origin or mount).covers if child == path]
+        return self._mount_point(place) if covering else None
+
+    def _mount_point(self, place: Place) -> Node | None:
+        """What the host has mounted over is a directory or a file as what it is covered by."""
+        owner = place.mount.origin or place.mount
+        return self._lookup(_join(owner.host_path or "/", place.path[len(owner.root.rstrip("/")) :].lstrip("/")))
 
     def path_of(self, place: Place) -> str:
         """The absolute path, free of symlinks, at which the namespace has the place."""
@@ -193,7 +201,7 @@ class Tree:
 
     def _start(self, within: str) -> Place:
         place = Place(self.root, self.root.root)
-        for name in _components(within):
+        for name in _named(*_components(within)):
             place = self._top(Place(place.mount, _join(place.path, name)))
         return place
 
@@ -278,7 +286,7 @@ class Tree:
 
     def _make(self, path: str, node: Node) -> None:
         """Enter ``path`` into what its file system has, parents as directories; what exists stays."""
-        *parents, _ = _components(path)
+        *parents, _ = _named(*_components(path))
         for depth in range(len(parents)):
             self._make_one("/" + "/".join(parents[: depth + 1]), DIRECTORY)
         self._make_one(path, node)
@@ -301,7 +309,7 @@ def host_path(place: Place) -> str | None:
     """Where the host itself shows what is at a place; None for what only the sandbox has, or the host has mounted over."""
     mount = place.mount
     owner = mount.origin or mount
-    if owner.host_path is None or any(is_below(place.path, covered) for covered in owner.covers):
+    if owner.host_path is None or any(place.path == path or is_below(place.path, path) for path in owner.covers):
         return None
     return _join(owner.host_path, place.path[len(owner.root.rstrip("/")) :].lstrip("/"))
 
@@ -345,7 +353,7 @@ def _clone(place: Place, *, recursive: bool) -> Mounted:
     )
     if recursive:
         for child in source.children:
-            if is_below(child.at, place.path):
+            if child.at == place.path or is_below(child.at, place.path):
                 below = _clone(Place(child, child.root), recursive=True)
                 below.parent, below.at = copy, child.at
                 copy.children.append(below)
@@ -358,15 +366,20 @@ def _detach(mounted: Mounted) -> None:
         mounted.parent = None
 
 
-def _is_magic(place: Place) -> bool:
-    if place.mount.fs.fstype != "proc":
-        return False
-    *folders, name = place.path.split("/")
-    return len(folders) > 1 and (name in _MAGIC_LINKS or folders[-1] in _MAGIC_FOLDERS)
+def _is_of_a_process(place: Place) -> bool:
+    """Below /proc/PID: processes come and go, and their links (fd, cwd, root, exe) lead wherever the kernel says."""
+    top = place.path.split("/")[1]
+    return place.mount.fs.fstype == "proc" and (top.isdigit() or top in ("self", "thread-self"))
 
 
 def _components(path: str) -> list[str]:
-    return [name for name in path.split("/") if name not in ("", ".")]
+    """The names of a path; a slash at the end is a ``.``, which only a directory has."""
+    names = [name for name in path.split("/") if name]
+    return [*names, "."] if path.endswith("/") and names else names
+
+
+def _named(*rest: str) -> tuple[str, ...]:
+    return tuple(name for name in rest if name != ".")
 
 
 def _join(folder: str, rest: str) -> str:

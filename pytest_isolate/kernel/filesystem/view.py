@@ -1,19 +1,20 @@
 """A Filesystem policy compiled into a mount table for this host.
 
-Owns: compile() and its values, Context (facts about host and launch) and MountPlan (the table, and what it will look like).
+Owns: compile(): the order of the mounts, and the stage on which a new root, layers and places that hide others are put together.
 Refuses: to mount; the child interprets the table. Every op is first done to a model (tree.py), so that order, existence and
 hidden sources are decided there, and a target that would have to be made on the host's own file systems is an error here.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from pytest_isolate.errors import BackendUnavailable, PolicyError
-from pytest_isolate.kernel.filesystem import mountinfo, programs
+from pytest_isolate.errors import PolicyError
+from pytest_isolate.kernel.filesystem.entries import Entry, entries
 from pytest_isolate.kernel.filesystem.mountinfo import (
     MS_BIND,
     MS_MOVE,
@@ -25,23 +26,16 @@ from pytest_isolate.kernel.filesystem.mountinfo import (
     MS_REC,
     MS_REMOUNT,
 )
-from pytest_isolate.kernel.filesystem.tree import (
-    FileSystem,
-    Found,
-    Lookup,
-    Mounted,
-    Node,
-    Place,
-    Tree,
-    host_lookup,
-    host_path,
-    is_below,
-)
+from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
+from pytest_isolate.kernel.filesystem.tree import FileSystem, Found, Mounted, Node, Place, Tree, host_path, is_below
 from pytest_isolate.kernel.plan import MountKind, MountOp
-from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.filesystem.context import Context
+    from pytest_isolate.policy import Filesystem
 
 #: Where the sandbox may assemble things for a moment: the first that exists and is neither source nor target of the policy.
-SCRATCH_CANDIDATES = (
+STAGE_CANDIDATES = (
     "/mnt",
     "/media",
     "/srv",
@@ -55,98 +49,8 @@ SCRATCH_CANDIDATES = (
     "/etc",
 )
 
-#: /proc entries that change or show the machine, of use to nobody in a sealed view. Source: OCI runtime spec, default Linux paths.
-PROC_READONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "asound", "scsi")
-PROC_MASKED = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats")
-
-DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-DEVICE_LINKS = {
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-}
-
-#: File systems that serve as the lower layer of an overlay; a mount of another kind below an overlay is bound read-only.
-_STORES = frozenset("ext2 ext3 ext4 xfs btrfs f2fs tmpfs overlay zfs squashfs erofs iso9660 bcachefs".split())
 _UNSAFE_IN_OPTIONS = frozenset(',:\\"')
 _EMPTY = "size=4k,nr_inodes=2,mode=755"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """Facts compile() decides by.
-
-    Attributes:
-        user_namespace: the child gets a new one, with its mount namespace in it: host mounts are locked there.
-        root_outside: the child runs as the host's uid 0, to which /proc/sys obeys even without capabilities.
-        pid_namespace: the child gets a new one, so that a fresh /proc is of use.
-        mount_setattr: the kernel has mount_setattr(2) (Linux 5.12).
-        keep_directory: where overlays with ``keep`` have their layers.
-    """
-
-    mounts: tuple[mountinfo.Mount, ...]
-    lookup: Lookup = host_lookup
-    user_namespace: bool = False
-    root_outside: bool = True
-    pid_namespace: bool = True
-    mount_setattr: bool = True
-    keep_directory: str | None = None
-
-    @classmethod
-    def of_this_host(
-        cls, *, user_namespace: bool, pid_namespace: bool = True, keep_directory: str | None = None
-    ) -> Context:
-        """The facts as they are now."""
-        release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
-        return cls(
-            mounts=mountinfo.read(),
-            user_namespace=user_namespace,
-            root_outside=os.geteuid() == 0,
-            pid_namespace=pid_namespace,
-            mount_setattr=release >= (5, 12),
-            keep_directory=keep_directory,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """Where the changes of one overlay are.
-
-    ``upper`` is below the directory that SEND_DIR hands out, or an absolute path of the host when the layer is kept.
-    ``made``: mount points the table itself had to create in it, which are no changes of the program.
-    """
-
-    target: str
-    lower: str
-    upper: str
-    kept: bool = False
-    made: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountPlan:
-    """A mount table and what it amounts to.
-
-    Attributes:
-        ops: for Plan.mounts; with layers, first give it the socket: ``ops_sending_to(fd)``.
-        words: for each op, what it is for; a SetupError's index points here.
-        create: directories the supervisor makes before the launch (layers that are kept).
-        skipped: what needed no op, with the reason.
-        tree: the mounts as the sandbox will see them; ``host``: as the host has them.
-    """
-
-    ops: tuple[MountOp, ...]
-    words: tuple[str, ...]
-    tree: Tree
-    host: Tree
-    layers: tuple[Layer, ...] = ()
-    create: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-
-    def ops_sending_to(self, socket_fd: int) -> tuple[MountOp, ...]:
-        """The ops with the number that the supervisor's socket has in the child."""
-        return tuple(replace(op, flags=socket_fd) if op.kind is MountKind.SEND_DIR else op for op in self.ops)
 
 
 def compile(filesystem: Filesystem, *, context: Context) -> MountPlan:  # noqa: A001 - the word of the design
@@ -159,29 +63,13 @@ def compile(filesystem: Filesystem, *, context: Context) -> MountPlan:  # noqa: 
     return _Compiler(filesystem, context).compile()
 
 
-@dataclass(slots=True, kw_only=True)
-class _Entry:
-    """One place of the view. ``source``: the host path it needs, free of symlinks."""
-
-    kind: Literal["bind", "overlay", "tmpfs", "mask", "proc", "link"]
-    target: str
-    source: str = ""
-    writable: bool = False
-    recursive: bool = True
-    keep: bool = False
-    size_bytes: int | None = None
-    mode: int = 0o1777
-    optional: bool = False  # left out where the view shows the same already
-    implied: bool = False  # not written by the user
-    words: str = ""
-
-
 @dataclass(slots=True)
 class _Compiler:
     filesystem: Filesystem
     context: Context
     host: Tree = field(init=False)
     tree: Tree = field(init=False)
+    wanted: list[Entry] = field(default_factory=list)
     ops: list[MountOp] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
@@ -189,8 +77,9 @@ class _Compiler:
     skipped: list[str] = field(default_factory=list)
     sealed_late: list[str] = field(default_factory=list)
     assembled: dict[str, str] = field(default_factory=dict)  # target -> where it is put together
+    stores: list[str] = field(default_factory=list)  # directories with layers, one for each file system
     _overlays_made: dict[str, FileSystem] = field(default_factory=dict)
-    scratch: str = ""
+    stage: str = ""
     new_root: str = ""  # where a root is put together that is pivoted to; empty: the host's root stays
 
     def __post_init__(self) -> None:
@@ -198,15 +87,15 @@ class _Compiler:
         self.tree = Tree(self.context.mounts, self.context.lookup)
 
     def compile(self) -> MountPlan:
-        entries = self._entries()
+        self.wanted = entries(self.filesystem, context=self.context, host=self.host, skipped=self.skipped)
         self._emit(
             MountKind.PROPAGATION, "/", "keep mounts from the host and the host's from us", flags=MS_REC | MS_PRIVATE
         )
         if self.filesystem.root == "readonly":
             self._seal("/", "make the host's file systems read-only")
-        self._prepare_scratch(entries)
-        for entry in entries:
-            self._place(entry, entries)
+        self._prepare_stage()
+        for entry in self.wanted:
+            self._place(entry)
         self._finish()
         return MountPlan(
             ops=tuple(self.ops),
@@ -218,185 +107,55 @@ class _Compiler:
             skipped=tuple(self.skipped),
         )
 
-    # -- what has to be placed, parents first
-
-    def _entries(self) -> list[_Entry]:
-        wanted = [*self._binds(), *self._overlays(), *self._tmpfs(), *self._masks(), *self._proc()]
-        if self.filesystem.root == "minimal":
-            wanted += self._devices()
-        taken = _by_target(wanted)
-        for entry in [e for e in wanted if e.kind == "overlay"]:
-            for implied in self._submounts(entry):
-                taken.setdefault(implied.target, implied)
-        if self.filesystem.root == "minimal":
-            for program in programs.closure(self.filesystem.programs):
-                taken.setdefault(program.target, _program_entry(program))
-        self._check_root(taken.get("/"))
-        return sorted(taken.values(), key=lambda entry: entry.target.count("/") if entry.target != "/" else 0)
-
-    def _binds(self) -> Iterator[_Entry]:
-        for bind in self.filesystem.binds:
-            source = self._host_source(bind.source, f"bind {bind.source}")
-            if bind.writable and self.host.walk(source).place.mount.readonly:
-                raise PolicyError(f"bind {bind.source}", "it is on a read-only mount of the host", "leave out writable")
-            yield _Entry(
-                kind="bind",
-                target=self._target(bind.target),
-                source=source,
-                writable=bind.writable,
-                recursive=self._recursive(bind, source),
-                words=f"bind of {bind.source}, {'writable' if bind.writable else 'read-only'}",
-            )
-
-    def _recursive(self, bind: Bind, source: str) -> bool:
-        if not bind.recursive and self.context.user_namespace and any(self.host.below(source)):
-            raise BackendUnavailable(
-                f"bind {bind.source} without the mounts below it",
-                "in a user namespace the kernel does not uncover what they hide (EINVAL)",
-                "make the bind recursive, or run as root",
-            )
-        return bind.recursive
-
-    def _overlays(self) -> Iterator[_Entry]:
-        for overlay in self.filesystem.overlays:
-            source = self._host_source(overlay.target, f"overlay {overlay.target}")
-            node = self.host.walk(source).node
-            if node is None or node.kind != "directory":
-                raise PolicyError(f"overlay {overlay.target}", "not a directory", "overlay the directory it is in")
-            if overlay.keep and not self.context.keep_directory:
-                raise PolicyError(
-                    f"overlay {overlay.target}", "nowhere to keep the changes", "name a directory to keep them in"
-                )
-            yield _overlay_entry(overlay, source)
-
-    def _tmpfs(self) -> Iterator[_Entry]:
-        for tmpfs in self.filesystem.tmpfs:
-            yield _tmpfs_entry(tmpfs, self._target(tmpfs.target))
-
-    def _masks(self) -> Iterator[_Entry]:
-        masks = [(mask, False) for mask in self.filesystem.masks]
-        if self._fresh_proc and self.filesystem.root != "host" and self.context.root_outside:
-            masks += [(f"/proc/{name}", True) for name in PROC_MASKED]
-        for mask, implied in masks:
-            target = self._target(mask)
-            if self.context.lookup(target) is not None:
-                yield _Entry(kind="mask", target=target, implied=implied, words="masked")
-            elif not implied:
-                self.skipped.append(f"mask {mask}: the host has nothing there")
-
-    def _proc(self) -> Iterator[_Entry]:
-        if not self.filesystem.proc:
-            return
-        if not self._fresh_proc:
-            if self.filesystem.root == "minimal":
-                yield _Entry(
-                    kind="bind", target="/proc", source="/proc", writable=True, implied=True, words="the host's /proc"
-                )
-            return
-        yield _Entry(kind="proc", target="/proc", implied=True, words="fresh /proc")
-        if self.filesystem.root == "host" or not self.context.root_outside:
-            return
-        for name in PROC_READONLY:
-            if self.context.lookup(f"/proc/{name}") is not None:
-                yield _Entry(kind="bind", target=f"/proc/{name}", implied=True, words="a part of /proc, read-only")
-
-    @property
-    def _fresh_proc(self) -> bool:
-        return self.filesystem.proc and self.context.pid_namespace
-
-    def _devices(self) -> Iterator[_Entry]:
-        for name in DEVICES:
-            source = f"/dev/{name}"
-            if self.context.lookup(source) is not None:
-                yield _Entry(kind="bind", target=source, source=source, writable=True, implied=True, words="device")
-        yield _Entry(kind="tmpfs", target="/dev/shm", implied=True, words="private tmpfs")
-        for name, link in DEVICE_LINKS.items():
-            yield _Entry(kind="link", target=f"/dev/{name}", source=link, implied=True)
-
-    def _submounts(self, overlay: _Entry) -> Iterator[_Entry]:
-        """The host's mounts below an overlay, which the overlay itself would hide."""
-        below = list(self.host.below(overlay.source))
-        if below and self.context.user_namespace:
-            raise BackendUnavailable(
-                f"overlay {overlay.target}",
-                f"{below[0][0]} is mounted below it, and in a user namespace the kernel does not uncover what that hides (EINVAL)",
-                f"overlay directories beside {below[0][0]} instead, or run as root",
-            )
-        whole: list[str] = []
-        for path, mount in below:
-            if any(is_below(path, folder) for folder in whole):
-                continue
-            node = self.host.node(Place(mount, mount.root))
-            if mount.fs.fstype in _STORES and node is not None and node.kind == "directory":
-                yield _overlay_entry(
-                    Overlay(target=path, keep=overlay.keep, size_bytes=overlay.size_bytes), path, implied=True
-                )
-            else:
-                whole.append(path)
-                yield _Entry(kind="bind", target=path, source=path, implied=True, words="mount of the host, read-only")
-
-    def _check_root(self, base: _Entry | None) -> None:
-        if base is None:
-            return
-        if self.filesystem.root == "minimal" or (base.kind == "overlay" and self.filesystem.root == "host"):
-            return
-        raise PolicyError(
-            f"{base.kind} at /", f"the root is asked to be {self.filesystem.root!r}", "use root='minimal'"
-        )
-
-    def _host_source(self, path: str, what: str) -> str:
-        found = self.host.walk(path)
-        if found.error:
-            raise PolicyError(what, f"the host has no {path}", "create it first, or leave it out")
-        return self.host.path_of(found.place)
-
-    def _target(self, path: str) -> str:
-        """Where a target is: on the host's own root without its symlinks; in a new root as written."""
-        return os.path.normpath(path) if self.filesystem.root == "minimal" else self.host.real(path)
-
     # -- the stage: a tmpfs of our own for roots, layers, and places that hide what others need
 
-    def _prepare_scratch(self, entries: list[_Entry]) -> None:
-        base = next((entry for entry in entries if entry.target == "/"), None)
+    def _prepare_stage(self) -> None:
+        base = next((entry for entry in self.wanted if entry.target == "/"), None)
         pivots = base is not None or self.filesystem.root == "minimal"
-        layered = any(entry.kind == "overlay" for entry in entries)
-        hiding = [] if pivots else [entry.target for entry in entries if self._hides(entry, entries)]
+        layered = any(entry.kind == "overlay" for entry in self.wanted)
+        hiding = [] if pivots else self._hiding()
         if not (pivots or layered or hiding):
             return
-        self.scratch = self._choose_scratch(entries)
-        self._emit(
-            MountKind.MOUNT,
-            self.scratch,
-            "a stage",
-            fstype="tmpfs",
-            source="tmpfs",
-            flags=MS_NOSUID | MS_NODEV,
-            data="mode=755",
-        )
+        self.stage = self._choose_stage(targets_count=not pivots)
+        self._mount_tmpfs(self.stage, "a stage", "mode=755")
         if pivots:
-            self.new_root = f"{self.scratch}/root"
+            self.new_root = f"{self.stage}/root"
             self._emit(MountKind.MKDIR, self.new_root, "the new root")
             if base is None:
                 self._mount_tmpfs(self.new_root, "the new root", "mode=755")
                 self.sealed_late.append(self.new_root)
         for number, target in enumerate(hiding):
-            self.assembled[target] = f"{self.scratch}/place{number}"
+            self.assembled[target] = f"{self.stage}/place{number}"
 
-    def _hides(self, entry: _Entry, entries: list[_Entry]) -> bool:
-        """True when another place needs what the host has at or below this one; only the topmost such place counts."""
-        if any(is_below(entry.target, other.target) for other in entries if other.kind not in ("link", "proc")):
-            return False
-        needed = [other.source for other in entries if other is not entry and other.source and other.kind != "link"]
-        return any(is_below(source, entry.target) or source == entry.target for source in needed)
+    def _hiding(self) -> list[str]:
+        """The outermost places at or above something that another place needs from the host."""
+        needed: dict[str, set[int]] = {}
+        for number, source in self._sources():
+            for path in _with_parents(source):
+                needed.setdefault(path, set()).add(number)
+        mounted = {entry.target for entry in self.wanted if entry.kind != "link"}
+        return [
+            entry.target
+            for number, entry in enumerate(self.wanted)
+            if needed.get(entry.target, set()) - {number} and not mounted & set(_with_parents(entry.target)[1:])
+        ]
 
-    def _choose_scratch(self, entries: list[_Entry]) -> str:
-        used = [e.source for e in entries if e.source] + [e.target for e in entries if not self.new_root]
-        for candidate in SCRATCH_CANDIDATES:
+    def _sources(self) -> Iterator[tuple[int, str]]:
+        """(index of the place, host path it needs); -1 for the directory that layers are kept in."""
+        for number, entry in enumerate(self.wanted):
+            if entry.source and entry.kind != "link":
+                yield number, entry.source
+        if any(entry.keep for entry in self.wanted):
+            yield -1, self.host.real(self.context.keep_directory or "/")
+
+    def _choose_stage(self, *, targets_count: bool) -> str:
+        used = {path for _, source in self._sources() for path in _with_parents(source)}
+        used |= {path for entry in self.wanted if targets_count for path in _with_parents(entry.target)}
+        for candidate in STAGE_CANDIDATES:
             node = self.context.lookup(candidate)
-            if node is not None and node.kind == "directory":
-                if not any(path == candidate or is_below(path, candidate) for path in used):
-                    return candidate
-        raise PolicyError("filesystem", f"it uses all of {', '.join(SCRATCH_CANDIDATES)}", "leave one directory alone")
+            if node is not None and node.kind == "directory" and candidate not in used:
+                return candidate
+        raise PolicyError("filesystem", f"it uses all of {', '.join(STAGE_CANDIDATES)}", "leave one directory alone")
 
     def _inside(self, target: str) -> str:
         """Where ``target`` of the view is while it is being put together."""
@@ -412,16 +171,16 @@ class _Compiler:
             self._remount(path, self._mounted(path).flags | MS_RDONLY, "nothing more is added")
         for target, stage in self.assembled.items():
             self._emit(MountKind.MOUNT, target, f"put {target} in place", source=stage, flags=MS_MOVE)
-        if self.layers and any(not layer.kept for layer in self.layers):
-            self._emit(MountKind.SEND_DIR, f"{self.scratch}/layers", "hand the layers to the supervisor")
+        for store in self.stores:
+            self._emit(MountKind.SEND_DIR, store, "hand the layers to the supervisor")
         if self.new_root:
             self._emit(MountKind.PIVOT, self.new_root, "enter the new root, leave the host's")
-        elif self.scratch:
-            self._emit(MountKind.UMOUNT, self.scratch, "take the stage away")
+        elif self.stage:
+            self._emit(MountKind.UMOUNT, self.stage, "take the stage away")
 
     # -- one place
 
-    def _place(self, entry: _Entry, entries: list[_Entry]) -> None:
+    def _place(self, entry: Entry) -> None:
         found = (
             self.tree.walk(entry.target, within=self.new_root)
             if self.new_root
@@ -441,7 +200,7 @@ class _Compiler:
                 size = f",size={entry.size_bytes}" if entry.size_bytes else ""
                 self._mount_tmpfs(path, entry.words, f"mode={entry.mode:o}{size}")
             case "mask":
-                self._mask(path, entry, entries)
+                self._mask(path, entry)
             case "bind":
                 self._bind(path, entry)
             case "overlay":
@@ -449,14 +208,14 @@ class _Compiler:
             case "link":
                 pass
 
-    def _overlaid(self, found: Found, entry: _Entry) -> bool:
+    def _overlaid(self, found: Found, entry: Entry) -> bool:
         lower = found.place.mount.fs.lower
         return (
             lower is not None
             and host_path(Place(lower.mount, f"{lower.path.rstrip('/')}{found.place.path}")) == entry.source
         )
 
-    def _mount_point(self, entry: _Entry, found: Found) -> str:
+    def _mount_point(self, entry: Entry, found: Found) -> str:
         """The path to mount on, symlink-free; made where the file system is the sandbox's own."""
         path = (
             f"{self.tree.path_of(found.place)}/{'/'.join(found.rest)}".rstrip("/")
@@ -464,9 +223,13 @@ class _Compiler:
             else self.tree.path_of(found.place)
         )
         if entry.kind == "link":
-            if found.error:
+            if found.error and self._is_ours(found.place.mount):
                 self._emit(MountKind.SYMLINK, path, f"{entry.target}", source=entry.source)
+            elif found.error:
+                self.skipped.append(f"link {entry.target}: the file system there is the host's")
             return path
+        if found.error not in (0, errno.ENOENT):
+            raise PolicyError(f"{entry.kind} at {entry.target}", os.strerror(found.error).lower(), "name another place")
         kind = "directory" if entry.kind in ("tmpfs", "overlay", "proc") else self._kind_of(entry)
         if found.node is not None and not found.rest:
             if (found.node.kind == "directory") != (kind == "directory"):
@@ -475,7 +238,7 @@ class _Compiler:
                 )
             return path
         mount = found.place.mount
-        if mount.origin is not None or mount.host_path is not None:
+        if not self._is_ours(mount):
             raise PolicyError(
                 f"{entry.kind} at {entry.target}",
                 f"it does not exist, and creating it would change the host ({self.tree.path_of(Place(mount, mount.root))})",
@@ -485,20 +248,24 @@ class _Compiler:
         self._emit(made, path, f"a place for {entry.target}", data="755" if made is MountKind.MKDIR else "644")
         return path
 
+    def _is_ours(self, mount: Mounted) -> bool:
+        """True for a tmpfs or an overlay of the table: nothing made there reaches the host."""
+        return mount.origin is None and mount.host_path is None
+
     def _made_on(self, layer: Layer) -> Layer:
         """The layer, knowing which of its entries the table made (by MKDIR and MKFILE on the overlay)."""
         made = self._overlays_made[layer.target].made
         return replace(layer, made=frozenset(f"{layer.target.rstrip('/')}{path}" for path in made))
 
-    def _kind_of(self, entry: _Entry) -> str:
+    def _kind_of(self, entry: Entry) -> str:
         node = self.context.lookup(entry.source or entry.target)
         return "directory" if node is not None and node.kind == "directory" else "file"
 
-    def _mask(self, path: str, entry: _Entry, entries: list[_Entry]) -> None:
+    def _mask(self, path: str, entry: Entry) -> None:
         if self._kind_of(entry) == "file":
             self._emit(MountKind.BIND, path, entry.words, source="/dev/null", flags=MS_BIND)
             return
-        if any(is_below(other.target, entry.target) for other in entries):
+        if any(is_below(other.target, entry.target) for other in self.wanted):
             self._mount_tmpfs(path, entry.words, "mode=755")
             self.sealed_late.append(path)
             return
@@ -508,7 +275,7 @@ class _Compiler:
     def _mount_tmpfs(self, path: str, words: str, data: str) -> None:
         self._emit(MountKind.MOUNT, path, words, source="tmpfs", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data=data)
 
-    def _bind(self, path: str, entry: _Entry) -> None:
+    def _bind(self, path: str, entry: Entry) -> None:
         source = entry.source or path  # a part of a mount just made, bound over itself
         self._emit(MountKind.BIND, path, entry.words, source=source, flags=MS_BIND | (MS_REC if entry.recursive else 0))
         self._uncover_stage(path, source)
@@ -521,35 +288,61 @@ class _Compiler:
 
     def _uncover_stage(self, path: str, source: str) -> None:
         """A recursive bind of a directory above the stage took a copy of it along."""
-        if self.scratch and (is_below(self.scratch, source)):
-            copy = path + self.scratch[len(source.rstrip("/")) :]
+        if self.stage and (is_below(self.stage, source)):
+            copy = path + self.stage[len(source.rstrip("/")) :]
             if self.tree.walk(copy).place.mount in self._mounted(path).subtree() and self._is_stage(copy):
                 self._emit(MountKind.UMOUNT, copy, "the stage is not part of it")
 
     def _is_stage(self, path: str) -> bool:
-        return self.tree.walk(path).place.mount.fs is self._mounted(self.scratch).fs
+        return self.tree.walk(path).place.mount.fs is self._mounted(self.stage).fs
 
-    def _overlay(self, path: str, entry: _Entry) -> None:
-        node = self.host.walk(entry.source).node
+    def _overlay(self, path: str, entry: Entry) -> None:
         number = len(self.layers)
-        layers = f"{self.scratch}/layers"
-        home = f"{self.context.keep_directory}/{number}" if entry.keep else f"{layers}/{number}"
-        if entry.size_bytes and not entry.keep:
-            self._emit(MountKind.MKDIR, home, f"layer of {entry.target}")
-            self._mount_tmpfs(home, f"layer of {entry.target}", f"mode=700,size={entry.size_bytes}")
-        for name in ("upper", "work"):
-            if entry.keep:
-                self.create.append(f"{home}/{name}")
-            else:
-                data = self._layer_owner(node) if node is not None and name == "upper" else "755"
-                self._emit(MountKind.MKDIR, f"{home}/{name}", f"layer of {entry.target}", data=data)
+        home = f"{self._kept_home()}/{number}" if entry.keep else self._layer_home(entry, number)
         lower = self._plain_lower(entry.source, number)
         private = "userxattr" if self.context.user_namespace else "redirect_dir=on,index=off,metacopy=off"
         data = f"lowerdir={lower},upperdir={home}/upper,workdir={home}/work,{private}"
-        self._emit(MountKind.MOUNT, path, entry.words, source="overlay", fstype="overlay", flags=MS_NODEV, data=data)
-        upper = f"{home}/upper" if entry.keep else f"{number}/upper"
+        flags = MS_NODEV | self.host.walk(entry.source).place.mount.flags & (
+            MS_NOSUID | MS_NOEXEC
+        )  # no more than the host allows
+        self._emit(MountKind.MOUNT, path, entry.words, source="overlay", fstype="overlay", flags=flags, data=data)
         self._overlays_made[entry.target] = self._mounted(path).fs
-        self.layers.append(Layer(target=entry.target, lower=entry.source, upper=upper, kept=entry.keep))
+        if entry.keep:
+            kept = f"{self.context.keep_directory}/{number}"
+            self.create += [f"{kept}/upper", f"{kept}/work"]
+            self.layers.append(Layer(target=entry.target, lower=entry.source, upper=f"{kept}/upper", kept=True))
+            return
+        store = next(store for store in self.stores if home == store or is_below(home, store))
+        upper = f"{home}/upper"[len(store) + 1 :]
+        self.layers.append(Layer(target=entry.target, lower=entry.source, upper=upper, sent=self.stores.index(store)))
+
+    def _kept_home(self) -> str:
+        """The directory to keep layers in, under a name on the stage: plain, and writable though the host is sealed."""
+        alias, source = f"{self.stage}/kept", self.host.real(self.context.keep_directory or "")
+        if alias not in {op.target for op in self.ops}:
+            self._emit(MountKind.MKDIR, alias, "a place for the layers to keep")
+            self._bind(
+                alias,
+                Entry(kind="bind", target=alias, source=source, writable=True, recursive=False, words="layers to keep"),
+            )
+        return alias
+
+    def _layer_home(self, entry: Entry, number: int) -> str:
+        """Where an overlay's layer is made: with the others, or on a tmpfs of its own when its size is bounded."""
+        if entry.size_bytes:
+            home = store = f"{self.stage}/layer{number}"
+            self._emit(MountKind.MKDIR, home, f"layer of {entry.target}", data="700")
+            self._mount_tmpfs(home, f"layer of {entry.target}", f"mode=700,size={entry.size_bytes}")
+        else:
+            store = f"{self.stage}/layers"
+            home = f"{store}/{number}"
+        if store not in self.stores:
+            self.stores.append(store)
+        node = self.host.walk(entry.source).node
+        upper = self._layer_owner(node) if node is not None else "755"
+        self._emit(MountKind.MKDIR, f"{home}/upper", f"layer of {entry.target}", data=upper)
+        self._emit(MountKind.MKDIR, f"{home}/work", f"layer of {entry.target}", data="755")
+        return home
 
     def _layer_owner(self, node: Node) -> str:
         """Mode and owner of the merged directory are those of the upper one: MKDIR's data."""
@@ -559,7 +352,7 @@ class _Compiler:
         """The lower directory under a name that needs no quoting and fits the kernel's page of options."""
         if not _UNSAFE_IN_OPTIONS & set(source) and len(source) < 1024:
             return source
-        alias = f"{self.scratch}/lower{number}"
+        alias = f"{self.stage}/lower{number}"
         self._emit(MountKind.MKDIR, alias, "a plain name for the lower directory")
         self._emit(MountKind.BIND, alias, "a plain name for the lower directory", source=source, flags=MS_BIND)
         return alias
@@ -607,39 +400,10 @@ class _Compiler:
             self._mounted(target).words = words
 
 
-def _by_target(entries: list[_Entry]) -> dict[str, _Entry]:
-    """The entries by their place; what the user wrote wins over what is implied, and two wishes for one place are an error."""
-    taken: dict[str, _Entry] = {}
-    for entry in entries:
-        other = taken.get(entry.target)
-        if other is None or other.implied:
-            taken[entry.target] = entry
-        elif not entry.implied and entry != other:
-            raise PolicyError(
-                f"filesystem {entry.target}", f"asked to be {other.kind} and {entry.kind}", "keep one of them"
-            )
-    return taken
-
-
-def _overlay_entry(overlay: Overlay, source: str, *, implied: bool = False) -> _Entry:
-    kept = "kept" if overlay.keep else "thrown away"
-    return _Entry(
-        kind="overlay",
-        target=source,
-        source=source,
-        keep=overlay.keep,
-        size_bytes=overlay.size_bytes,
-        implied=implied,
-        words=f"overlay, changes are {kept}",
-    )
-
-
-def _tmpfs_entry(tmpfs: Tmpfs, target: str) -> _Entry:
-    return _Entry(kind="tmpfs", target=target, size_bytes=tmpfs.size_bytes, mode=tmpfs.mode, words="private tmpfs")
-
-
-def _program_entry(file: programs.Needed) -> _Entry:
-    kind: Literal["link", "bind"] = "link" if file.link else "bind"
-    return _Entry(
-        kind=kind, target=file.target, source=file.link or file.target, optional=True, implied=True, words=file.words
-    )
+def _with_parents(path: str) -> list[str]:
+    """The path, then every directory above it, up to ``/``."""
+    found = [path]
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        found.append(path)
+    return found
