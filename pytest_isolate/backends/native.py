@@ -54,6 +54,8 @@ class NativeBackend:
 
     def _probe(self, policy: Policy) -> list[str]:
         """Do it once, in a child that leaves at once: what a sysctl says and what the kernel does are two things."""
+        if lacking := _not_enforced(policy):
+            return lacking
         try:
             child = self.fork(policy)
             if child is None:
@@ -87,6 +89,18 @@ class NativeBackend:
         if cwd is not None:
             plan = replace(plan, cwd=cwd)
         return native.spawn(plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd, joined=joined)
+
+
+def _not_enforced(policy: Policy) -> list[str]:
+    """What a policy can say and this backend does not do: said here, lest it be left out silently."""
+    asked = {
+        f"network {policy.network.mode}": policy.network.mode in ("private", "shared", "policy"),
+        f"seccomp {policy.hardening.seccomp}": policy.hardening.seccomp != "none",
+        "landlock": policy.hardening.landlock,
+    }
+    return [
+        f"{what}: this version's native backend does not enforce it. Leave it out" for what, on in asked.items() if on
+    ]
 
 
 def compile_plan(policy: Policy) -> Plan:

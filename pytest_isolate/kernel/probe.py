@@ -104,7 +104,13 @@ _ACTS: Mapping[str, tuple[str, Act]] = {
 
 def names() -> tuple[str, ...]:
     """Every feature there is a question for."""
-    return (*_ACTS, *(f"cgroup_{name}" for name in _CONTROLLERS))
+    return tuple(meanings())
+
+
+def meanings() -> dict[str, str]:
+    """What each feature is, in a line."""
+    acts = {name: meaning for name, (meaning, _) in _ACTS.items()}
+    return acts | {f"cgroup_{name}": meaning for name, meaning in _CONTROLLERS.items()}
 
 
 #: (pid, feature): a forked child may be in another place than its parent.

@@ -29,13 +29,17 @@ _key = pytest.StashKey[list[str]]()
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Explain, then leave nothing to the hooks after this one: they might refuse what is to be explained."""
     resolver = Resolver(config)
-    session.stash[_key] = [line for item in items for line in explained(item, resolver)]
+    lines: list[str] = []
+    for item in items:
+        lines += explained(item, resolver)
+    session.stash[_key] = lines
     items.clear()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if _key in session.stash:
-        print("\n".join(session.stash[_key]))
+        lines = session.stash[_key]
+        print("\n".join(lines))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -170,6 +170,8 @@ class Workers:
             if exited is None or exited.leftovers:
                 verdict.leftovers = living_leftovers(process)
             worker.kill()
+        if verdict.died or verdict.leftovers:
+            process.reap(block=True)  # a port that a leaked server held is free before the next test asks for it
         self._reaper.add(process, worker.cgroup)
 
     def close(self) -> None:
