@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from typing_extensions import Self
-
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import MAGIC, Flag, Verdict
@@ -24,6 +22,8 @@ from pytest_isolate.network.rulesets import Ruleset
 from pytest_isolate.network.traffic import Event, FlowRecord, Stats
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from pytest_isolate.network.engine import PolicyEngine
 
 

@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any, cast
@@ -268,6 +269,12 @@ def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) 
     if report.failed:
         config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1  # type: ignore[arg-type]
     return True
+
+
+def base_temp(config: pytest.Config) -> str:
+    """The run's base temporary directory; made now if need be."""
+    factory = getattr(config, "_tmp_path_factory", None)
+    return str(factory.getbasetemp()) if factory is not None else tempfile.gettempdir()
 
 
 def make_base_temp(config: pytest.Config) -> None:

@@ -12,14 +12,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import MapSpec, MapType, ProgramSpec
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.kernel.bpf.maps import Map
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Where `make -C bpf` puts objects and sources.
 OBJECTS = Path(__file__).resolve().parents[2] / "_bpf"
