@@ -253,7 +253,7 @@ class Conversation:
             report: pytest.TestReport = self._item.config.hook.pytest_report_from_serializable(
                 config=self._item.config, data=data
             )
-            known = report.when in _PHASES and type(report.outcome) is str and report.duration >= 0
+            known = report.when in _PHASES and isinstance(getattr(report, "outcome", None), str) and report.duration >= 0
             pairs = [tuple(map(type, pair)) for pair in report.sections]
             known = (
                 known and all(pair == (str, str) for pair in pairs) and all(len(p) == 2 for p in report.user_properties)

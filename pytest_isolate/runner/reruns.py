@@ -84,7 +84,7 @@ class Attempts:
 
     def _delay_s(self) -> float:
         delay_s = float(self._plugin.get_reruns_delay(self._item))
-        factor = getattr(self._plugin, "get_reruns_delay_backoff_factor", lambda item: 1.0)(self._item)
+        factor = getattr(self._plugin, "get_reruns_delay_backoff_factor", lambda _item: 1.0)(self._item)
         return float(delay_s * factor ** (self.made - 1))
 
 
