@@ -281,17 +281,13 @@ NP_INLINE int np_slow(struct __sk_buff *skb, struct np_policy *p, struct np_coun
 /* True when this packet needs no look at the rules. */
 NP_INLINE int np_fast(struct __sk_buff *skb, const struct np_policy *p, const int out)
 {
-	__u32 flags = p->flags;
+	const __u32 looked_at = NP_F_PER_PACKET | NP_F_BUDGET | (out ? 0 : NP_F_INBOUND);
 
-	if (np_unlikely(!np_valid(p)))
-		return 0;
-	if (flags & NP_F_COUNT_ONLY)
+	if (np_valid_without(p, looked_at) && (!out || np_is_plain(skb, 1)))
 		return 1;
-	if (flags & (NP_F_PER_PACKET | NP_F_BUDGET))
+	if (!np_valid_without(p, NP_F_PER_PACKET | NP_F_BUDGET))
 		return 0;
-	if (out)
-		return np_is_plain(skb, 1);
-	return !(flags & NP_F_INBOUND) || np_is_plain(skb, 0);
+	return (p->flags & NP_F_COUNT_ONLY) || (!out && np_is_plain(skb, 0));
 }
 
 NP_INLINE int np_skb(struct __sk_buff *skb, const int out)

@@ -8,7 +8,9 @@
 #ifndef NP_ABI_H
 #define NP_ABI_H
 
+#ifndef NP_MAGIC /* benchmarks compile with 0: BPF_PROG_TEST_RUN gives a program zeroed storage */
 #define NP_MAGIC 0x6e703031 /* "np01": a policy without it is malformed, which means deny */
+#endif
 
 /* Verdicts. Deliberately not the return codes of any hook: those are made once, at the edge. */
 #define NP_UNSET 0
@@ -51,9 +53,9 @@
 /* The policy of one attachment: value of np_policies (cgroup storage) and np_links (by ifindex). */
 struct np_policy {
 	__u32 magic;
+	__u32 flags;   /* beside magic: both are tested by one load */
 	__u32 id;      /* of the attachment: scope of its flows and events */
 	__u32 ruleset; /* scope of its rules; a change of policy is a new number */
-	__u32 flags;
 	__u8 default_out;
 	__u8 default_in;
 	__u8 default_bind;
@@ -68,7 +70,7 @@ struct np_policy {
 
 /* Counters of one attachment on one CPU. Added to atomically: a softirq may nest in a system call. */
 struct np_counters {
-	__u64 packets_out;     /* as the socket layer saw them: one per skb */
+	__u64 packets_out;     /* as the socket layer saw them: one per skb; with flows on, those of no flow */
 	__u64 bytes_out;       /* L3 bytes of those */
 	__u64 gso_packets_out; /* further packets the device made of them: wire packets = packets + gso_packets */
 	__u64 gso_bytes_out;   /* headers of those: wire L3 bytes = bytes + gso_bytes */
@@ -141,7 +143,7 @@ struct np_flow6 {
 
 struct np_flow { /* value of np_flows4, np_flows6 */
 	__u64 packets_out;
-	__u64 bytes_out; /* L3, on the wire (GSO headers included) */
+	__u64 bytes_out; /* L3 */
 	__u64 packets_in;
 	__u64 bytes_in;
 	__u32 ruleset; /* under which the verdict was reached */

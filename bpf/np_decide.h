@@ -33,6 +33,14 @@ NP_INLINE int np_valid(const struct np_policy *p)
 	return p->magic == NP_MAGIC;
 }
 
+/* Valid, and none of these flags (a mask) set: one load, one compare. */
+NP_INLINE int np_valid_without(const struct np_policy *p, __u64 flags)
+{
+	__u64 head = *(const __u64 *)p;
+
+	return (head & (flags << 32 | 0xffffffff)) == NP_MAGIC;
+}
+
 NP_INLINE __u8 np_protocol_bit(__u32 ipproto)
 {
 	switch (ipproto) {

@@ -84,9 +84,9 @@ _u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes
 class Policy(ctypes.Structure):
     _fields_ = [
         ("magic", _u32),
+        ("flags", _u32),
         ("id", _u32),
         ("ruleset", _u32),
-        ("flags", _u32),
         ("default_out", _u8),
         ("default_in", _u8),
         ("default_bind", _u8),
