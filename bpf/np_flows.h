@@ -92,7 +92,7 @@ NP_INLINE __u8 np_opener(struct __sk_buff *skb, const struct np_flow *f, const s
 	if (f)
 		return f->opener;
 	if (k->ipproto == NP_IPPROTO_TCP && !np_opens(k->tcp_flags))
-		return np_opened_by_peer(skb, cookie) ? NP_IN : NP_OUT;
+		return np_opened_by_peer(skb, k, cookie) ? NP_IN : NP_OUT;
 	return out ? NP_OUT : NP_IN;
 }
 

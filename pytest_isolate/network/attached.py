@@ -159,12 +159,14 @@ class AttachedPolicy:
 
     def _read(self) -> Stats:
         """The counters, and with flows on what the flows hold: a packet is in one of the two."""
-        words = list(self._place.counters())
+        counters = self._place.counters()
         if self.policy.flows:
             for flow in self.flows():
-                for at, more in ((0, flow.packets_out), (1, flow.l3_bytes_out), (4, flow.packets_in), (5, flow.l3_bytes_in)):
-                    words[at] += more
-        return Stats.of(tuple(words))
+                counters["packets_out"] += flow.packets_out
+                counters["bytes_out"] += flow.l3_bytes_out
+                counters["packets_in"] += flow.packets_in
+                counters["bytes_in"] += flow.l3_bytes_in
+        return Stats.of(counters)
 
     def take(self, raw: layout.Event) -> None:
         """An event of ours came out of the ring."""

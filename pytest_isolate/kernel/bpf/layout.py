@@ -104,12 +104,27 @@ class Counters(ctypes.Structure):
     _fields_ = [
         (name, _u64)
         for name in (
-            "packets_out", "bytes_out", "gso_packets_out", "gso_bytes_out",
-            "packets_in", "bytes_in", "gso_packets_in", "gso_bytes_in",
+            "packed_out", "packets_in", "bytes_in", "packets_out", "bytes_out",
+            "gso_packets_out", "gso_bytes_out", "gso_packets_in", "gso_bytes_in",
             "denied_out", "denied_in", "connections_out", "connections_in",
-            "logged", "redirected", "events_lost", "flows_lost",
+            "logged", "redirected", "events_lost", "flows_lost", "pad",
         )
     ]  # fmt: skip
+
+
+PACKET_UNIT = 1 << 40
+
+
+def unpack_counters(cpus: list[Counters]) -> dict[str, int]:
+    """Totals by name over all CPUs, ``packed_out`` taken apart: the low 40 bits are bytes, signed. Source: np_decide.h."""
+    names = [field[0] for field in Counters._fields_ if field[0] not in ("packed_out", "pad")]
+    totals = {name: sum(getattr(c, name) for c in cpus) for name in names}
+    for c in cpus:
+        packed = (c.packed_out ^ (1 << 63)) - (1 << 63)
+        packets = (packed + PACKET_UNIT // 2) // PACKET_UNIT
+        totals["packets_out"] += packets
+        totals["bytes_out"] += packed - packets * PACKET_UNIT
+    return totals
 
 
 class Entry(ctypes.Structure):
