@@ -92,21 +92,24 @@ NP_INLINE int np_open(struct bpf_sock_addr *ctx, const int v6, const __u8 reason
 	struct np_policy *p = storage_get(np_policies);
 	struct np_counters *c = storage_get(np_counts);
 	struct np_packet k = {};
-	__u64 cookie = bpf_get_socket_cookie(ctx);
+	__u64 cookie;
 	__u32 v;
 
+	if (np_valid(p) && (p->flags & NP_F_COUNT_ONLY))
+		return 1;
 	if (v6)
 		np_from_addr6(ctx, &k);
 	else
 		np_from_addr4(ctx, &k);
 	np_reached(&k);
 	if (!np_valid(p))
-		return np_denied_call(p, c, &k, cookie, NP_R_MALFORMED, NP_OUT);
-	if (p->flags & NP_F_COUNT_ONLY)
-		return 1;
+		return np_denied_call(p, c, &k, bpf_get_socket_cookie(ctx), NP_R_MALFORMED, NP_OUT);
 	if (reason == NP_R_SENDMSG && ctx->sk)
 		k.local_port = ctx->sk->src_port; /* a server's answer from a port it offers passes */
 	v = np_judge(p, &k, NP_OUT, reason == NP_R_SENDMSG ? NP_IN : 0);
+	if (np_likely(v == NP_ALLOW && !(p->flags & NP_F_BUDGET)))
+		return 1;
+	cookie = bpf_get_socket_cookie(ctx);
 	if ((v & 15) == NP_DENY)
 		return np_denied_call(p, c, &k, cookie, reason, NP_OUT);
 	if (reason == NP_R_CONNECT && (p->flags & NP_F_BUDGET) && !np_take_connection(p))
@@ -229,16 +232,20 @@ PROGRAM("cgroup/getpeername6", np_getpeername6, bpf_sock_addr)
 /* Refuses nothing, so user space attaches it first: that makes the storage it then writes the policy to. */
 PROGRAM("sockops", np_sockops, bpf_sock_ops)
 {
-	struct np_policy *p = storage_get(np_policies);
-	struct np_counters *c = storage_get(np_counts);
-	__u32 one = 1;
+	__u32 op = ctx->op, one = 1;
+	struct np_policy *p;
+	struct np_counters *c;
 	__u64 cookie;
 
+	if (np_likely(op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB))
+		return 1; /* some ten other moments of each connection */
+	p = storage_get(np_policies);
+	c = storage_get(np_counts);
 	if (!np_valid(p))
 		return 1;
-	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
+	if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
 		np_add(c->connections_out, 1);
-	} else if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+	} else {
 		np_add(c->connections_in, 1);
 		cookie = bpf_get_socket_cookie(ctx);
 		map_put(np_accepted, &cookie, &one);
@@ -252,7 +259,7 @@ PROGRAM("sockops", np_sockops, bpf_sock_ops)
 NP_INLINE __u8 np_objection(struct __sk_buff *skb, const struct np_policy *p, const struct np_packet *k, __u64 cookie,
 			    const int out, __u32 *verdict)
 {
-	*verdict = np_judge_packet(p, k, out, np_opened_by_peer(skb, cookie)) & 15;
+	*verdict = np_judge_packet(p, k, out, np_opened_by_peer(skb, k, cookie)) & 15;
 	if (*verdict != NP_ALLOW && *verdict != NP_LOG)
 		return out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
 	return p->flags & NP_F_BUDGET ? np_take_packet(p, skb->len) : 0;
@@ -281,17 +288,13 @@ NP_INLINE int np_slow(struct __sk_buff *skb, struct np_policy *p, struct np_coun
 /* True when this packet needs no look at the rules. */
 NP_INLINE int np_fast(struct __sk_buff *skb, const struct np_policy *p, const int out)
 {
-	__u32 flags = p->flags;
+	const __u32 looked_at = NP_F_PER_PACKET | NP_F_BUDGET | (out ? 0 : NP_F_INBOUND);
 
-	if (np_unlikely(!np_valid(p)))
-		return 0;
-	if (flags & NP_F_COUNT_ONLY)
+	if (np_valid_without(p, looked_at) && (!out || np_is_plain(skb, 1)))
 		return 1;
-	if (flags & (NP_F_PER_PACKET | NP_F_BUDGET))
+	if (!np_valid_without(p, NP_F_PER_PACKET | NP_F_BUDGET))
 		return 0;
-	if (out)
-		return np_is_plain(skb, 1);
-	return !(flags & NP_F_INBOUND) || np_is_plain(skb, 0);
+	return (p->flags & NP_F_COUNT_ONLY) || (!out && np_is_plain(skb, 0));
 }
 
 NP_INLINE int np_skb(struct __sk_buff *skb, const int out)

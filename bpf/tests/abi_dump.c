@@ -14,9 +14,9 @@ int main(void)
 {
 	STRUCT(np_policy);
 	FIELD(np_policy, magic);
+	FIELD(np_policy, flags);
 	FIELD(np_policy, id);
 	FIELD(np_policy, ruleset);
-	FIELD(np_policy, flags);
 	FIELD(np_policy, default_out);
 	FIELD(np_policy, default_in);
 	FIELD(np_policy, default_bind);
@@ -28,12 +28,13 @@ int main(void)
 	FIELD(np_policy, limit_pps);
 	FIELD(np_policy, pad1);
 	STRUCT(np_counters);
+	FIELD(np_counters, packed_out);
+	FIELD(np_counters, packets_in);
+	FIELD(np_counters, bytes_in);
 	FIELD(np_counters, packets_out);
 	FIELD(np_counters, bytes_out);
 	FIELD(np_counters, gso_packets_out);
 	FIELD(np_counters, gso_bytes_out);
-	FIELD(np_counters, packets_in);
-	FIELD(np_counters, bytes_in);
 	FIELD(np_counters, gso_packets_in);
 	FIELD(np_counters, gso_bytes_in);
 	FIELD(np_counters, denied_out);
@@ -44,6 +45,7 @@ int main(void)
 	FIELD(np_counters, redirected);
 	FIELD(np_counters, events_lost);
 	FIELD(np_counters, flows_lost);
+	FIELD(np_counters, pad);
 	STRUCT(np_entry);
 	FIELD(np_entry, port_lo);
 	FIELD(np_entry, port_hi);

@@ -12,7 +12,7 @@ from ctypes import sizeof
 from typing import Protocol
 
 from pytest_isolate.kernel.bpf import Dataplane, Links
-from pytest_isolate.kernel.bpf.layout import Counters, Flag, Policy
+from pytest_isolate.kernel.bpf.layout import Counters, Flag, Policy, unpack_counters
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.kernel.interfaces import InterfacePrograms
 from pytest_isolate.network.compile import Compiled
@@ -36,8 +36,8 @@ class Place(Protocol):
     def hook(self, compiled: Compiled, live: Flag) -> None:
         """Attach what this policy needs and is not attached."""
 
-    def counters(self) -> tuple[int, ...]:
-        """struct np_counters, summed over CPUs."""
+    def counters(self) -> dict[str, int]:
+        """struct np_counters by name, summed over CPUs."""
 
     def fds(self) -> list[int]:
         """Descriptors a child must not keep."""
@@ -68,8 +68,8 @@ class CgroupPlace:
             names += CALLS + (BINDS if compiled.binds else ()) + (RESTORE if compiled.redirects else ())
         self._links.attach(names)
 
-    def counters(self) -> tuple[int, ...]:
-        return self._counts.lookup_sum(self._key)
+    def counters(self) -> dict[str, int]:
+        return unpack_counters(self._counts.lookup_cpus(self._key, Counters))
 
     def fds(self) -> list[int]:
         return self._links.fds()
@@ -102,8 +102,8 @@ class InterfacePlace:
         if self._programs is None:
             self._programs = InterfacePrograms(self._plane, self._netns_fd, self._ifindex)
 
-    def counters(self) -> tuple[int, ...]:
-        return self._counts.lookup_sum(self._key)
+    def counters(self) -> dict[str, int]:
+        return unpack_counters(self._counts.lookup_cpus(self._key, Counters))
 
     def fds(self) -> list[int]:
         return self._programs.fds() if self._programs else []

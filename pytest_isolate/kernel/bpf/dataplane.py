@@ -103,7 +103,7 @@ def load(
         SetupError: the verifier or the kernel refused; the log's end is in the text.
     """
     try:
-        return _load_object(object_path(name).read_bytes(), specs, sizes or {})
+        return load_image(object_path(name).read_bytes(), specs, sizes or {})
     except SetupError as error:
         if error.errno != errno.EINVAL:
             raise
@@ -111,14 +111,15 @@ def load(
         if not plain.is_file():
             raise
         try:
-            plane = _load_object(plain.read_bytes(), specs, sizes or {})
+            plane = load_image(plain.read_bytes(), specs, sizes or {})
         except SetupError:
             raise error from None
         plane.can_set_errno = False
         return plane
 
 
-def _load_object(image: bytes, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, int]) -> Dataplane:
+def load_image(image: bytes, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, int]) -> Dataplane:
+    """Load the programs of ``specs`` from an ELF image. Raises as ``load``."""
     lib = library()
     lib.complaints.clear()
     ctypes.set_errno(0)
