@@ -20,6 +20,7 @@ prepared:
 
 .venv/.installed: $(SOURCES) | prepared
 	@echo "== a virtual environment in .venv, with this checkout in it"
+	@test -d .venv || rm -f .venv # a plain file is what tox leaves to say where its environment is
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -e '.[test]'
 	@touch $@

@@ -19,15 +19,14 @@ from setuptools.errors import ExecError
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "pytest_isolate"
-BPF_SOURCES = ("*.c", "*.h", "LICENSE")
 #: ISOLATE_BUILD_BPF: unset builds eBPF objects where clang can, 1 makes "cannot" an error, 0 leaves them out.
 BPF_WISH = os.environ.get("ISOLATE_BUILD_BPF", "")
 
 
-def make(directory: str, out: Path) -> None:
-    """Run ``make -C directory OUT=out``; what it makes is found in ``out``."""
+def make(directory: str, out: Path, *words: str | Path) -> None:
+    """Run ``make -C directory OUT=out words``; what it makes is found in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    status = subprocess.call(["make", "-C", str(HERE / directory), f"OUT={out}"])
+    status = subprocess.call(["make", "-C", str(HERE / directory), f"OUT={out}", *map(str, words)])
     if status:
         raise ExecError(f"make -C {directory} failed with status {status}; its messages are above")
 
@@ -50,8 +49,9 @@ def why_no_bpf() -> str:
     if BPF_WISH == "0":
         return "ISOLATE_BUILD_BPF=0"
     clang = os.environ.get("CLANG", "clang")
-    if shutil.which(clang) is None:
-        return f"{clang} is not installed (apt-get install clang libbpf-dev)"
+    for tool, package in ((clang, "clang"), (os.environ.get("LLVM_STRIP", "llvm-strip"), "llvm")):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed (apt-get install {package})"
     source = "#include <linux/bpf.h>\n#include <bpf/bpf_helpers.h>\nint probe;\n"
     command = [clang, "-target", "bpf", *multiarch_include(), "-x", "c", "-c", "-o", os.devnull, "-"]
     result = subprocess.run(command, input=source, text=True, capture_output=True)
@@ -92,7 +92,8 @@ class BuildNative(Command):
         need("make", "make")
         need(compiler()[0], "gcc libc6-dev")
         if (HERE / "native" / "Makefile").exists():
-            make("native", self.package / "_native")
+            # A warning of a compiler we have not met must not stop an installation; `tox -e native` has -Werror.
+            make("native", self.package / "_native", "WARN=-Wall -Wextra")
         else:
             print("pytest-isolate-sandbox: native/Makefile does not exist, so no C library is built", file=sys.stderr)
         self.build_bpf(self.package / "_bpf")
@@ -101,7 +102,7 @@ class BuildNative(Command):
         if not (HERE / "bpf" / "Makefile").exists():
             print("pytest-isolate-sandbox: bpf/Makefile does not exist, so no eBPF object is built", file=sys.stderr)
             return
-        self.place_bpf_sources(out)
+        make("bpf", out, out / "sources")  # bcc compiles these at run time
         reason = why_no_bpf()
         if not reason:
             make("bpf", out)
@@ -109,17 +110,6 @@ class BuildNative(Command):
             raise ExecError(f"ISOLATE_BUILD_BPF=1, but no eBPF objects can be built: {reason}")
         else:
             print(f"pytest-isolate-sandbox: no eBPF objects in this build: {reason}", file=sys.stderr)
-
-    def place_bpf_sources(self, out: Path) -> None:
-        """Sources go along (bcc compiles them at run time): copied into a wheel, linked in a checkout."""
-        out.mkdir(parents=True, exist_ok=True)
-        for source in [path for pattern in BPF_SOURCES for path in (HERE / "bpf").glob(pattern)]:
-            target = out / source.name
-            target.unlink(missing_ok=True)
-            if self.editable_mode:
-                target.symlink_to(os.path.relpath(source, out))
-            else:
-                shutil.copy2(source, target)
 
     def get_source_files(self) -> list[str]:
         return [
@@ -130,7 +120,7 @@ class BuildNative(Command):
         ]
 
     def get_outputs(self) -> list[str]:
-        made = (path for name in ("_native", "_bpf") for path in (self.package / name).glob("*") if path.is_file())
+        made = (path for name in ("_native", "_bpf") for path in (self.package / name).rglob("*") if path.is_file())
         return [str(path) for path in made]
 
     def get_output_mapping(self) -> dict[str, str]:

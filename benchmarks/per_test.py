@@ -14,6 +14,7 @@ import datetime as dt
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import statistics
@@ -48,9 +49,14 @@ ROWS: Sequence[Row] = (
     Row(name="--isolate, standard", args=("--isolate", "--isolate-profile=standard")),
     Row(name="--isolate, strict", args=("--isolate", "--isolate-profile=strict")),
     Row(name="--isolate-scope=module, standard", args=("--isolate", "--isolate-scope=module")),
-    Row(name="plain pytest 9.1.1", args=(), incumbent=True, is_plain=True),
-    Row(name="pytest-forked 1.7.5", args=("--forked",), incumbent=True),
-    Row(name="pytest-isolate 0.0.17 (of the index)", args=("--isolate",), incumbent=True),
+    Row(
+        name="plain pytest 9.1.1",
+        args=("-p", "no:pytest_isolate", "-p", "no:pytest_forked"),
+        incumbent=True,
+        is_plain=True,
+    ),
+    Row(name="pytest-forked 1.7.5", args=("-p", "no:pytest_isolate", "--forked"), incumbent=True),
+    Row(name="pytest-isolate 0.0.17 (of the index)", args=("-p", "no:pytest_forked", "--isolate"), incumbent=True),
 )
 FLOOR = ROWS[1]
 
@@ -185,21 +191,30 @@ def import_cost(python: str, place: Path, rounds: int) -> Iterator[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     base = [python, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     times: dict[str, list[float]] = {"with": [], "without": []}
+    cpu: dict[str, list[float]] = {"with": [], "without": []}
     for round_number in range(rounds + 1):
         for name, extra in (("with", []), ("without", ["-p", "no:isolate"])):
-            started = time.monotonic()
+            started, used = time.monotonic(), children_cpu_s()
             status, output, ended = run([*base, *extra], one, env)
             if status:
                 yield f"cost of being installed: not measured: {output.strip()[-200:]}"
                 return
             if round_number:
                 times[name].append(ended - started)
+                cpu[name].append(children_cpu_s() - used)
     with_s, without_s = statistics.median(times["with"]), statistics.median(times["without"])
+    cpu_ms = (min(cpu["with"]) - min(cpu["without"])) * 1000
     yield (
-        f"\ncost of being installed, without --isolate: {(with_s - without_s) * 1000:+.1f} ms "
-        f"(pytest --collect-only of one test: {with_s * 1000:.1f} ms with, {without_s * 1000:.1f} ms with -p no:isolate; {rounds} rounds)"
+        f"\ncost of being installed, without --isolate: {(with_s - without_s) * 1000:+.1f} ms by medians, "
+        f"{cpu_ms:+.1f} ms of CPU time by the least of each (pytest --collect-only of one test: "
+        f"{with_s * 1000:.1f} ms with, {without_s * 1000:.1f} ms with -p no:isolate; {rounds} rounds)"
     )
     yield f"loaded without --isolate that should not be: {', '.join(loaded_needlessly(base, one, env)) or 'nothing'}"
+
+
+def children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 PROBE = """

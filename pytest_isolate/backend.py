@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from pytest_isolate.kernel.native import Exited
+from pytest_isolate.kernel.native import Exited, Joined
 from pytest_isolate.outcome import Leftover
 from pytest_isolate.policy import Policy
 
@@ -51,7 +51,7 @@ class Backend(Protocol):
     def lacks(self, policy: Policy) -> list[str]:
         """What of ``policy`` it cannot enforce on this host, each as ``what: why. remedy``; empty when it can."""
 
-    def fork(self, policy: Policy) -> Process | None:
+    def fork(self, policy: Policy, joined: Joined | None = None) -> Process | None:
         """Fork the calling interpreter into a sandbox; None in the child.
 
         Raises:
@@ -65,6 +65,7 @@ class Backend(Protocol):
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        joined: Joined | None = None,
         stdin_fd: int = -1,
         stdout_fd: int = -1,
         stderr_fd: int = -1,

@@ -143,10 +143,14 @@ class Tmpfs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlay:
-    """``target`` of the host, writable inside; changes go to a private layer and are thrown away or kept."""
+    """``target`` of the host, writable inside; changes go to a private layer and are thrown away or kept.
+
+    ``size_bytes`` bounds the changes that are thrown away (None: the kernel's half of RAM); kept ones are on a disk.
+    """
 
     target: str
     keep: bool = False
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +159,7 @@ class Filesystem:
 
     ``root``: ``host`` (as it is), ``readonly`` (the host's, read-only), ``minimal`` (built from ``binds`` only).
     ``proc``: mount a fresh /proc, which belongs to a PID namespace.
+    ``programs``: with a minimal root, programs to be shown with the interpreter and libraries they need, read-only.
     """
 
     root: Literal["host", "readonly", "minimal"] = "host"
@@ -163,6 +168,7 @@ class Filesystem:
     overlays: tuple[Overlay, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     masks: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _choice("filesystem root", self.root, ("host", "readonly", "minimal"))

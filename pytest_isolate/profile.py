@@ -36,7 +36,7 @@ STANDARD = Policy(namespaces=_STANDARD_NAMESPACES)
 #: Loopback only, host read-only, private /tmp and /dev/shm, no capabilities.
 STRICT = Policy(
     namespaces=_STANDARD_NAMESPACES | {Namespace.NET},
-    filesystem=Filesystem(root="readonly", tmpfs=(Tmpfs(target="/tmp"), Tmpfs(target="/dev/shm"))),  # noqa: S108
+    filesystem=Filesystem(root="readonly", tmpfs=(Tmpfs(target="/tmp"), Tmpfs(target="/dev/shm"))),
     network=Network(mode="loopback"),
     hardening=Hardening(capabilities=frozenset(), no_new_privs=True),
 )

@@ -19,7 +19,8 @@ MARK = (f"ISOLATE_TEST_RUN_{os.getpid()}", str(time.monotonic_ns()))
 os.environ[MARK[0]] = MARK[1]
 
 _OURS = re.compile(r"isolate", re.IGNORECASE)
-_NUMBER = re.compile(r"\d+")
+#: The pid in the names that kernel/cgroups gives: pytest-isolate-<run>-<pid>-<start>-<pidns>, or ...-<pid>-<ns>.scope.
+_OWNER = re.compile(r"-(\d+)-\d+(?:-\d+|\.scope)$")
 #: Processes that are being killed need a moment; a leak is what is still there afterwards.
 SETTLE_S = 2.0
 
@@ -109,10 +110,9 @@ def _cgroup_roots() -> list[str]:
 
 
 def _of_another_run(path: str) -> bool:
-    """True when the name holds the pid of a living process that is neither we nor a child of ours."""
-    pids = [int(number) for number in _NUMBER.findall(os.path.basename(path))]
-    mine = set(_descendants())
-    return any(os.path.exists(f"/proc/{pid}") and pid not in mine for pid in pids if pid > 1)
+    """True when the name holds the pid of a living process that is neither we nor below us."""
+    owner = _OWNER.search(os.path.basename(path))
+    return owner is not None and os.path.exists(f"/proc/{owner[1]}") and int(owner[1]) not in _descendants()
 
 
 def _is_ours(path: str) -> bool:

@@ -1,7 +1,7 @@
 """The backend `fork`: os.fork, a session of its own, rlimits. For hosts where nothing more is possible.
 
 Owns: the enforcement of session and rlimits for forked tests with the standard library alone.
-Refuses: namespaces, file-system views, cgroups: ``lacks`` says so. A process that starts a session of its own
+Refuses: namespaces and file-system views: ``lacks`` says so. A process that starts a session of its own
 leaves our sight; what is left in the test's session is found and killed.
 """
 
@@ -16,7 +16,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
-from pytest_isolate.kernel.native import Exited
+from pytest_isolate.kernel.native import Exited, Joined, Rusage
 from pytest_isolate.kernel.processes import leftovers_of_session
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Policy
@@ -33,7 +33,7 @@ class ForkedProcess:
     def wait(self, timeout_s: float | None = None) -> Exited | None:
         if self._exited is None and self._ends_within(timeout_s):
             _, status, usage = os.wait4(self.pid, 0)
-            self._exited = Exited(status=_status(status), rusage=usage, leftovers=bool(self.leftovers()))
+            self._exited = Exited(status=_status(status), rusage=Rusage.of(usage), leftovers=bool(self.leftovers()))
         return self._exited
 
     def _ends_within(self, timeout_s: float | None) -> bool:
@@ -82,15 +82,15 @@ class ForkBackend:
             found.append(f"namespaces {names}: the fork backend has none. Use --isolate-profile=minimal")
         if policy.hardening.capabilities is not None or policy.hardening.no_new_privs:
             found.append("hardening: the fork backend changes no privileges. Use the native backend")
-        if policy.limits.needs_cgroup and not _by_rlimit(policy):
-            found.append("group limits: the fork backend has no cgroups. Use the native backend")
         return found
 
-    def fork(self, policy: Policy) -> ForkedProcess | None:
+    def fork(self, policy: Policy, joined: Joined | None = None) -> ForkedProcess | None:
         parent = os.getpid()
         pid = os.fork()
         if pid:
             return ForkedProcess(pid)
+        for fd in joined.procs_fds if joined is not None else ():
+            os.write(fd, b"0")
         _enter(policy, parent)
         return None
 
@@ -101,16 +101,12 @@ class ForkBackend:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        joined: Joined | None = None,
         stdin_fd: int = -1,
         stdout_fd: int = -1,
         stderr_fd: int = -1,
     ) -> ForkedProcess:
         raise BackendUnavailable("backend fork", "it starts tests, not programs", "use the native backend")
-
-
-def _by_rlimit(policy: Policy) -> bool:
-    limits = policy.limits
-    return limits.memory_fallback == "rlimit" and not (limits.pids or limits.cpu_cores or limits.io or limits.cpuset)
 
 
 def _enter(policy: Policy, parent: int) -> None:
@@ -126,5 +122,3 @@ def _enter(policy: Policy, parent: int) -> None:
             raise SetupError("rlimits", getattr(error, "errno", None) or 22, number, str(error)) from error
     if os.getppid() != parent:
         os._exit(1)
-
-

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from pytest_isolate.errors import IsolateError, SetupError
-from pytest_isolate.kernel import capabilities, native
-from pytest_isolate.kernel.plan import IdMap, MountKind, MountOp, Plan
+from pytest_isolate.errors import IsolateError
+from pytest_isolate.kernel import capabilities, filesystem, native
+from pytest_isolate.kernel.plan import IdMap, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
 from pytest_isolate.policy import Namespace, Policy
 
@@ -26,8 +27,6 @@ CLONE_FLAGS = {
     Namespace.PID: 0x20000000,
     Namespace.NET: 0x40000000,
 }
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 _EVERY_ID = 2**32 - 1
 _PROBE_S = 10.0
 
@@ -55,6 +54,8 @@ class NativeBackend:
 
     def _probe(self, policy: Policy) -> list[str]:
         """Do it once, in a child that leaves at once: what a sysctl says and what the kernel does are two things."""
+        if lacking := _not_enforced(policy):
+            return lacking
         try:
             child = self.fork(policy)
             if child is None:
@@ -69,8 +70,8 @@ class NativeBackend:
             return [f"the probe's child {exited.status if exited else 'hung'}"]
         return []
 
-    def fork(self, policy: Policy) -> native.Child | None:
-        return native.fork(self.plan(policy))
+    def fork(self, policy: Policy, joined: native.Joined | None = None) -> native.Child | None:
+        return native.fork(self.plan(policy), joined)
 
     def spawn(
         self,
@@ -79,16 +80,27 @@ class NativeBackend:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
+        joined: native.Joined | None = None,
         stdin_fd: int = -1,
         stdout_fd: int = -1,
         stderr_fd: int = -1,
     ) -> native.Child:
         plan = self.plan(policy)
         if cwd is not None:
-            from dataclasses import replace
-
             plan = replace(plan, cwd=cwd)
-        return native.spawn(plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd)
+        return native.spawn(plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd, joined=joined)
+
+
+def _not_enforced(policy: Policy) -> list[str]:
+    """What a policy can say and this backend does not do: said here, lest it be left out silently."""
+    asked = {
+        f"network {policy.network.mode}": policy.network.mode in ("private", "shared", "policy"),
+        f"seccomp {policy.hardening.seccomp}": policy.hardening.seccomp != "none",
+        "landlock": policy.hardening.landlock,
+    }
+    return [
+        f"{what}: this version's native backend does not enforce it. Leave it out" for what, on in asked.items() if on
+    ]
 
 
 def compile_plan(policy: Policy) -> Plan:
@@ -98,9 +110,9 @@ def compile_plan(policy: Policy) -> Plan:
 
     Raises:
         PolicyError: the policy cannot work in this very process (a memory limit below what it holds).
-        SetupError: a value the kernel does not know.
     """
-    check_room(policy.limits)
+    if policy.limits.memory_fallback == "rlimit":
+        check_room(policy.limits)
     namespaces = policy.namespaces
     if namespaces and not capabilities.has("CAP_SYS_ADMIN"):
         namespaces = namespaces | {Namespace.USER}
@@ -109,15 +121,13 @@ def compile_plan(policy: Policy) -> Plan:
         flags |= CLONE_FLAGS[namespace]
     uid_map, gid_map = _id_maps() if Namespace.USER in namespaces else ((), ())
     hardening = policy.hardening
-    if policy.limits.needs_cgroup and policy.limits.memory_fallback != "rlimit":
-        raise SetupError("cgroup", 95, detail="group limits", remedy="leave out pids=, cpu= and io= limits")
     return Plan(
         namespaces=flags,
         uid_map=uid_map,
         gid_map=gid_map,
         hostname=policy.hostname or "",
         loopback_up=policy.network.mode == "loopback",
-        mounts=tuple(_mounts(policy)),
+        mounts=mounts(policy).ops if Namespace.MOUNT in policy.namespaces else (),
         rlimits=compile_rlimits(policy.limits),
         capabilities=None if hardening.capabilities is None else capabilities.mask(hardening.capabilities),
         no_new_privs=hardening.no_new_privs,
@@ -135,11 +145,10 @@ def _id_maps() -> tuple[tuple[IdMap, ...], tuple[IdMap, ...]]:
     return (IdMap(inside=uid, outside=uid, count=1),), (IdMap(inside=gid, outside=gid, count=1),)
 
 
-def _mounts(policy: Policy) -> list[MountOp]:
-    if Namespace.MOUNT not in policy.namespaces:
-        return []
-    mounts = [MountOp(kind=MountKind.PROPAGATION, target="/", flags=_MS_REC | _MS_PRIVATE)]
-    if policy.filesystem.proc and Namespace.PID in policy.namespaces:
-        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-        mounts.append(MountOp(kind=MountKind.MOUNT, source="proc", target="/proc", fstype="proc", flags=flags))
-    return mounts
+def mounts(policy: Policy) -> filesystem.MountPlan:
+    """The mount table of the policy's file-system view, on the mounts this host has now."""
+    context = filesystem.Context.of_this_host(
+        user_namespace=Namespace.USER in policy.namespaces or not capabilities.has("CAP_SYS_ADMIN"),
+        pid_namespace=Namespace.PID in policy.namespaces,
+    )
+    return filesystem.compile(policy.filesystem, context=context)

@@ -22,6 +22,8 @@ class MountKind(enum.IntEnum):
     PIVOT = 7  # pivot_root(target), old root detached, chdir("/")
     REMOUNT = 8  # mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | flags)
     SETATTR = 9  # mount_setattr(target, AT_RECURSIVE by flags), attributes in data
+    UMOUNT = 10  # umount2(target, MNT_DETACH)
+    SEND_DIR = 11  # open(target, O_RDONLY | O_DIRECTORY | O_CLOEXEC), sent as SCM_RIGHTS on the socket whose number is in flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

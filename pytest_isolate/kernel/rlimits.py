@@ -27,7 +27,7 @@ def compile_rlimits(limits: Limits) -> tuple[tuple[int, int, int], ...]:
 
     The CPU limit is whole seconds: SIGXCPU at the next full second, SIGKILL one later. Source: setrlimit(2).
     """
-    found = {name: pair for name, pair in limits.rlimits.items()}
+    found = dict(limits.rlimits)
     if limits.cpu_time_s is not None:
         seconds = math.ceil(limits.cpu_time_s)
         found["CPU"] = (seconds, seconds + 1)

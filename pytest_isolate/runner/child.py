@@ -7,94 +7,24 @@ Refuses: to return: the child leaves by os._exit, so that nothing of the parent'
 from __future__ import annotations
 
 import contextlib
-import errno
-import faulthandler
 import os
-import resource
-import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
 
-from pytest_isolate.runner import compat, wire
-
-#: Leaves no doubt in the parent about who ended the process.
-EXIT_OUR_FAULT = 70
-EXIT_CHANNEL_GONE = 71
-#: Asks the child for the Python stacks of all its threads; a real-time signal, so that no test's own is taken.
-DUMP_SIGNAL = signal.SIGRTMAX - 3
-#: A captured section longer than this is cut in the middle.
-MAX_SECTION_CHARS = 2 * 1024 * 1024
-_REPORTING_HOOKS = (
-    "pytest_runtest_logreport",
-    "pytest_runtest_logstart",
-    "pytest_runtest_logfinish",
-    "pytest_warning_recorded",
+from pytest_isolate import wire
+from pytest_isolate.runner import compat
+from pytest_isolate.runner.reporter import (
+    EXIT_OUR_FAULT,
+    REPORTING_HOOKS,
+    Reporter,
+    control_of,
+    dump_stacks_on_signal,
+    evidence,
 )
-
-
-@dataclass(slots=True)
-class Link:
-    """What the child was given: its end of the channel and files of the parent's for output. Descriptors."""
-
-    channel_fd: int
-    out_fd: int
-    err_fd: int
-    trace_fd: int
-    close_fds: tuple[int, ...] = ()
-    dump_stacks: bool = False
-    in_pid_namespace: bool = False
-    atfork: tuple[Callable[[pytest.Item], object], ...] = ()
-
-
-class Reporter:
-    """The child's only reporter: what pytest would tell its reporters goes to the parent as frames."""
-
-    def __init__(self, config: pytest.Config, link: Link) -> None:
-        self._config = config
-        self.link = link
-
-    def send(self, kind: str, data: Any = None) -> None:
-        try:
-            wire.send(self.link.channel_fd, kind, data)
-        except OSError as error:
-            if error.errno in (errno.EBADF, errno.EPIPE, errno.ENOTCONN, errno.ECONNRESET, errno.ENOTSOCK):
-                os._exit(EXIT_CHANNEL_GONE)
-            raise
-
-    def report(self, report: pytest.TestReport) -> None:
-        report.sections = [(title, cut(text)) for title, text in report.sections]
-        self.send("report", self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
-
-    def warning(self, message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
-        category = message.category
-        self.send(
-            "warning",
-            {
-                "text": str(message.message),
-                "category": [category.__module__, category.__qualname__],
-                "filename": message.filename,
-                "lineno": message.lineno,
-                "line": message.line,
-                "when": when,
-                "nodeid": nodeid,
-                "location": location,
-            },
-        )
-
-
-def cut(text: str) -> str:
-    """Keep both ends of what is too long to show, and say what is gone."""
-    if len(text) <= MAX_SECTION_CHARS:
-        return text
-    half = MAX_SECTION_CHARS // 2
-    gone = len(text) - 2 * half
-    return f"{text[:half]}\n[... {gone} characters not shown: pytest-isolate keeps {MAX_SECTION_CHARS} ...]\n{text[-half:]}"
 
 
 def serve(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> NoReturn:
@@ -114,8 +44,6 @@ def serve(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
 def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
     """Forget what is the parent's."""
     config, link = item.config, reporter.link
-    for fd in link.close_fds:
-        os.close(fd)
     compat.redirect_capture(config, link.out_fd, link.err_fd)
     fault_fd = compat.faulthandler_fd(config)
     if fault_fd >= 0:
@@ -123,20 +51,18 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
     if link.dump_stacks:
         dump_stacks_on_signal(link.trace_fd)
     compat.forget_finalizers(item.session)
-    compat.keep_only(config, ours, _REPORTING_HOOKS)
+    compat.keep_only(config, ours, REPORTING_HOOKS)
     for call in link.atfork:
         call(item)
 
 
-def dump_stacks_on_signal(trace_fd: int) -> None:
-    """Let DUMP_SIGNAL write the stacks of all threads; it works while C code holds the interpreter lock, too."""
-    faulthandler.register(DUMP_SIGNAL, file=trace_fd, all_threads=True, chain=False)
-
-
 def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> None:
-    commands = CommandReader(reporter.link.channel_fd)
+    commands = CommandReader(reporter.link.command_fd)
+    run = _run_inside if not reporter.link.gated else _run_whole
+    if reporter.link.gated and commands.read() is None:
+        return
     while True:
-        ending = _run_one(item, nextitem, reporter, ours)
+        ending = _run_one(item, nextitem, run, ours)
         last = nextitem is None or ending["control"] is not None
         if last:
             break
@@ -146,8 +72,9 @@ def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
             ending = _end_group(item, reporter)
             break
         item, nextitem = _named(item.session, command)
+        run = _run_whole
     _leave_tidily(reporter)
-    reporter.send("done", {**ending, "last": True, **_evidence(reporter.link)})
+    reporter.send("done", {**ending, "last": True, **evidence(reporter.link)})
 
 
 def _named(session: pytest.Session, command: dict[str, Any]) -> tuple[pytest.Item, pytest.Item | None]:
@@ -163,17 +90,17 @@ def _end_group(item: pytest.Item, reporter: Reporter) -> dict[str, Any]:
     return {"control": None}
 
 
-def _run_one(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> dict[str, Any]:
+_Run = Callable[[pytest.Item, "pytest.Item | None", object], None]
+
+
+def _run_one(item: pytest.Item, nextitem: pytest.Item | None, run: _Run, ours: object) -> dict[str, Any]:
     """Run one item by whoever owns the protocol; report how the run is to go on."""
     control = None
     session = item.session
     try:
-        with compat.caught_warnings(item):
-            _run_protocol(item, nextitem, ours)
-    except pytest.exit.Exception as error:
-        control = {"kind": "exit", "text": error.msg, "returncode": error.returncode}
-    except KeyboardInterrupt:
-        control = {"kind": "interrupt", "text": traceback.format_exc()}
+        run(item, nextitem, ours)
+    except (pytest.exit.Exception, KeyboardInterrupt) as error:
+        control = control_of(error)
     if control is not None:
         with contextlib.suppress(BaseException):  # the run ends; the first reason is the one to tell
             compat.teardown(session, None)
@@ -185,33 +112,18 @@ def _run_one(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter
     }
 
 
-def _run_protocol(item: pytest.Item, nextitem: pytest.Item | None, ours: object) -> None:
+def _run_whole(item: pytest.Item, nextitem: pytest.Item | None, _ours: object) -> None:
+    """The protocol with its wrappers: for an item whose turn had not come when this process was forked."""
+    item.ihook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+
+
+def _run_inside(item: pytest.Item, nextitem: pytest.Item | None, ours: object) -> None:
+    """The protocol without its wrappers: this process was forked inside them, their filters and hooks are in force."""
     known = {"item": item, "nextitem": nextitem}
-    for owner in compat.protocol_owners(item, ours):
-        if owner.function(*(known[name] for name in owner.argnames)) is not None:
-            return
-
-
-def _evidence(link: Link) -> dict[str, Any]:
-    """What this process knows of its cost and of its company. A hint only: the parent checks when it matters."""
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "alone": link.in_pid_namespace and _alone(),
-        "user_s": own.ru_utime + children.ru_utime,
-        "system_s": own.ru_stime + children.ru_stime,
-        "max_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
-    }
-
-
-def _alone() -> bool:
-    """True when the PID namespace holds no other process than its init and this one. Source: kill(2), pid -1."""
-    try:
-        os.kill(-1, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+    with compat.caught_warnings(item):
+        for owner in compat.protocol_owners(item, ours):
+            if owner.function(*(known[name] for name in owner.argnames)) is not None:
+                return
 
 
 def _leave_tidily(reporter: Reporter) -> None:

@@ -11,8 +11,9 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from _pytest import runner as _runner
@@ -29,10 +30,6 @@ try:
     from _pytest.faulthandler import fault_handler_stderr_fd_key
 except ImportError:  # named differently in a pytest to come
     fault_handler_stderr_fd_key = None  # type: ignore[assignment]
-try:
-    from _pytest.warnings import catch_warnings_for_item
-except ImportError:
-    catch_warnings_for_item = None  # type: ignore[assignment]
 
 __all__ = ["evaluate_xfail_marks"]
 
@@ -51,6 +48,22 @@ def protocol_owners(item: pytest.Item, ours: object) -> Iterator[Any]:
         yield impl
 
 
+#: Whose wrappers around the protocol may run once more inside themselves, with the next item.
+_NESTING = frozenset(
+    "_pytest pytest_isolate pytest_timeout pytest_cov pytest_asyncio anyio xdist pytest_randomly pytest_rerunfailures "
+    "_hypothesis_pytestplugin".split()
+)
+
+
+def wrappers_may_nest(item: pytest.Item, ours: object) -> bool:
+    """True when every wrapper of the protocol is known to bear nesting; a stranger's may count, lock or print."""
+    for impl in item.config.hook.pytest_runtest_protocol.get_hookimpls():
+        wraps = impl.hookwrapper or getattr(impl, "wrapper", False)
+        if wraps and impl.plugin is not ours and impl.function.__module__.partition(".")[0] not in _NESTING:
+            return False
+    return True
+
+
 def keep_only(config: pytest.Config, plugin: object, hooks: tuple[str, ...]) -> None:
     """Leave ``plugin`` as the only implementation of ``hooks``: in a child, the other listeners are the parent's."""
     for name in hooks:
@@ -67,6 +80,30 @@ def forget_finalizers(session: pytest.Session) -> None:
 
 def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:
     session._setupstate.teardown_exact(nextitem)
+
+
+def is_torn_down(session: pytest.Session, nextitem: pytest.Item | None) -> bool:
+    """True when teardown_exact(nextitem) would find nothing to do."""
+    stack = session._setupstate.stack
+    return list(stack) == (nextitem.listchain() if nextitem is not None else [])[: len(stack)]
+
+
+def is_set_up(item: pytest.Item, parent: Any, parameters: tuple[tuple[str, int], ...]) -> bool:
+    """True when the collectors down to ``parent``, and the item's wide fixtures with ``parameters``, are all made."""
+    if item.parent is not parent or list(item.session._setupstate.stack) != item.listchain()[:-1]:
+        return False
+    info = getattr(item, "_fixtureinfo", None)
+    if info is None:
+        return True
+    if wide_parameters(item, Scope.Function) != parameters:
+        return False
+    for name in info.names_closure:
+        definitions = info.name2fixturedefs.get(name)
+        if not definitions or fixture_scope(item, name, definitions[-1]) <= Scope.Function:
+            continue
+        if definitions[-1].cached_result is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
+            return False
+    return True
 
 
 def set_up_collectors(item: pytest.Item, limit: Any) -> None:
@@ -128,7 +165,7 @@ def fixture_scope(item: pytest.Item, name: str, definition: FixtureDef[Any]) -> 
     """The scope it has for this item: parametrize(scope=...) overrides the fixture's own."""
     callspec = getattr(item, "callspec", None)
     if callspec is not None and name in callspec.params:
-        return callspec._arg2scope.get(name, definition._scope)
+        return cast(Scope, callspec._arg2scope.get(name, definition._scope))
     return definition._scope
 
 
@@ -188,25 +225,40 @@ def redirect_capture(config: pytest.Config, out_fd: int, err_fd: int) -> None:
     capture = config.pluginmanager.getplugin("capturemanager")
     streams = getattr(capture, "_global_capturing", None)
     for stream, fd in ((getattr(streams, "out", None), out_fd), (getattr(streams, "err", None), err_fd)):
-        if hasattr(stream, "targetfd_save"):
+        if stream is not None and hasattr(stream, "targetfd_save"):
             os.dup2(fd, stream.tmpfile.fileno())
 
 
 def faulthandler_fd(config: pytest.Config) -> int:
     """The descriptor that faulthandler writes to, or -1."""
     key = fault_handler_stderr_fd_key
-    return config.stash.get(key, -1) if key is not None else -1
+    return -1 if key is None else config.stash.get(key, -1)  # type: ignore[redundant-expr]
 
 
-def captures_fds(config: pytest.Config) -> bool:
-    return bool(config.getoption("capture", "fd") == "fd")
+def lost_output(config: pytest.Config) -> str | None:
+    """What to say of a crashed test's output where pytest captures it in the memory of the process that is gone."""
+    method = config.getoption("capture", "fd")
+    if method not in ("sys", "tee-sys"):
+        return None
+    return (
+        f"(what was printed is lost: --capture={method} keeps it in the test's memory; --capture=fd keeps it in a file)"
+    )
 
 
-def caught_warnings(item: pytest.Item) -> Any:
-    """Collect the item's warnings and announce each by pytest_warning_recorded, as pytest's own protocol does."""
-    if catch_warnings_for_item is None or not item.config.pluginmanager.has_plugin("warnings"):
-        return contextlib.nullcontext()
-    return catch_warnings_for_item(config=item.config, ihook=item.ihook, when="runtest", item=item)
+@contextlib.contextmanager
+def caught_warnings(item: pytest.Item) -> Iterator[None]:
+    """Announce each warning by pytest_warning_recorded; the filters in force are those of pytest's own protocol."""
+    if not item.config.pluginmanager.has_plugin("warnings"):
+        yield
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield
+        finally:
+            for message in caught or ():
+                item.ihook.pytest_warning_recorded.call_historic(
+                    kwargs={"warning_message": message, "nodeid": item.nodeid, "when": "runtest", "location": None}
+                )
 
 
 def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) -> bool:
@@ -214,14 +266,15 @@ def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) 
     if SubtestReport is None or not isinstance(report, SubtestReport):
         return False
     if report.failed:
-        config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1
+        config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1  # type: ignore[arg-type]
     return True
 
 
-def make_base_temp(config: pytest.Config) -> str | None:
-    """Create the run's base temporary directory now: made first in a child, each child would make one of its own."""
+def make_base_temp(config: pytest.Config) -> None:
+    """Create the run's base temporary directory now: each child would make one of its own, and --basetemp is emptied."""
     factory = getattr(config, "_tmp_path_factory", None)
-    return str(factory.getbasetemp()) if factory is not None else None
+    if factory is not None:
+        factory.getbasetemp()
 
 
 def is_skipped(item: pytest.Item) -> bool:

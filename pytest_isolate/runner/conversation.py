@@ -12,15 +12,22 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.runner import child, compat, crash, wire
+from pytest_isolate.runner import compat, crash, reporter, verdict
+from pytest_isolate.runner.report import LEAK_SECTION
+from pytest_isolate.sandbox import group_usage
 from pytest_isolate.units import format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
 _DUMP_S = 0.3
@@ -30,32 +37,47 @@ _EXIT_S = 10.0
 #: What is on its way out when the test ends (a resource tracker, a shell's last child) is no leak.
 LEAK_GRACE_S = 0.25
 _COSTS = ("user_s", "system_s", "max_rss_bytes")
+#: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
+_LONGEST_S = 1e6
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class TestProcess:
-    """A test's process with its channel and output files. Owner of the last two."""
+    """A test's process as its parent holds it. Owner of the descriptors and output files.
+
+    Reports arrive on ``report_fd``; what to run next is written to ``orders_fd``.
+    """
 
     __test__ = False
 
-    channel_fd: int
+    report_fd: int
+    orders_fd: int
     outputs: crash.Outputs
     reader: wire.Reader
+    item: pytest.Item
     process: Process = field(init=False)
-    item: pytest.Item = field(init=False)
+    last: pytest.Item = field(init=False)
     group: Any = None
+    cgroup: Cgroup | None = None
 
     def send_run(self, place: int, following: int | None) -> None:
-        wire.send(self.channel_fd, "run", {"item": place, "next": following})
+        wire.send(self.orders_fd, "run", {"item": place, "next": following})
 
     def send_end(self) -> None:
-        wire.send(self.channel_fd, "end")
+        wire.send(self.orders_fd, "end")
+
+    def kill(self) -> None:
+        """End all of it: what its namespace or session shows, and what its cgroup holds."""
+        self.process.kill()
+        if self.cgroup is not None:
+            self.cgroup.kill()
 
     def close(self) -> None:
-        if self.channel_fd >= 0:
-            os.close(self.channel_fd)
-            self.channel_fd = -1
+        if self.report_fd >= 0:
+            os.close(self.report_fd)
+            os.close(self.orders_fd)
+            self.report_fd = self.orders_fd = -1
             self.outputs.close()
 
 
@@ -78,7 +100,16 @@ class Verdict:
 class Conversation:
     """One item, from its first frame to its last."""
 
-    def __init__(self, item: pytest.Item, worker: TestProcess, *, timeout_s: float | None, grace_s: float, slow_s: float) -> None:
+    def __init__(
+        self,
+        item: pytest.Item,
+        worker: TestProcess,
+        *,
+        timeout_s: float | None,
+        policy_timeout_s: float | None = None,
+        grace_s: float,
+        slow_s: float,
+    ) -> None:
         self._item = item
         self._ihook = item.ihook
         self._worker = worker
@@ -86,6 +117,7 @@ class Conversation:
         self._phase_start = time.time()
         self._deadline = None if timeout_s is None else self._began + timeout_s
         self._timeout_s = timeout_s
+        self._policy_timeout_s = policy_timeout_s
         self._grace_s = grace_s
         self._slow_at: float | None = self._began + slow_s
         self._debugging = False
@@ -98,14 +130,17 @@ class Conversation:
         self._eof = False
         self._garbage = ""
         self._timed_out = False
+        self._events = worker.cgroup.events() if worker.cgroup is not None and worker.item is not item else None
         self.setup_s = 0.0
         self.verdict = Verdict()
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self) -> Verdict:
-        """Listen until the item is done or its process has ended."""
+    def run(self, meanwhile: Callable[[], None] | None = None) -> Verdict:
+        """Listen until the item is done or its process has ended; ``meanwhile`` is done first, while it starts."""
         try:
+            if meanwhile is not None:
+                meanwhile()
             self._listen()
         except KeyboardInterrupt:
             self._interrupt()
@@ -119,16 +154,16 @@ class Conversation:
 
     def _listen(self) -> None:
         poller = select.poll()
-        poller.register(self._worker.channel_fd, select.POLLIN)
+        poller.register(self._worker.report_fd, select.POLLIN)
         poller.register(self._worker.process.pidfd, select.POLLIN)
         while self._done is None:
             ready = dict(poller.poll(self._wait_ms()))
-            if self._worker.channel_fd in ready and not self._read():
-                poller.unregister(self._worker.channel_fd)
+            if self._worker.report_fd in ready and not self._read():
+                poller.unregister(self._worker.report_fd)
             elif self._worker.process.pidfd in ready:
                 self._drain()
                 return
-            if self._done is None and not self._keep_time():
+            if not self._keep_time():
                 return
 
     def _wait_ms(self) -> int | None:
@@ -142,16 +177,16 @@ class Conversation:
         try:
             for kind, data in self._worker.reader.frames():
                 self._handle(kind, data)
-        except (wire.WireError, LookupError, TypeError, ValueError, AttributeError) as error:
-            self._garbage = str(error) or type(error).__name__
-            self._worker.process.kill()
+        except wire.WireError as error:
+            self._garbage = str(error)
+            self._worker.kill()
             return False
         self._eof = self._worker.reader.eof
         return not self._eof
 
     def _drain(self) -> None:
         """The process has ended: what it had sent before is still in the channel."""
-        os.set_blocking(self._worker.channel_fd, False)
+        os.set_blocking(self._worker.report_fd, False)
         while not self._eof and not self._garbage and self._done is None:
             before = self._worker.reader.received
             if not self._read() or self._worker.reader.received == before:
@@ -160,7 +195,7 @@ class Conversation:
     def _keep_time(self) -> bool:
         """Say SLOW when it is; at the deadline end the test. False when it was ended."""
         now = time.monotonic()
-        if self._debugging:
+        if self._debugging or self._done is not None:
             return True
         if self._slow_at is not None and now >= self._slow_at:
             self._slow_at = None
@@ -174,12 +209,12 @@ class Conversation:
         """Stacks of all threads, then SIGTERM, grace, SIGKILL of the whole tree."""
         self._timed_out = True
         process = self._worker.process
-        process.signal(child.DUMP_SIGNAL)
+        process.signal(reporter.DUMP_SIGNAL)
         process.wait(_DUMP_S)
         process.signal(signal.SIGTERM)
         process.wait(self._grace_s)
         self.verdict.leftovers = process.leftovers()
-        process.kill()
+        self._worker.kill()
 
     def _interrupt(self) -> None:
         """Ctrl-C: let the test tear its own fixtures down, for a while; a second Ctrl-C ends it at once."""
@@ -189,7 +224,7 @@ class Conversation:
         try:
             self._listen()
         except KeyboardInterrupt:
-            self._worker.process.kill()
+            self._worker.kill()
 
     # -- frames -------------------------------------------------------------------------------------------------
 
@@ -198,27 +233,46 @@ class Conversation:
             case "report":
                 self._relay(self._report(data))
             case "warning":
-                relay_warning(self._item, data)
+                relay_warning(self._item, read_warning(data))
             case "start":
                 self._restart()
             case "finish":
                 self._finish_pending = True
             case "timer":
-                timeout_s = data["timeout_s"]
-                self._timeout_s = timeout_s
-                self._deadline = None if timeout_s is None else time.monotonic() + float(timeout_s)
+                self._set_timer(read_timer(data))
             case "debugger":
                 self._debugging = True
             case "done":
-                self._done = {"control": data["control"], **data}
+                self._done = read_done(data)
             case _:
                 raise wire.WireError(f"a frame of kind {kind[:20]!r}")
 
     def _report(self, data: Any) -> pytest.TestReport:
-        report = self._item.config.hook.pytest_report_from_serializable(config=self._item.config, data=data)
-        if report is None or not hasattr(report, "when"):
+        """The report in a frame, checked as far as others rely on it: the test may have written the frame itself."""
+        try:
+            report: pytest.TestReport = self._item.config.hook.pytest_report_from_serializable(
+                config=self._item.config, data=data
+            )
+            known = report.when in _PHASES and isinstance(report.outcome, str) and report.duration >= 0
+            pairs = [tuple(map(type, pair)) for pair in report.sections]
+            known = (
+                known and all(pair == (str, str) for pair in pairs) and all(len(p) == 2 for p in report.user_properties)
+            )
+        except Exception as error:
+            raise wire.WireError("a report that pytest does not know") from error
+        if not known:
             raise wire.WireError("a report that pytest does not know")
-        return report  # type: ignore[no-any-return]
+        if report.nodeid != self._item.nodeid:
+            raise wire.WireError(f"a report of another test, {report.nodeid[:200]}")
+        return report
+
+    def _set_timer(self, timeout_s: float | None) -> None:
+        """pytest-timeout, in the child, sets or cancels its timer; cancelled, the policy's own deadline holds."""
+        if timeout_s is not None:
+            self._timeout_s, self._deadline = timeout_s, time.monotonic() + timeout_s
+        else:
+            self._timeout_s = self._policy_timeout_s
+            self._deadline = None if self._timeout_s is None else self._began + self._timeout_s
 
     def _relay(self, report: pytest.TestReport) -> None:
         if compat.count_failed_subtest(self._item.config, self._item, report):
@@ -230,6 +284,8 @@ class Conversation:
         self._phases += 1
         self._phase_start = time.time()
         self._sections = list(report.sections)
+        if report.failed and not hasattr(report, "isolate_cause"):
+            verdict.mark(report, verdict.of_group(self._worker.cgroup, self._events))
         self.flush()
         if report.when == "teardown":
             self._held = report  # the parent's own teardown may have something to add
@@ -273,7 +329,7 @@ class Conversation:
         process = self._worker.process
         exited = process.wait(_EXIT_S)
         if exited is None:
-            process.kill()
+            self._worker.kill()
             exited = process.wait(_EXIT_S)
         self.verdict.died = True
         if not self.verdict.leftovers and exited is not None and exited.leftovers:
@@ -294,10 +350,15 @@ class Conversation:
             )
         if status.signal == signal.SIGXCPU:
             return crash.Ending(text=f"CPU: the test used up its CPU time during {when} ({status})", cause=Cause.CPU)
+        if causes := verdict.of_group(self._worker.cgroup, self._events):
+            text = "\n".join(line for _, line in causes)
+            return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
         return crash.ended_early(status, when, garbage=self._garbage)
 
     def _blame(self, when: crash.When, ending: crash.Ending) -> None:
         sections = [*(self._sections or compat.report_sections(self._item)), *self._worker.outputs.sections(when)]
+        if (lost := compat.lost_output(self._item.config)) is not None:
+            sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
         self.flush()
         if when == "teardown":
@@ -327,7 +388,7 @@ class Conversation:
             self._held.outcome = "failed"
             self._held.longrepr = text
         else:
-            self._held.sections.append(("Leaked processes", text))
+            self._held.sections.append((LEAK_SECTION, text))
         if not hasattr(self._held, "isolate_cause"):
             self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
 
@@ -340,7 +401,14 @@ class Conversation:
             *self._held.user_properties,
             ("isolate_wall_s", wall_s),
             *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
+            *self._group_costs(),
         ]
+
+    def _group_costs(self) -> list[tuple[str, Any]]:
+        if self._worker.cgroup is None:
+            return []
+        counted = group_usage(self._worker.cgroup.usage(current=False))
+        return [(f"isolate_{name}", value) for name, value in counted.items() if value is not None]
 
 
 def living_leftovers(process: Process) -> list[Leftover]:
@@ -361,20 +429,44 @@ def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> Non
     terminal.write_line(f"SLOW {item.nodeid}: running for {format_seconds(elapsed_s)}{ends}", yellow=True)
 
 
-def relay_warning(item: pytest.Item, data: dict[str, Any]) -> None:
+def read_timer(data: Any) -> float | None:
+    """The seconds of a timer frame; None: cancelled."""
+    try:
+        timeout_s = data["timeout_s"]
+        if timeout_s is None or 0 < float(timeout_s) < _LONGEST_S:
+            return None if timeout_s is None else float(timeout_s)
+    except (LookupError, TypeError, ValueError) as error:
+        raise wire.WireError("a timer without seconds") from error
+    raise wire.WireError(f"a timer of {str(timeout_s)[:20]} seconds")
+
+
+def read_done(data: Any) -> dict[str, Any]:
+    """The last frame of an item; how the run is to go on is one of three things."""
+    match data:
+        case {"control": None}:
+            return data
+        case {"control": {"kind": "interrupt", "text": str()}}:
+            return data
+        case {"control": {"kind": "exit", "text": str(), "returncode": int() | None}}:
+            return data
+    raise wire.WireError("an end that says nothing known")
+
+
+def read_warning(data: Any) -> dict[str, Any]:
+    """The arguments of pytest_warning_recorded out of a frame."""
+    try:
+        module, name = data["category"]
+        category = getattr(sys.modules.get(module), name, None)
+        if not (isinstance(category, type) and issubclass(category, Warning)):
+            category = UserWarning
+        message = warnings.WarningMessage(
+            UserWarning(data["text"]), category, str(data["filename"]), int(data["lineno"]), line=data["line"]
+        )
+        return {"warning_message": message, **{name: data[name] for name in ("when", "nodeid", "location")}}
+    except (LookupError, TypeError, ValueError) as error:
+        raise wire.WireError("a warning that pytest does not know") from error
+
+
+def relay_warning(item: pytest.Item, found: dict[str, Any]) -> None:
     """Announce a child's warning as pytest would have announced it here."""
-    module, name = data["category"]
-    category = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(category, type) and issubclass(category, Warning)):
-        category = UserWarning
-    message = warnings.WarningMessage(
-        UserWarning(data["text"]), category, data["filename"], int(data["lineno"]), line=data["line"]
-    )
-    item.ihook.pytest_warning_recorded.call_historic(
-        kwargs={
-            "warning_message": message,
-            "when": data["when"],
-            "nodeid": data["nodeid"],
-            "location": data["location"],
-        }
-    )
+    item.ihook.pytest_warning_recorded.call_historic(kwargs=found)

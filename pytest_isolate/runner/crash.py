@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 
 from pytest_isolate.outcome import Cause, ExitStatus
-from pytest_isolate.runner import child, compat
+from pytest_isolate.runner import compat, reporter
 
 _MAX_OUTPUT_BYTES = 2 * 1024 * 1024
 When = Literal["setup", "call", "teardown"]
@@ -55,11 +55,13 @@ class Outputs:
 def _text(fd: int) -> str:
     size = os.fstat(fd).st_size
     head = os.pread(fd, min(size, _MAX_OUTPUT_BYTES), 0)
-    text = child.cut(head.decode("utf-8", "replace"))
+    text = reporter.cut(head.decode("utf-8", "replace"))
     return text if size <= _MAX_OUTPUT_BYTES else f"{text}\n[... {size - _MAX_OUTPUT_BYTES} more bytes not shown ...]"
 
 
-_RUNNER_FRAME = re.compile(r'^  File "[^"]*(/_pytest/|/pluggy/|/pytest/__main__|/pytest_isolate/runner/|<frozen runpy>)')
+_RUNNER_FRAME = re.compile(
+    r'^  File "[^"]*(/_pytest/|/pluggy/|/pytest/__main__|/pytest_isolate/runner/|<frozen runpy>)'
+)
 
 
 def without_runner_frames(text: str) -> str:
@@ -89,9 +91,11 @@ def ended_early(status: ExitStatus, when: When, *, garbage: str) -> Ending:
     """Words for a process that ended, or was ended, without having said so."""
     if garbage:
         return Ending(text=f"the test wrote to pytest-isolate's report channel during {when}: {garbage}")
-    if status.code == child.EXIT_CHANNEL_GONE:
-        return Ending(text=f"the test closed pytest-isolate's report channel during {when}: a descriptor it did not open")
-    if status.code == child.EXIT_OUR_FAULT:
+    if status.code == reporter.EXIT_CHANNEL_GONE:
+        return Ending(
+            text=f"the test closed pytest-isolate's report channel during {when}: a descriptor it did not open"
+        )
+    if status.code == reporter.EXIT_OUR_FAULT:
         return Ending(text=f"pytest-isolate itself failed in the test's process during {when}", cause=Cause.SETUP)
     if status.signal is not None:
         core = ", core dumped" if status.core_dumped else ""
@@ -139,6 +143,4 @@ def _honour_xfail(item: pytest.Item, found: pytest.TestReport) -> None:
     raises = expected.raises
     if raises is None or (isinstance(raises, type | tuple) and issubclass(IsolatedCrash, raises)):
         found.outcome = "skipped"
-        found.wasxfail = expected.reason  # type: ignore[attr-defined]
-
-
+        found.wasxfail = expected.reason

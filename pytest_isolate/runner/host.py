@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 
 from pytest_isolate.backend import Backend
-from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.errors import BackendUnavailable, IsolateError
+from pytest_isolate.groups import Groups
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL
 from pytest_isolate.registry import choose
-from pytest_isolate.runner.options import Resolver, Settings
+from pytest_isolate.runner.settings import Resolver, Settings
 
 
 class Host:
@@ -28,6 +29,9 @@ class Host:
         self._backends: dict[int, Backend] = {}
         self._refused: dict[int, str] = {}
         self.degraded: list[str] = []
+        self.groups = Groups(
+            mode=resolver.cgroup_mode, run_id=getattr(config, "workerinput", {}).get("workerid", "main")
+        )
 
     def check(self, settings: Settings) -> str:
         """Find a backend; return why not, with --isolate-missing=skip, or an empty string.
@@ -40,9 +44,13 @@ class Host:
         if id(settings) in self._refused:
             return self._refused[id(settings)]
         try:
-            self._take(settings, settings, choose(settings.policy, settings.backends))
+            settled = self.groups.settle(settings.policy)
+            given = settings if settled is settings.policy else replace(settings, policy=settled)
+            self._take(settings, given, choose(settled, settings.backends))
         except BackendUnavailable as error:
             return self._missing(settings, error)
+        except IsolateError as error:
+            raise pytest.UsageError(f"pytest-isolate: {error}") from error
         return ""
 
     def _take(self, asked: Settings, given: Settings, backend: Backend) -> None:

@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_isolate.runner.fixtures import sandbox, sandbox_session
+from pytest_isolate.runner.options import MARKER_HELP, add_options, is_asked_for
+
 if TYPE_CHECKING:
     from pytest_isolate.runner.protocol import Isolation
+    from pytest_isolate.runner.settings import Resolver
+
+__all__ = ["sandbox", "sandbox_session"]  # pytest finds fixtures in the module it loads
 
 _NAME = "isolate-runner"
 _resolver_key = pytest.StashKey[Any]()
+_inside_key = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     _refuse_namesake(pluginmanager)
-    from pytest_isolate.runner.options import add_options
-
     add_options(parser)
 
 
@@ -35,22 +40,36 @@ def _refuse_namesake(pluginmanager: pytest.PytestPluginManager) -> None:
         )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_isolate.runner.options import MARKER_HELP, Resolver
-
     config.addinivalue_line("markers", MARKER_HELP)
-    config.stash[_resolver_key] = resolver = Resolver(config)
-    if resolver.isolates_all:
+    channel = os.environ.pop("PYTEST_ISOLATE_CHANNEL", None)
+    if channel is not None:  # we are the new interpreter of one isolated test
+        from pytest_isolate.runner.fresh import Fresh
+
+        config.stash[_inside_key] = True
+        config.pluginmanager.register(Fresh(config, channel), _NAME)
+    elif is_asked_for(config):
         _activate(config)
+
+
+def _resolver(config: pytest.Config) -> Resolver:
+    """The run's resolver; made at the first need, for it brings the whole vocabulary of policies with it."""
+    found: Resolver | None = config.stash.get(_resolver_key, None)
+    if found is None:
+        from pytest_isolate.runner.settings import Resolver
+
+        found = config.stash[_resolver_key] = Resolver(config)
+    return found
 
 
 def _activate(config: pytest.Config) -> Isolation:
     """Register the runner; with --isolate, find out at once whether this host can do what is asked."""
     runner: Isolation | None = config.pluginmanager.get_plugin(_NAME)
     if runner is None:
+        resolver = _resolver(config)
         from pytest_isolate.runner.protocol import Isolation
 
-        resolver = config.stash[_resolver_key]
         runner = Isolation(config, resolver)
         config.pluginmanager.register(runner, _NAME)
         if resolver.isolates_all and resolver.default.mode != "inprocess":
@@ -61,9 +80,11 @@ def _activate(config: pytest.Config) -> Isolation:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Check every item's settings before the first test runs: a typing error is not found an hour later."""
-    resolver = config.stash[_resolver_key]
-    if not resolver.isolates_all and not any(item.get_closest_marker("isolate") for item in items):
+    if config.stash.get(_inside_key, False):
         return
+    if not is_asked_for(config) and not any(item.get_closest_marker("isolate") for item in items):
+        return
+    resolver = _resolver(config)
     for item in items:
         settings = resolver.item(item)
         if settings.enabled and settings.mode != "inprocess":
@@ -74,7 +95,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     runner = config.pluginmanager.get_plugin(_NAME)
-    return [] if runner is None else runner.header()
+    return [] if runner is None or _inside_key in config.stash else runner.header()
 
 
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:

@@ -1,72 +1,43 @@
 """Parent side: which process runs which item, what the parent sets up before it and tears down after it.
 
-Owns: the plugin object `isolate-runner`, the child that serves a group, the bodies still to be collected.
-Refuses: to listen to a child (conversation.py) and to word what it sees (report.py, crash.py).
+Owns: the plugin object `isolate-runner`, the child that serves a group and the one forked ahead of its turn.
+Refuses: to start and end processes (workers.py), to listen to them (conversation.py), to word what it sees.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from _pytest.scope import Scope
 
-from pytest_isolate.backend import Process
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.policy import Namespace
-from pytest_isolate.runner import child, compat, crash, report, wire
-from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict, living_leftovers
+from pytest_isolate.runner import child, compat, crash, deadline, report, reporter, verdict
+from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
-from pytest_isolate.runner.options import Resolver, Settings
+from pytest_isolate.runner.settings import Resolver, Settings
+from pytest_isolate.runner.workers import EXIT_S, Workers
 
-_SCOPE_NODES: dict[str, type] = {"class": pytest.Class, "module": pytest.Module}
+_SCOPE_NODES: dict[str, type[pytest.Collector]] = {"class": pytest.Class, "module": pytest.Module}
 _WIDEST = {"function": Scope.Function, "class": Scope.Class, "module": Scope.Module}
-#: More bodies than this are not left lying: the next test waits for the oldest.
-_MAX_BODIES = 4
-#: What a child that has said its last word may take to end.
-_EXIT_S = 10.0
 
 
-class Reaper:
-    """Processes that have said their last word: their ends are collected while the next test already runs."""
-
-    def __init__(self) -> None:
-        self._bodies: list[Process] = []
-
-    def add(self, process: Process) -> None:
-        self._bodies.append(process)
-        self.collect(keep=_MAX_BODIES)
-
-    def collect(self, keep: int) -> None:
-        """Collect what has ended; wait for the oldest until at most ``keep`` are left."""
-        self._bodies = [body for body in self._bodies if not self._collected(body, block=False)]
-        while len(self._bodies) > keep:
-            self._collected(self._bodies.pop(0), block=True)
-
-    @staticmethod
-    def _collected(body: Process, *, block: bool) -> bool:
-        done = body.reap(block)
-        if done:
-            body.close()
-        return done
-
-
-class Isolation:
+class Isolation(reporter.Listener):
     """The plugin object: runs items in processes of their own. In a child it is the only reporter left."""
 
     def __init__(self, config: pytest.Config, resolver: Resolver) -> None:
         self._config = config
         self._resolver = resolver
         self.host = Host(config, resolver)
-        self.reporter: child.Reporter | None = None
+        self.reporter = None
+        self._workers = Workers(self.host, self._serve)
         self._worker: TestProcess | None = None
-        self._reaper = Reaper()
+        self._ahead: TestProcess | None = None
+        self._may_fork_ahead: bool | None = None
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
         self.tally = report.Tally()
@@ -83,28 +54,11 @@ class Isolation:
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
         return [line + scope, *(f"isolate: DEGRADED {text}" for text in self.host.degraded)]
 
-    # -- what the child tells its parent --------------------------------------------------------------------------
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self.reporter is not None:
-            self.reporter.report(report)
-
-    def pytest_runtest_logstart(self) -> None:
-        if self.reporter is not None:
-            self.reporter.send("start")
-
-    def pytest_runtest_logfinish(self) -> None:
-        if self.reporter is not None:
-            self.reporter.send("finish")
-
-    def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str, location: Any) -> None:
-        if self.reporter is not None:
-            self.reporter.warning(warning_message, when, nodeid, location)
-
-    def pytest_enter_pdb(self) -> None:
-        if self.reporter is not None:
-            self.reporter.send("debugger")
+        super().pytest_runtest_logreport(report)
+        if self.reporter is None:
+            self.tally.note(report)
 
     # -- the parent -----------------------------------------------------------------------------------------------
 
@@ -132,7 +86,22 @@ class Isolation:
     def pytest_sessionfinish(self) -> None:
         if self.reporter is None:
             self._retire()
-            self._reaper.collect(keep=0)
+            self._workers.close()
+            self.host.groups.close()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        report.summarize(terminalreporter, self.tally)
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:
+        """In the child: name the limit of ours that explains an exception."""
+        outcome: Any = yield
+        if self.reporter is None or call.excinfo is None:
+            return
+        report = outcome.get_result()
+        cause = verdict.of_exception(call.excinfo.value, self.reporter.link.limits)
+        if cause is not None and report.failed:
+            verdict.mark(report, [cause])
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> bool | None:
@@ -140,7 +109,7 @@ class Isolation:
         if not self._runs(item):
             return None
         if self.reporter is not None:
-            child.dump_stacks_on_signal(self.reporter.link.trace_fd)
+            reporter.dump_stacks_on_signal(self.reporter.link.trace_fd)
             self.reporter.send("timer", {"timeout_s": settings.timeout})
         else:
             self._timeout_s = settings.timeout
@@ -173,26 +142,32 @@ class Isolation:
             item,
             worker,
             timeout_s=self._deadline_s(settings),
+            policy_timeout_s=None if self._debugs() else settings.policy.timeout_s,
             grace_s=settings.policy.grace_s,
             slow_s=settings.slow_s,
         )
         talk.setup_s = time.monotonic() - began
-        verdict = talk.run()
-        stop = bool(item.session.shouldfail or item.session.shouldstop or verdict.interrupted)
-        if verdict.over or following is None:
-            self._bury(verdict)
+        result = talk.run(meanwhile=lambda: self._fork_ahead(item, nextitem, settings))
+        stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted or result.control)
+        if result.over or following is None:
+            self._bury(result)
         elif stop:
             self._retire()
-        self._judge(item, talk, verdict, settings)
-        failure, sections = self._run_teardown(item, None if stop or verdict.control else nextitem)
+        if stop:
+            self._drop_ahead()
+        self._judge(item, talk, result, settings)
+        failure, sections = self._run_teardown(item, None if stop else nextitem)
         talk.finish(failure, sections)
-        _continue_as(verdict)
+        _continue_as(result)
 
     def _deadline_s(self, settings: Settings) -> float | None:
         """pytest-timeout's figure for the item, else ours; none while a person debugs."""
-        if self._config.getoption("usepdb") or self._config.getoption("trace", False):
+        if self._debugs():
             return None
         return self._timeout_s or settings.policy.timeout_s
+
+    def _debugs(self) -> bool:
+        return bool(self._config.getoption("usepdb") or self._config.getoption("trace", False))
 
     def _same_group(self, item: pytest.Item, group: Any) -> bool:
         settings = self._resolver.item(item)
@@ -205,23 +180,66 @@ class Isolation:
         if self._worker is not None and group is not None and self._worker.group == group:
             with contextlib.suppress(OSError):  # it died while it waited: start another
                 self._worker.send_run(self._place(item), None if following is None else self._place(following))
+                self._worker.last = item
                 return self._worker
             self._bury(Verdict(died=True))
         self._retire()
-        with compat.phase(item, "setup"):
-            self._set_up(item, settings, group, limit)
-        self._worker = self._start(item, following, settings)
+        if self._ahead is not None and self._ahead.item is item:
+            self._worker, self._ahead = self._ahead, None
+            with contextlib.suppress(OSError):  # it died at the gate: start another
+                self._worker.send_run(0, None)
+                return self._worker
+            self._bury(Verdict(died=True))
+        self._drop_ahead()
+        if settings.mode == "fresh":
+            self._worker = self._workers.start_fresh(item, settings)
+            return self._worker
+        if not self._is_set_up(item, settings):
+            with compat.phase(item, "setup"):
+                self._set_up(item, settings, group, limit)
+        self._worker = self._start(item, following, settings, gated=False)
         self._worker.group = group
-        self._worker.item = item
         return self._worker
+
+    def _is_set_up(self, item: pytest.Item, settings: Settings) -> bool:
+        """True when nothing is left to set up here: the usual case from a module's second test on."""
+        return settings.scope == "function" and compat.is_set_up(item, item.parent, ())
+
+    def _fork_ahead(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
+        """While ``item`` runs, fork the child of the next one, where nothing has to change here before its turn."""
+        if nextitem is None or not self._can_go_ahead(item, nextitem, settings):
+            return
+        compat.set_up_wide_fixtures(nextitem, Scope.Function)  # all made: this only links them to the item
+        with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn
+            self._ahead = self._start(nextitem, None, settings, gated=True)
+
+    def _can_go_ahead(self, item: pytest.Item, nextitem: pytest.Item, settings: Settings) -> bool:
+        if self._may_fork_ahead is None:
+            debugging = self._config.getoption("usepdb") or self._config.getoption("trace", False)
+            self._may_fork_ahead = not debugging and compat.wrappers_may_nest(item, self)
+        return (
+            self._may_fork_ahead
+            and (settings.scope, settings.mode) == ("function", "fork")
+            and self._resolver.item(nextitem) is self._resolver.item(item)
+            and nextitem.parent is item.parent
+            and not compat.is_skipped(nextitem)
+            and compat.is_set_up(nextitem, item.parent, compat.wide_parameters(item, Scope.Function))
+        )
+
+    def _drop_ahead(self) -> None:
+        """End a child whose turn did not come."""
+        worker, self._ahead = self._ahead, None
+        if worker is not None:
+            self._workers.bury(worker, Verdict(died=True))
 
     def _set_up(self, item: pytest.Item, settings: Settings, group: Any, limit: Any) -> None:
         """Set up, once and here, what is wider than the child's scope. What fails is cached and fails there again."""
         widest = _WIDEST[settings.scope] if group is not None else Scope.Function
         try:
-            compat.set_up_collectors(item, limit)
-            for member in self._members(item, group):
-                compat.set_up_wide_fixtures(member, widest)
+            with deadline.at_most(self._deadline_s(settings), "a fixture wider than the test"):
+                compat.set_up_collectors(item, limit)
+                for member in self._members(item, group):
+                    compat.set_up_wide_fixtures(member, widest)
         except (KeyboardInterrupt, pytest.exit.Exception):
             raise
         except BaseException:
@@ -239,32 +257,18 @@ class Isolation:
             if not compat.is_skipped(other):
                 yield other
 
-    def _start(self, item: pytest.Item, following: pytest.Item | None, settings: Settings) -> TestProcess:
+    def _start(
+        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool
+    ) -> TestProcess:
+        compat.make_base_temp(self._config)
         compat.flush(self._config)
-        self._reaper.collect(keep=_MAX_BODIES)
-        ours_fd, theirs_fd = (end.detach() for end in socket.socketpair())
-        worker = TestProcess(channel_fd=ours_fd, outputs=crash.Outputs.make(), reader=wire.Reader(ours_fd))
-        link = child.Link(
-            channel_fd=theirs_fd,
-            out_fd=worker.outputs.out_fd,
-            err_fd=worker.outputs.err_fd,
-            trace_fd=worker.outputs.trace_fd,
-            close_fds=(ours_fd,),
-            dump_stacks=self._deadline_s(settings) is not None,
-            in_pid_namespace=Namespace.PID in settings.policy.namespaces,
+        return self._workers.start(
+            item, following, settings, gated=gated, dump_stacks=self._deadline_s(settings) is not None
         )
-        try:
-            process = self.host.backend(settings).fork(settings.policy)
-        except BaseException:
-            worker.close()
-            os.close(theirs_fd)
-            raise
-        if process is None:
-            self.reporter = child.Reporter(self._config, link)
-            child.serve(item, following, self.reporter, self)
-        os.close(theirs_fd)
-        worker.process = process
-        return worker
+
+    def _serve(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:
+        self.reporter = reporter.Reporter(self._config, link)
+        child.serve(item, following, self.reporter, self)
 
     def _refused(self, item: pytest.Item, nextitem: pytest.Item | None, error: IsolateError) -> None:
         """The sandbox could not be made: an error of setup, not a failure of the test."""
@@ -281,44 +285,37 @@ class Isolation:
         held.sections.extend(sections)
         item.ihook.pytest_runtest_logreport(report=failure or held)
 
-    def _judge(self, item: pytest.Item, talk: Conversation, verdict: Verdict, settings: Settings) -> None:
-        if verdict.leftovers and settings.leaks != "ignore":
-            talk.leaked(verdict.leftovers, fail=settings.leaks == "fail")
-            self.tally.leaks.append((item.nodeid, verdict.leftovers))
-        talk.note(verdict.evidence)
+    def _judge(self, item: pytest.Item, talk: Conversation, result: Verdict, settings: Settings) -> None:
+        if result.leftovers and settings.leaks != "ignore":
+            talk.leaked(result.leftovers, fail=settings.leaks == "fail")
+        talk.note(result.evidence)
 
     def _run_teardown(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> tuple[pytest.TestReport | None, list[tuple[str, str]]]:
         """Tear down here what was set up here; a finalizer's error becomes a teardown ERROR of the item."""
+        if compat.is_torn_down(item.session, nextitem):
+            return None, []
         before = len(item._report_sections)
 
         def tear_down() -> None:
-            with compat.phase(item, "teardown"):
+            timeout_s = self._deadline_s(self._resolver.item(item))
+            with (
+                compat.phase(item, "teardown"),
+                deadline.at_most(timeout_s, "the teardown of a fixture wider than the test"),
+            ):
                 compat.teardown(item.session, nextitem)
 
-        call = pytest.CallInfo.from_call(
-            tear_down, when="teardown", reraise=(pytest.exit.Exception, KeyboardInterrupt)
-        )
+        call = pytest.CallInfo.from_call(tear_down, when="teardown", reraise=(pytest.exit.Exception, KeyboardInterrupt))
         sections = compat.report_sections(item)[before:]
         if call.excinfo is None:
             return None, sections
         return pytest.TestReport.from_item_and_call(item, call), sections
 
     def _bury(self, verdict: Verdict) -> None:
-        """The child has said its last word: find what it leaves behind, unless it saw that it was alone."""
         worker, self._worker = self._worker, None
         assert worker is not None
-        worker.close()
-        process = worker.process
-        if not verdict.died and not verdict.evidence.get("alone"):
-            exited = process.wait(_EXIT_S)
-            if exited is None or exited.leftovers:
-                verdict.leftovers = living_leftovers(process)
-            process.kill()
-        elif verdict.died:
-            process.kill()
-        self._reaper.add(process)
+        self._workers.bury(worker, verdict)
 
     def _retire(self) -> None:
         """Let the living child of a group, if there is one, tear down what it had set up for it, then end it."""
@@ -328,7 +325,7 @@ class Isolation:
         verdict = Verdict(died=True)
         with contextlib.suppress(OSError):
             worker.send_end()
-            talk = Conversation(worker.item, worker, timeout_s=_EXIT_S, grace_s=1.0, slow_s=_EXIT_S)
+            talk = Conversation(worker.last, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
             verdict = talk.run()
             talk.finish(None, [])
         self._bury(verdict)
@@ -349,8 +346,8 @@ def group_of(item: pytest.Item, settings: Settings) -> tuple[Any, Any]:
 
     Two items of one class or module still differ where a wider fixture has another parameter, or the policy differs.
     """
-    kind = _SCOPE_NODES.get(settings.scope)
-    node = item.getparent(kind) if kind is not None else None
+    kind = _SCOPE_NODES.get(settings.scope) if settings.mode == "fork" else None
+    node: pytest.Collector | None = item.getparent(kind) if kind is not None else None
     if node is None:
         return None, None
     return (id(node), compat.wide_parameters(item, _WIDEST[settings.scope]), id(settings)), node
@@ -358,10 +355,10 @@ def group_of(item: pytest.Item, settings: Settings) -> tuple[Any, Any]:
 
 def _continue_as(verdict: Verdict) -> None:
     """Raise here what ended the run there."""
-    if verdict.interrupted:
-        raise KeyboardInterrupt
     match verdict.control:
         case {"kind": "exit", "text": text, "returncode": returncode}:
             pytest.exit(text, returncode=returncode)
-        case {"kind": "interrupt"}:
-            raise KeyboardInterrupt
+        case {"kind": "interrupt", "text": place}:
+            raise KeyboardInterrupt(f"in the test's process, at {place}")
+    if verdict.interrupted:
+        raise KeyboardInterrupt

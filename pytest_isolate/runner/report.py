@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_isolate.outcome import Cause, Leftover
+from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Policy
 from pytest_isolate.units import format_bytes, format_seconds
 
@@ -26,11 +26,21 @@ _LETTERS = {
 }
 
 
+#: Title of the section of a report that names what was left behind.
+LEAK_SECTION = "Leaked processes"
+
+
 @dataclass(slots=True)
 class Tally:
     """What the run has seen, for the summary at its end."""
 
-    leaks: list[tuple[str, list[Leftover]]] = field(default_factory=list)
+    leaks: list[tuple[str, list[str]]] = field(default_factory=list)
+
+    def note(self, report: Any) -> None:
+        """Remember the leaks a report tells of, whichever process or xdist worker it came from."""
+        for title, text in report.sections:
+            if title == LEAK_SECTION:
+                self.leaks.append((report.nodeid, text.splitlines()[1:]))
 
 
 def status(report: Any) -> tuple[str, str, str] | None:
@@ -42,6 +52,17 @@ def status(report: Any) -> tuple[str, str, str] | None:
     if report.failed:
         return ("failed" if report.when == "call" else "error"), letter, str(cause)
     return "", letter if cause == Cause.LEAK else "", str(cause) if cause == Cause.LEAK else ""
+
+
+def summarize(terminal: Any, tally: Tally) -> None:
+    """Name, at the end of the run, what tests left behind: a test that passed shows its sections nowhere else."""
+    if not tally.leaks or terminal.config.get_verbosity() < 0:
+        return
+    terminal.section("leaked processes (killed)", yellow=True)
+    for nodeid, lines in tally.leaks:
+        terminal.line(nodeid)
+        for line in lines:
+            terminal.line(f"    {line}")
 
 
 def describe(policy: Policy) -> str:

@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_library_the_init_and_the_ebpf_sources(wheel: Path) 
     if HAS_NATIVE:
         assert {"pytest_isolate/_native/libisolate.so", "pytest_isolate/_native/isolate-init"} <= names
     if HAS_BPF:
-        expected = {f"pytest_isolate/_bpf/{path.name}" for path in (ROOT / "bpf").glob("*.[ch]")}
+        expected = {f"pytest_isolate/_bpf/sources/{path.name}" for path in (ROOT / "bpf").glob("*.[ch]")}
         assert expected <= names
     assert not [name for name in names if name.startswith(("tests/", "native/", "bpf/", "benchmarks/"))]
 
@@ -121,7 +121,8 @@ def test_an_editable_installation_builds_in_place(tmp_path: Path, require: Calla
 def test_without_a_compiler_the_message_names_the_package(
     tmp_path: Path, require: Callable[[str, bool, str], None]
 ) -> None:
-    require("setuptools", importlib.util.find_spec("setuptools") is not None, "pip install setuptools")
+    has_setuptools = importlib.util.find_spec("setuptools.command.bdist_wheel") is not None
+    require("setuptools", has_setuptools, "pip install setuptools>=77")
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "make").symlink_to(shutil.which("make") or "/usr/bin/make")

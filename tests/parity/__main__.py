@@ -90,6 +90,7 @@ def run_suite(python: Path, tree: Path, record: Path, args: Sequence[str], timeo
     content = json.loads(record.read_text())
     return compare.Run(
         exitstatus=content["exitstatus"],
+        collected=content["collected"],
         wall_s=wall_s,
         tests=content["tests"],
         collect_errors=content["collect_errors"],
@@ -132,6 +133,10 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
             plain = run_suite(
                 python, tree, runs / f"plain-{number}.json", ["-p", "no:isolate", *suite.args], options.timeout
             )
+            if reason := compare.incomplete(plain):
+                raise RunError(
+                    f"run plainly, {reason}: there is nothing to compare with; see {runs}/plain-{number}.log"
+                )
             result.plain.append(plain)
         if not options.plain_only:
             args = [*shlex.split(options.args), *suite.args]
@@ -274,15 +279,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 results.append(measure(suite, wheel, work, options))
                 print("  ".join(row(results[-1])), flush=True)
     print()
-    for result in results:
-        print("\n".join(details(result, options.show or sys.maxsize)), end="\n" if result.error or result.plain else "")
+    for line in (line for result in results for line in details(result, options.show or sys.maxsize)):
+        print(line)
     print()
     print("\n".join(table([COLUMNS, *(row(result) for result in results)])))
     status = exit_status(results)
-    differ = sum(len(result.verdict) for result in results)
-    print(
-        f"\n{sum(len(r.plain[0].tests) for r in results if r.plain)} tests in {len(results)} suites, {differ} outcomes differ"
-    )
+    compared = [result for result in results if result.other and not result.error]
+    tests = sum(len(result.plain[0].tests) for result in compared)
+    differ = sum(len(result.verdict) for result in compared)
+    print(f"\n{tests} tests in {len(compared)} suites, {differ} outcomes differ")
+    if failed := [result.suite.name for result in results if result.error]:
+        print(f"not compared, see above: {', '.join(failed)}")
     return status
 
 

@@ -19,6 +19,7 @@ class Run:
     """One run of a suite. ``tests`` maps a nodeid to its reports in order, as the recorder wrote them."""
 
     exitstatus: int
+    collected: int
     wall_s: float
     tests: Mapping[str, Sequence[Mapping[str, Any]]]
     collect_errors: Mapping[str, str]
@@ -52,6 +53,15 @@ def phases_of(reports: Sequence[Mapping[str, Any]]) -> str:
     subtests = Counter(report["outcome"] for report in reports if report["subtest"])
     phases += [f"{count} subtests {outcome}" for outcome, count in sorted(subtests.items())]
     return ", ".join(phases) or MISSING
+
+
+def incomplete(run: Run) -> str:
+    """Why this run says nothing about its suite, or the empty string: pytest gave up, or did not run all that it collected."""
+    if run.exitstatus not in (0, 1):
+        return f"pytest ended with exit status {run.exitstatus}"
+    if len(run.tests) < run.collected:
+        return f"{run.collected} tests were collected, {len(run.tests)} ran"
+    return ""
 
 
 def summary(run: Run) -> Counter[str]:

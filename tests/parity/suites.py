@@ -61,7 +61,9 @@ SUITES: Sequence[Suite] = (
         name="psutil",
         version="7.2.2",
         requires=("psleak", "pytest-instafail==0.5.0", _XDIST, "setuptools"),
-        note="its configuration sets -s (no capture) and asks for instafail and xdist; looks at the processes of the host",
+        args=("-o", "verbosity_subtests=0"),
+        note="its configuration sets -s (no capture) and asks for instafail and xdist; its verbosity_subtests is a string, which "
+        "pytest 9.2 refuses in the middle of the run: given again with -o. Looks at the processes of the host",
     ),
     Suite(name="cachetools", version="8.0.0", note="its tox adds --cov, which measures and decides nothing"),
     Suite(name="itsdangerous", version="2.2.0", requires=("freezegun==1.5.5",)),
@@ -69,9 +71,9 @@ SUITES: Sequence[Suite] = (
     Suite(
         name="python-dateutil",
         version="4.0.0",
-        requires=(_HYPOTHESIS, "freezegun==1.5.5", "attrs==26.1.0"),
+        requires=(_HYPOTHESIS, "freezegun==1.5.5", "attrs==26.1.0", "pytest-cov==7.1.0"),
         args=("tests", "docs"),
-        note="its tox adds -n auto; here it runs in one process",
+        note="its tox adds -n auto and --cov; here it runs in one process, unmeasured (pytest-cov is there for its marker)",
     ),
     Suite(name="idna", version="3.20", requires=(_HYPOTHESIS,)),
 )

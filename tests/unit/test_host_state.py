@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import host_state
+from tests.conftest import require
 
 SETTLE_S = 0.1
 
@@ -63,3 +65,49 @@ def test_a_run_that_leaves_a_process_fails_and_says_so(pytester: pytest.Pytester
     os.kill(int((pytester.path / "left").read_text()), 9)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*the host is not as it was before*", "process *: sleep 3*"])
+
+
+def test_a_cgroup_belongs_to_another_run_only_while_its_owner_lives() -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    assert host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-run1-{os.getppid()}-77-4026531836")
+    assert host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-run1-{os.getppid()}-77.scope")
+    assert not host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-run1-{os.getpid()}-77-4026531836")
+    assert not host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-1-{dead.pid}-1-1")
+    assert not host_state._of_another_run("/sys/fs/cgroup/isolate-leftover-1")
+
+
+def test_a_cgroup_is_found() -> None:
+    roots = [root for root in host_state._cgroup_roots() if os.access(root, os.W_OK)]
+    require("cgroups", bool(roots), "no cgroup hierarchy is writable for this user")
+    place = os.path.join(roots[0], f"pytest-isolate-leak-{os.getpid()}-0-0")
+    before = host_state.observe()
+    os.mkdir(place)
+    try:
+        lines = host_state.remains(before, SETTLE_S)
+    finally:
+        os.rmdir(place)
+    assert lines == [f"cgroup: {place}"]
+    assert host_state.remains(before) == []
+
+
+MOUNTS = """
+import subprocess
+import sys
+from tests import host_state
+before = host_state.observe()
+subprocess.run(["mount", "-t", "tmpfs", "left", "/mnt"], check=True)
+print(host_state.remains(before, 0.1))
+subprocess.run(["umount", "/mnt"], check=True)
+print(host_state.remains(before, 0.1))
+"""
+
+
+def test_a_mount_is_found() -> None:
+    command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", MOUNTS]
+    if os.getuid():
+        command[1:1] = ["--user", "--map-root-user"]
+    can = subprocess.run([*command[: command.index(sys.executable)], "true"], capture_output=True, text=True)
+    require("namespaces", can.returncode == 0, can.stderr.strip())
+    result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert result.stdout.splitlines() == ["['mount: /mnt (root /, tmpfs, left) x1']", "[]"], result.stderr

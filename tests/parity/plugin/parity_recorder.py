@@ -42,8 +42,12 @@ class Recorder:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.collected = 0
         self.tests: dict[str, list[dict[str, object]]] = {}
         self.collect_errors: dict[str, str] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.collected = len({item.nodeid for item in session.items})
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """For the reader of a run that does not end: which test it was at."""
@@ -60,7 +64,12 @@ class Recorder:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        content = {"exitstatus": int(exitstatus), "tests": self.tests, "collect_errors": self.collect_errors}
+        content = {
+            "exitstatus": int(exitstatus),
+            "collected": self.collected,
+            "tests": self.tests,
+            "collect_errors": self.collect_errors,
+        }
         partial = f"{self.path}.partial"
         with open(partial, "w") as file:
             json.dump(content, file)

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: MIT
+/*
+ * launch.c - the caller's side of a start: everything made before the clone, everything taken away after it.
+ *
+ * From the clone until the child no longer shares our memory, the child runs on this thread's thread-local storage:
+ * in between only raw system calls are made here.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "launch.h"
+#include "raw.h"
+
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
+#ifndef CLONE_CLEAR_SIGHAND
+#define CLONE_CLEAR_SIGHAND 0x100000000ULL
+#endif
+#define ALL_NAMESPACES                                                                                                 \
+	((uint64_t)CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID |        \
+	 CLONE_NEWNET | CLONE_NEWTIME)
+
+int iso_launch_note(struct launch *l, int step, int err)
+{
+	l->failure.step = step;
+	l->failure.err = err;
+	l->failure.index = -1;
+	return -err;
+}
+
+/* ---- before ---- */
+
+static bool sane(const struct iso_plan *plan, const struct iso_exec *exec)
+{
+	bool maps = plan->uid_map_count || plan->gid_map_count;
+
+	if (plan->version != ISO_ABI_VERSION || plan->size != sizeof(*plan) || (exec && exec->size != sizeof(*exec)))
+		return false;
+	if (plan->namespaces & ~ALL_NAMESPACES || plan->flags & ~(uint64_t)ISO_FLAGS_ALL)
+		return false;
+	if (plan->seccomp_count > 4096 || plan->pdeathsig > 64)
+		return false;
+	return !maps || (plan->namespaces & CLONE_NEWUSER);
+}
+
+static uint64_t joined_namespaces(const struct iso_plan *plan)
+{
+	const struct iso_join *joins = iso_ptr(plan->joins);
+	uint64_t all = 0;
+	uint32_t i;
+
+	for (i = 0; i < plan->joins_count; i++)
+		all |= joins[i].flags;
+	return all;
+}
+
+/* One id that is our own may be mapped by the child itself; all else needs our privileges. user_namespaces(7). */
+static bool is_own_id(const struct iso_idmap *map, uint32_t count, uint32_t id)
+{
+	return count == 0 || (count == 1 && map->count == 1 && map->outside == id);
+}
+
+/* Lowering a limit that exists cannot fail. */
+static bool limits_only_lower(const struct iso_plan *plan)
+{
+	const struct iso_rlimit *limits = iso_ptr(plan->rlimits);
+	struct rlimit64 now;
+	uint32_t i;
+
+	for (i = 0; i < plan->rlimits_count; i++)
+		if (prlimit64(0, (enum __rlimit_resource)limits[i].resource, NULL, &now) ||
+		    limits[i].hard > now.rlim_max || limits[i].soft > limits[i].hard)
+			return false;
+	return true;
+}
+
+/* What is left to the forked process itself: session, umask, no_new_privs cannot fail either. */
+static bool main_cannot_fail(const struct launch *l)
+{
+	const struct iso_plan *plan = l->plan;
+	bool inside = plan->namespaces || plan->joins_count || plan->mounts_count || plan->cwd || plan->hostname ||
+		      plan->cgroup_fd_plus1 || plan->cgroup_procs_fds_count || (plan->flags & ISO_LOOPBACK_UP);
+
+	if (!l->has_init && inside)
+		return false;
+	return !(plan->flags & (ISO_SET_CAPABILITIES | ISO_CLOSE_FDS)) && !plan->landlock_fd_plus1 &&
+	       !plan->joins_count && !plan->seccomp_count && !plan->keep_fds_count && limits_only_lower(plan);
+}
+
+static void decide(struct launch *l)
+{
+	const struct iso_plan *plan = l->plan;
+	uint64_t joined = joined_namespaces(plan);
+
+	l->has_init = (plan->namespaces | joined) & CLONE_NEWPID;
+	l->private_main = l->exec && (joined & CLONE_NEWTIME);
+	l->shared_memory = l->has_init || (l->exec && !l->private_main);
+	l->parent_maps = !is_own_id(iso_ptr(plan->uid_map), plan->uid_map_count, l->caller_uid) ||
+			 !is_own_id(iso_ptr(plan->gid_map), plan->gid_map_count, l->caller_gid);
+	l->reports = l->exec ? l->private_main : !main_cannot_fail(l);
+	if (!l->has_init && !l->exec)
+		l->late_namespaces = plan->namespaces; /* fork(2) takes no flags */
+	else if (plan->cgroup_procs_fds_count)
+		l->late_namespaces = plan->namespaces & CLONE_NEWCGROUP; /* its root is where we then are */
+}
+
+/* A child that executes a program never leaves its frames, so a sanitizer still thinks of them at this address. */
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+static void forget_old_frames(char *at, size_t bytes)
+{
+#ifdef SANITIZED
+	extern void __asan_unpoison_memory_region(void const volatile *at, size_t bytes);
+
+	__asan_unpoison_memory_region(at, bytes);
+#else
+	(void)at;
+	(void)bytes;
+#endif
+}
+
+static int open_arena(struct launch *l)
+{
+	char *at =
+		mmap(NULL, ISO_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (at == MAP_FAILED)
+		return -errno;
+	forget_old_frames(at, ISO_ARENA_BYTES);
+	l->arena = at;
+	l->init_stack = at + ISO_GUARD_BYTES;
+	l->main_stack = l->init_stack + ISO_STACK_BYTES + ISO_GUARD_BYTES;
+	l->uid_text = l->main_stack + ISO_STACK_BYTES;
+	l->gid_text = l->uid_text + ISO_MAP_TEXT_BYTES;
+	if (mprotect(at, ISO_GUARD_BYTES, PROT_NONE) ||
+	    mprotect(l->main_stack - ISO_GUARD_BYTES, ISO_GUARD_BYTES, PROT_NONE))
+		return -errno;
+	return 0;
+}
+
+static int write_map_texts(struct launch *l)
+{
+	const struct iso_plan *plan = l->plan;
+	size_t bytes = ISO_MAP_TEXT_BYTES;
+
+	if (plan->uid_map_count && !iso_map_text(l->uid_text, bytes, iso_ptr(plan->uid_map), plan->uid_map_count))
+		return -E2BIG;
+	if (plan->gid_map_count && !iso_map_text(l->gid_text, bytes, iso_ptr(plan->gid_map), plan->gid_map_count))
+		return -E2BIG;
+	return 0;
+}
+
+/* A pipe would do but where a forked child without shared memory asks for its maps and waits. */
+static int open_channels(struct launch *l)
+{
+	int type = SOCK_STREAM | SOCK_CLOEXEC;
+
+	if (l->reports && socketpair(AF_UNIX, type, 0, l->report_fd))
+		return -errno;
+	if (!l->has_init)
+		return 0;
+	if (socketpair(AF_UNIX, type, 0, l->status_fd))
+		return -errno;
+	l->parent_pidfd = iso_pidfd_open(l->caller_pid);
+	return l->parent_pidfd < 0 ? l->parent_pidfd : 0;
+}
+
+static int open_init(struct launch *l)
+{
+	const char *path = iso_ptr(l->plan->init);
+
+	if (!l->has_init)
+		return 0;
+	l->init_fd = path ? open(path, O_PATH | O_CLOEXEC) : -1;
+	if (l->init_fd >= 0)
+		return 0;
+	return iso_launch_note(l, ISO_STEP_INIT, path ? errno : ENOENT);
+}
+
+static void block_signals(struct launch *l)
+{
+	uint64_t all = ~0ull;
+
+	sigemptyset(&l->caller_mask);
+	raw4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &l->caller_mask, sizeof(all));
+}
+
+/* Raw, so that glibc's own two signals are blocked too, which pthread_sigmask refuses. */
+static void unblock_signals(const struct launch *l)
+{
+	raw4(__NR_rt_sigprocmask, SIG_SETMASK, &l->caller_mask, 0, sizeof(uint64_t));
+}
+
+int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct iso_exec *exec)
+{
+	int err;
+
+	memset(l, 0, sizeof(*l));
+	l->plan = plan;
+	l->exec = exec;
+	l->init_fd = l->parent_pidfd = l->main_pidfd = l->clone.pidfd = l->clone.cgroup_fd = -1;
+	l->status_fd[0] = l->status_fd[1] = l->report_fd[0] = l->report_fd[1] = -1;
+	l->failure.index = -1;
+	l->caller_pid = getpid();
+	l->caller_uid = geteuid();
+	l->caller_gid = getegid();
+	sigaltstack(NULL, &l->caller_altstack);
+	l->dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+	block_signals(l);
+	if (!sane(plan, exec))
+		return iso_launch_note(l, ISO_STEP_PLAN, EINVAL);
+	decide(l);
+	err = open_init(l);
+	if (err)
+		return err;
+	err = open_arena(l);
+	if (!err)
+		err = write_map_texts(l);
+	if (!err)
+		err = open_channels(l);
+	return err ? iso_launch_note(l, ISO_STEP_PREPARE, -err) : 0;
+}
+
+/* ---- during: raw system calls only ---- */
+
+static uint64_t helper_flags(const struct launch *l)
+{
+	uint64_t flags = (l->plan->namespaces & ~l->late_namespaces) | CLONE_CHILD_CLEARTID;
+
+	if (l->shared_memory)
+		flags |= CLONE_VM;
+	if (l->shared_memory && !l->parent_maps)
+		flags |= CLONE_VFORK; /* the kernel then puts the child on this very core */
+	if (l->has_init)
+		flags |= CLONE_FILES; /* its pidfd of the main process is ours; atfork handlers see our table */
+	else
+		flags |= CLONE_CLEAR_SIGHAND;
+	return flags;
+}
+
+/* The kernel clears the word and wakes us when the child leaves our memory, by exec or by its end. */
+static void await_memory(struct launch *l)
+{
+	int alive;
+
+	while ((alive = __atomic_load_n(&l->helper_alive, __ATOMIC_ACQUIRE)))
+		raw4(__NR_futex, &l->helper_alive, FUTEX_WAIT, alive, 0);
+}
+
+static int write_maps_of(struct launch *l, pid_t pid, int *index)
+{
+	char proc[32];
+
+	iso_proc_path(proc, pid);
+	return iso_write_maps(proc, l->uid_text, l->gid_text, false, index);
+}
+
+static void answer_with_maps(struct launch *l, pid_t pid)
+{
+	int index = -1, err = write_maps_of(l, pid, &index);
+
+	l->failure.index = index;
+	__atomic_store_n(&l->maps_written, err ? err : 1, __ATOMIC_RELEASE);
+	raw3(__NR_futex, &l->maps_written, FUTEX_WAKE, 1);
+}
+
+int iso_launch_helper(struct launch *l, int (*run)(void *))
+{
+	pid_t pid;
+
+	l->helper_alive = 1;
+	l->clone.flags = helper_flags(l);
+	l->clone.stack = l->init_stack;
+	l->clone.stack_bytes = ISO_STACK_BYTES;
+	l->clone.cgroup_fd = (int)l->plan->cgroup_fd_plus1 - 1;
+	l->clone.child_tid = &l->helper_alive;
+	pid = iso_clone(&l->clone, run, l);
+	if (pid < 0)
+		return iso_launch_note(l, ISO_STEP_CLONE, -pid);
+	if (l->shared_memory && l->parent_maps)
+		answer_with_maps(l, pid);
+	if (l->shared_memory)
+		await_memory(l);
+	return pid;
+}
+
+/* ---- after ---- */
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+static void answer_over_socket(struct launch *l, pid_t pid)
+{
+	int index = -1, written = write_maps_of(l, pid, &index);
+
+	written = written ? written : 1;
+	send(l->report_fd[0], &written, sizeof(written), MSG_NOSIGNAL);
+}
+
+/* Reads the report of the main process: 0 when it says that every step succeeded. */
+static int read_report(struct launch *l, pid_t pid)
+{
+	struct iso_failure said;
+	ssize_t n;
+
+	for (;;) {
+		n = recv(l->report_fd[0], &said, sizeof(said), MSG_WAITALL);
+		if (n == 0 && l->exec)
+			return 0; /* closed by exec */
+		if (n != sizeof(said))
+			return iso_launch_note(l, ISO_STEP_FORK, ECHILD); /* it was killed before it could say */
+		if (said.step != ISO_STEP_MAPS || said.err)
+			break;
+		answer_over_socket(l, pid);
+	}
+	l->failure = said;
+	return said.step ? -said.err : 0;
+}
+
+/* What the child left in its words. pid: the child, whose maps we may have to write on request. */
+int iso_launch_await(struct launch *l, pid_t pid)
+{
+	close_fd(&l->report_fd[1]);
+	close_fd(&l->status_fd[1]);
+	if (l->failure.step)
+		return -l->failure.err;
+	if (l->has_init && l->main_pidfd < 0)
+		return iso_launch_note(l, ISO_STEP_INIT, ECHILD); /* killed from outside half-way */
+	return l->report_fd[0] >= 0 ? read_report(l, pid) : 0;
+}
+
+static void kill_and_collect(int pidfd)
+{
+	struct iso_exit ignored;
+
+	if (pidfd < 0)
+		return;
+	syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+	while (iso_wait(pidfd, 1, &ignored) == -EINTR)
+		;
+}
+
+static void give_up(struct launch *l)
+{
+	if (l->main_pidfd >= 0 && l->main_pidfd != l->clone.pidfd)
+		syscall(SYS_pidfd_send_signal, l->main_pidfd, SIGKILL, NULL, 0);
+	kill_and_collect(l->clone.pidfd);
+	if (l->main_pidfd != l->clone.pidfd)
+		close_fd(&l->main_pidfd);
+	close_fd(&l->clone.pidfd);
+	close_fd(&l->status_fd[0]);
+}
+
+static void hand_over(struct launch *l, struct iso_child *child)
+{
+	child->main_pidfd = l->has_init ? l->main_pidfd : l->clone.pidfd;
+	child->main_pid = iso_pid_of(child->main_pidfd);
+	child->init_pidfd = l->has_init ? l->clone.pidfd : -1;
+	child->init_pid = l->has_init ? iso_pid_of(l->clone.pidfd) : 0;
+	child->status_fd = l->status_fd[0];
+	child->pad = 0;
+	if (l->has_init)
+		send(l->status_fd[0], "", 1, MSG_NOSIGNAL); /* from now on the init may collect the main process */
+}
+
+void iso_launch_close(struct launch *l)
+{
+	close_fd(&l->status_fd[1]);
+	close_fd(&l->report_fd[0]);
+	close_fd(&l->report_fd[1]);
+	close_fd(&l->parent_pidfd);
+	close_fd(&l->init_fd);
+	if (l->arena)
+		munmap(l->arena, ISO_ARENA_BYTES);
+	unblock_signals(l);
+}
+
+int iso_launch_finish(struct launch *l, int err, struct iso_child *child, struct iso_failure *failure)
+{
+	if (l->dumpable == 1 && (l->parent_maps || l->plan->joins_count))
+		prctl(PR_SET_DUMPABLE, 1, 0, 0, 0); /* a child in our memory changed its credentials */
+	if (err < 0) {
+		give_up(l);
+		*failure = l->failure;
+	} else {
+		hand_over(l, child);
+	}
+	iso_launch_close(l);
+	return err < 0 ? err : 0;
+}

@@ -1,0 +1,66 @@
+"""The command `pytest-isolate`: parses, hands over to one module per subcommand, and turns errors into exit statuses.
+
+Owns: the table of subcommands and the exit statuses. Refuses: to import a subcommand's module before it is asked for.
+To add one: write cli/NAME.py with ``add_arguments(parser)`` and ``run(arguments) -> int``, and add a row to COMMANDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+#: Subcommand -> what it does, as ``--help`` shows it.
+COMMANDS: Mapping[str, str] = MappingProxyType(
+    {"doctor": "what this host can isolate, what it cannot, why, and the fix"}
+)
+
+EXIT_OK = 0
+#: The question was answered, and the answer is no.
+EXIT_NO = 1
+#: The request had no meaning. argparse's own number.
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser(words).parse_args(words)
+    from pytest_isolate.errors import IsolateError, PolicyError
+
+    try:
+        status: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
+    except PolicyError as error:
+        print(f"pytest-isolate {arguments.command}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except IsolateError as error:
+        print(f"pytest-isolate {arguments.command}: {error}", file=sys.stderr)
+        return EXIT_NO
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        return EXIT_OK
+    return status
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Every subcommand by name; the arguments only of the one that is asked for."""
+    parser = argparse.ArgumentParser(prog="pytest-isolate", description="Linux sandboxes for tests.")
+    parser.add_argument("--version", action="version", version=f"pytest-isolate {version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name in words:
+            importlib.import_module(f"{__name__}.{name}").add_arguments(command)
+    return parser
+
+
+def version() -> str:
+    """The installed version; ``unknown`` in a checkout that is not installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("pytest-isolate-sandbox")
+    except metadata.PackageNotFoundError:
+        return "unknown"

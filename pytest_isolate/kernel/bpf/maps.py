@@ -1,0 +1,113 @@
+"""One eBPF map: lookups, updates and batches in plain bytes and ctypes structures.
+
+Owns: nothing but numbers (the file descriptor belongs to the data plane).
+Refuses: to know what a map is for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pytest_isolate.kernel.bpf.layout import MapSpec
+from pytest_isolate.kernel.bpf.libbpf import check, library
+
+_CHUNK = 4096  # keys of one batched read
+_NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)  # 524: ENOTSUPP, which the kernel lets out
+
+
+@dataclass(slots=True)
+class Map:
+    """A map by file descriptor. Keys and values are bytes of the sizes its spec says."""
+
+    name: str
+    fd: int
+    spec: MapSpec
+    _value: ctypes.Array[ctypes.c_char] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        size = self.spec.value_bytes
+        self._value = ctypes.create_string_buffer(
+            self._stride * library().cpus if self.spec.type.per_cpu else max(size, 1)
+        )
+
+    @property
+    def _stride(self) -> int:
+        return (self.spec.value_bytes + 7) & ~7
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value, or None. For a per-CPU map: the values of all possible CPUs, each padded to 8 bytes."""
+        result = library().bpf_map_lookup_elem(self.fd, key, self._value)
+        if result == -errno.ENOENT:
+            return None
+        check(result, f"map {self.name} lookup")
+        return self._value.raw
+
+    def lookup_sum(self, key: bytes) -> tuple[int, ...]:
+        """The value as 64-bit counters, summed over CPUs; zeros when absent."""
+        raw = self.lookup(key)
+        count = self._stride // 8
+        if raw is None:
+            return (0,) * count
+        words = struct.unpack(f"={len(raw) // 8}Q", raw)
+        return tuple(sum(words[i::count]) for i in range(count))
+
+    def update(self, key: bytes, value: bytes | ctypes.Structure, flags: int = 0) -> None:
+        """Store. Raises OSError (E2BIG: full; ENOENT: a cgroup without storage)."""
+        pointer = value if isinstance(value, bytes) else ctypes.byref(value)
+        check(library().bpf_map_update_elem(self.fd, key, pointer, flags), f"map {self.name} update")
+
+    def delete(self, key: bytes) -> bool:
+        """Remove; False when it was not there."""
+        result = library().bpf_map_delete_elem(self.fd, key)
+        return result != -errno.ENOENT and check(result, f"map {self.name} delete") == 0
+
+    def update_batch(self, keys: bytes, values: bytes) -> None:
+        """Store many: packed keys and packed values. One system call where the kernel has it for this type of map."""
+        count = ctypes.c_uint32(len(keys) // self.spec.key_bytes)
+        if not count.value:
+            return
+        result = library().bpf_map_update_batch(self.fd, keys, values, ctypes.byref(count), None)
+        if -result in _NO_BATCH:
+            for key, value in zip(
+                self._split(keys, self.spec.key_bytes), self._split(values, self.spec.value_bytes), strict=True
+            ):
+                self.update(key, value)
+            return
+        check(result, f"map {self.name} batch update")
+
+    def delete_batch(self, keys: bytes) -> None:
+        """Remove many; those already gone do not matter."""
+        count = ctypes.c_uint32(len(keys) // self.spec.key_bytes)
+        if not count.value:
+            return
+        result = library().bpf_map_delete_batch(self.fd, keys, ctypes.byref(count), None)
+        if result:
+            for key in self._split(keys, self.spec.key_bytes):
+                self.delete(key)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every entry, read in batches. Entries that come or go meanwhile may be missed (never for a stopped test)."""
+        keys = ctypes.create_string_buffer(self.spec.key_bytes * _CHUNK)
+        values = ctypes.create_string_buffer(self.spec.value_bytes * _CHUNK)
+        place = ctypes.create_string_buffer(max(self.spec.key_bytes, 8))
+        first = True
+        while True:
+            count = ctypes.c_uint32(_CHUNK)
+            result = library().bpf_map_lookup_batch(
+                self.fd, None if first else place, place, keys, values, ctypes.byref(count), None
+            )
+            if result not in (0, -errno.ENOENT):
+                check(result, f"map {self.name} batch lookup")
+            ks, vs = self._split(keys.raw, self.spec.key_bytes), self._split(values.raw, self.spec.value_bytes)
+            yield from zip(ks[: count.value], vs[: count.value], strict=True)
+            if result:
+                return
+            first = False
+
+    @staticmethod
+    def _split(packed: bytes, size: int) -> Sequence[bytes]:
+        return [packed[at : at + size] for at in range(0, len(packed), size)]

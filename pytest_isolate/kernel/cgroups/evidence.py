@@ -1,0 +1,99 @@
+"""From counters before and after to causes in words. Pure: every verdict rests on a counter that moved.
+
+Owns: when a cgroup's evidence means OOM, PIDS, CPU or a limit that was lost, and how that is said.
+Refuses: to look at exit statuses: a SIGKILL alone is no OOM, and an OOM can hide behind exit status 1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage
+from pytest_isolate.outcome import Cause
+from pytest_isolate.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups.kernel_log import Victim
+    from pytest_isolate.policy import Limits
+
+Verdict = tuple[Cause, str]
+
+
+def verdicts(
+    before: CgroupEvents,
+    after: CgroupEvents,
+    limits: Limits,
+    *,
+    usage: CgroupUsage | None = None,
+    largest: Victim | None = None,
+) -> list[Verdict]:
+    """Causes with a line of evidence each, the gravest first; empty when no limit was hit.
+
+    Args:
+        before: of a cgroup made for this sandbox, ``CgroupEvents()``.
+        usage: for peaks in the text. largest: for the name of the one that was killed.
+    """
+    cost = usage or CgroupUsage()
+    return [
+        *(_lost(name) for name in after.lost),
+        *_oom(before, after, limits, cost, largest),
+        *_pids(before, after, limits, cost),
+        *_cpu_time(before, after, limits),
+    ]
+
+
+def throttling(before: CgroupEvents, after: CgroupEvents, limits: Limits) -> str | None:
+    """A line on what the CPU quota cost, or None. Being slowed down is what was asked for, so it is no cause."""
+    periods, cut = _grown(before.nr_periods, after.nr_periods), _grown(before.nr_throttled, after.nr_throttled)
+    if not cut or limits.cpu_cores is None:
+        return None
+    waited_s = _grown(before.throttled_usec, after.throttled_usec) / 1e6
+    share = f"throttled in {cut} of {periods} periods, {format_seconds(waited_s)} in all"
+    return f"CPU quota of {limits.cpu_cores:g} cores: {share}"
+
+
+def _grown(before: int | None, after: int | None) -> int:
+    return max(0, (after or 0) - (before or 0))
+
+
+def _lost(controller: str) -> Verdict:
+    why = "its cgroup, or the controller in it, was taken away meanwhile"
+    return Cause.SETUP, f"the {controller} limit did not hold: {why}"
+
+
+def _oom(
+    before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: CgroupUsage, largest: Victim | None
+) -> list[Verdict]:
+    kills = _grown(before.oom_kill, after.oom_kill)
+    if not kills:
+        return []
+    hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0
+    own = limits.memory_bytes and (largest.own_limit if largest is not None else hit)
+    peak = f"peak {format_bytes(cost.memory_peak_bytes)}" if cost.memory_peak_bytes is not None else "peak unknown"
+    if own:
+        said = f"OOM-killed: {peak} of {format_bytes(limits.memory_bytes or 0)}"
+    else:
+        said = f"OOM-killed by the host, or by a limit above the sandbox: {peak}"
+    if kills > 1:
+        said += f", {kills} processes killed"
+    if largest is not None:
+        said += f", largest: {largest.name} pid {largest.pid}, rss {format_bytes(largest.rss_bytes)}"
+    return [(Cause.OOM, said)]
+
+
+def _pids(before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: CgroupUsage) -> list[Verdict]:
+    refused = _grown(before.pids_max, after.pids_max)
+    if not refused:
+        return []
+    forks = "1 fork refused" if refused == 1 else f"{refused} forks refused"
+    reached = cost.pids_peak is None or limits.pids is None or cost.pids_peak >= limits.pids
+    if limits.pids is not None and reached:
+        return [(Cause.PIDS, f"{forks}: the limit of {limits.pids} processes and threads was reached")]
+    return [(Cause.PIDS, f"{forks} by a pids limit above the sandbox, or inside it")]
+
+
+def _cpu_time(before: CgroupEvents, after: CgroupEvents, limits: Limits) -> list[Verdict]:
+    used_s = _grown(before.cpu_usec, after.cpu_usec) / 1e6
+    if limits.cpu_time_s is None or used_s < limits.cpu_time_s:
+        return []
+    return [(Cause.CPU, f"used {format_seconds(used_s)} of CPU time of {format_seconds(limits.cpu_time_s)} allowed")]

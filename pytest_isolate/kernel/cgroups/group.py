@@ -1,0 +1,262 @@
+"""One sandbox's cgroup: a directory in each hierarchy it needs, behind one face.
+
+Owns: its directories and file descriptors; limits, live updates, freeze, kill, counters, verdicts, removal.
+Refuses: to block in close(): what cannot go at once is handed to the run, which retries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from pytest_isolate.errors import CleanupError, SetupError
+from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes
+from pytest_isolate.kernel.cgroups.counters import VERSIONS, Counters
+from pytest_isolate.kernel.cgroups.evidence import Verdict, verdicts
+from pytest_isolate.kernel.cgroups.layout import own_paths
+from pytest_isolate.kernel.cgroups.processes import Place
+from pytest_isolate.kernel.cgroups.settings import Setting, controllers_for
+from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage
+from pytest_isolate.kernel.cgroups.volunteer import JOIN_FILE
+from pytest_isolate.policy import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from pytest_isolate.kernel.cgroups.placement import Branch
+
+_NOTHING = Limits()
+
+
+class Cgroup:
+    """A live cgroup. Context manager: leaving it closes the fds and removes the directories, without waiting.
+
+    Made by ``CgroupManager.create``. In a forked child it is inert: only the process that made it removes it.
+    """
+
+    __slots__ = ("_branch_of", "_dir_fd", "_forget", "_owner", "_places", "_procs_fds", "counters", "limits", "name")
+
+    def __init__(self, name: str, branch_of: Mapping[str, Branch], forget: Callable[[str, list[Place]], None]) -> None:
+        self.name = name
+        self.limits = _NOTHING
+        self._forget = forget
+        self._branch_of = branch_of
+        self._places: dict[int, Place] = {}  # by the branch's fd
+        self._dir_fd = -1
+        self._procs_fds: tuple[int, ...] | None = None
+        self.counters = Counters(name, branch_of, self._places)
+        self._owner = os.getpid()
+
+    def make(self, branches: Iterable[Branch], limits: Limits) -> None:
+        """Make the directories and set the limits. On any failure nothing is left.
+
+        Raises:
+            SetupError: step ``cgroup <file>``, errno. BackendUnavailable, PolicyError: a limit that cannot be.
+        """
+        try:
+            for branch in branches:
+                self._grow(branch)
+            if limits is not _NOTHING:
+                self.update(limits)
+        except BaseException:
+            self.close()
+            raise
+
+    def _grow(self, branch: Branch) -> Place:
+        branch.make(self.name)
+        place = Place(branch.fd, self.name, branch.version, branch.controllers)
+        self._places[branch.fd] = place
+        return place
+
+    # Joining
+
+    @property
+    def dir_fd(self) -> int:
+        """Directory fd of the v2 cgroup, for CLONE_INTO_CGROUP and eBPF; -1 without v2. Ours: do not close."""
+        if self._dir_fd < 0:
+            for place in self._places.values():
+                if place.version == 2:
+                    self._dir_fd = cgroupfs.open_directory(self.name, place.dir_fd)
+        return self._dir_fd
+
+    @property
+    def procs_fds(self) -> tuple[int, ...]:
+        """An open file of every v1 directory, for a single-threaded child to write ``0`` to. Ours: do not close.
+
+        The number ``0``, not a pid: only so does the kernel skip its global lock (volunteer.JOIN_FILE).
+        """
+        if self._procs_fds is None:
+            self._procs_fds = tuple(self._open_procs(place) for place in self._places.values() if place.version == 1)
+        return self._procs_fds
+
+    @property
+    def all_procs_fds(self) -> tuple[int, ...]:
+        """As procs_fds, and v2's first: for a child that is not cloned into the v2 cgroup, at the price of that lock."""
+        if self._procs_fds is None or len(self._procs_fds) < len(self._places):
+            self.release_procs_fds()
+            ordered = sorted(self._places.values(), key=lambda place: -place.version)
+            self._procs_fds = tuple(self._open_procs(place) for place in ordered)
+        return self._procs_fds
+
+    def _open_procs(self, place: Place) -> int:
+        try:
+            return os.open(f"{self.name}/{JOIN_FILE[place.version]}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=place.dir_fd)
+        except OSError as error:
+            raise cgroupfs.fault(JOIN_FILE[place.version], error, self.name) from error
+
+    def release_procs_fds(self) -> None:
+        """Close the procs fds once the child has joined; with hundreds of sandboxes at once fds are scarce."""
+        fds, self._procs_fds = self._procs_fds or (), None
+        for fd in fds:
+            os.close(fd)
+
+    def holds(self, pid: int) -> bool:
+        """True while ``pid`` is inside, in every hierarchy."""
+        return not self.escaped(pid)
+
+    def escaped(self, pid: int) -> tuple[str, ...]:
+        """Controllers (``v2`` for the v2 tree) in which a living ``pid`` is not inside this cgroup any more.
+
+        A sandbox that can write cgroupfs (root without a private, read-only /sys) can move itself: cgroups hold
+        those who cannot. Asked before the kill, this finds them.
+        """
+        try:
+            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+                in_v1, in_v2 = own_paths(file.read())
+        except OSError:
+            return ()
+        out: list[str] = []
+        for branch in {id(b): b for b in self._branch_of.values() if b.fd in self._places}.values():
+            tail = f"/{branch.name}/{self.name}/"
+            if branch.version == 2:
+                out += ["v2"] if tail not in f"{in_v2}/" else []
+            else:
+                out += [name for name in sorted(branch.controllers) if tail not in f"{in_v1.get(name, '')}/"]
+        return tuple(out)
+
+    # Limits
+
+    def update(self, limits: Limits) -> None:
+        """Make ``limits`` the limits of this cgroup, live; those it had and ``limits`` has not are lifted.
+
+        Raises:
+            SetupError: step ``cgroup <file>``; EBUSY when v1 memory in use is above the new limit.
+        """
+        old, wanted = self.limits, controllers_for(limits) | controllers_for(self.limits)
+        table = [
+            (self._branch_of[name], setting)
+            for name in sorted(wanted)
+            for setting in VERSIONS[self._branch_of[name].version].TABLES[name](limits, old)
+        ]
+        for name in wanted:
+            self._reach(self._branch_of[name], name)
+        for branch, setting in table:
+            self._write(branch, setting)
+        self.limits = self.counters.limits = limits
+
+    def _write(self, branch: Branch, setting: Setting) -> None:
+        value = setting.value or branch.inherited.get(setting.file, "")
+        try:
+            cgroupfs.write(branch.fd, f"{self.name}/{setting.file}", value)
+        except SetupError as error:
+            if not (setting.optional and error.errno in cgroupfs.GONE):
+                raise
+
+    def _reach(self, branch: Branch, controller: str) -> None:
+        """Have a directory where the controller is; a live sandbox's processes are brought along."""
+        branch.enable(frozenset({controller}))
+        if branch.fd in self._places:
+            return
+        inside = list(self._places.values())
+        place = self._grow(branch)
+        self.release_procs_fds()
+        while moving := set(processes.pids(inside)) - set(processes.pids([place])) - {0}:
+            for pid in moving:
+                with contextlib.suppress(SetupError):  # it may have ended; whoever stays is seen in the next round
+                    place.write("cgroup.procs", str(pid))
+            inside = [p for p in inside if processes.pids([p])]
+
+    # Life
+
+    def pids(self) -> list[int]:
+        """Processes of the whole subtree, in our PID namespace's numbers (0: one that has no number there)."""
+        return processes.pids(self._places.values())
+
+    def freeze(self, deadline_s: float = 2.0) -> bool:
+        """Stop every process where it stands. False when this host has no freezer."""
+        return processes.freeze(self._places.values(), deadline_s)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        processes.thaw(self._places.values())
+
+    def kill(self, deadline_s: float = 5.0) -> None:
+        """Kill everything inside and wait until it is empty. The counters stay readable.
+
+        Raises:
+            CleanupError: names the processes that were still there at the deadline.
+        """
+        left = processes.kill(self._places.values(), deadline_s)
+        if left:
+            names = ", ".join(f"pid {pid} ({_command(pid)})" for pid in left)
+            raise CleanupError(f"kill of cgroup {self.name}", f"still there after {deadline_s:g} s: {names}")
+
+    # Counters
+
+    def events(self) -> CgroupEvents:
+        """The counters that verdicts compare."""
+        return self.counters.events()
+
+    def usage(self, *, current: bool = True, pressure: bool = False) -> CgroupUsage:
+        """Everything counted, peaks and events. ``current``: what is in use now, of no interest once all is over;
+        ``pressure``: the three PSI files of v2. Each file costs some 8 us.
+        """
+        return self.counters.usage(current=current, pressure=pressure)
+
+    def verdicts(self, before: CgroupEvents | None = None, usage: CgroupUsage | None = None) -> list[Verdict]:
+        """What the limits caught since ``before`` (default: since it was made), from ``usage`` or read now."""
+        start, cost = before or CgroupEvents(), usage or self.usage(current=False)
+        found = verdicts(start, cost.events, self.limits, usage=cost)
+        if (cost.events.oom_kill or 0) > (start.oom_kill or 0):  # only then is the kernel's log worth reading
+            killed = kernel_log.victim(f"/{self._branch_of['memory'].name}/{self.name}")
+            found = verdicts(start, cost.events, self.limits, usage=cost, largest=killed)
+        return found
+
+    # End
+
+    def close(self, *, later: bool = False) -> None:
+        """Close the fds and remove the directories; never waits. What is still held goes when the run next looks.
+
+        ``later``: leave the removal (80 us on v1) to CgroupManager.tidy, called while there is nothing else to do.
+        """
+        self.release_procs_fds()
+        fd, self._dir_fd = self._dir_fd, -1
+        if fd >= 0:
+            os.close(fd)
+        places = list(self._places.values())
+        self._places.clear()
+        if os.getpid() != self._owner:
+            return
+        held = [p for p in reversed(places) if later or not cgroupfs.remove(p.dir_fd, p.name)]
+        self._forget(self.name, held)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Cgroup {self.name} {'open' if self._places else 'closed'}>"
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"

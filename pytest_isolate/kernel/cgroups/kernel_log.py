@@ -1,0 +1,74 @@
+"""What the kernel's log says about an OOM kill: who was killed, and how big it was.
+
+Owns: reading /dev/kmsg once, after a kill, and the two lines an OOM kill leaves there (mm/oom_kill.c).
+Refuses: to be needed: where the log may not be read (dmesg_restrict), the verdict stands without a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_RECORD_BYTES = 8192  # one read returns one record, PRINTK_MESSAGE_MAX is 2048
+_CONTEXT = re.compile(
+    r"oom-kill:.*?(?:oom_memcg=(?P<limit>[^,]*),|global_oom,)"
+    r"task_memcg=(?P<cgroup>[^,]*),task=(?P<name>.*),pid=(?P<pid>\d+),uid=\d+"
+)
+_KILLED = re.compile(
+    r"Killed process (?P<pid>\d+) \(.*\) .*anon-rss:(?P<anon>\d+)kB, file-rss:(?P<file>\d+)kB, shmem-rss:(?P<shmem>\d+)kB"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Victim:
+    """A process the OOM killer chose, the largest there was. ``pid`` is the host's number.
+
+    ``own_limit``: the limit that was hit is that of the cgroup asked about, not of one above or the host's memory.
+    """
+
+    pid: int
+    name: str
+    rss_bytes: int
+    own_limit: bool
+
+
+def victim(cgroup: str) -> Victim | None:
+    """The last process killed in ``cgroup`` (a path's tail, from the run's directory on); None if the log is silent."""
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return parse(_records(fd), cgroup)
+    finally:
+        os.close(fd)
+
+
+def parse(lines: Iterable[str], cgroup: str) -> Victim | None:
+    """Pure half of ``victim``: pair each ``oom-kill:`` line of our cgroup with the ``Killed process`` line after it."""
+    waiting: dict[int, tuple[str, bool]] = {}
+    found: Victim | None = None
+    for line in lines:
+        if (context := _CONTEXT.search(line)) and f"{cgroup}/" in context["cgroup"] + "/":
+            waiting[int(context["pid"])] = context["name"], f"{cgroup}/" in f"{context['limit']}/"
+        elif (killed := _KILLED.search(line)) and int(killed["pid"]) in waiting:
+            pid = int(killed["pid"])
+            name, own = waiting.pop(pid)
+            rss_kib = int(killed["anon"]) + int(killed["file"]) + int(killed["shmem"])
+            found = Victim(pid=pid, name=name, rss_bytes=rss_kib * 1024, own_limit=own)
+    return found
+
+
+def _records(fd: int) -> Iterable[str]:
+    while True:
+        try:
+            yield os.read(fd, _RECORD_BYTES).decode("utf-8", "replace")
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # that one: overwritten while we read, the next read goes on behind the gap
+                return

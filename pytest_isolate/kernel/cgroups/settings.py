@@ -1,0 +1,58 @@
+"""One value to write into one cgroup file, and the arithmetic that v1 and v2 share.
+
+Owns: Setting, the CPU quota and what a Limits asks of which controller.
+Refuses: I/O and file names; v1.py and v2.py hold the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytest_isolate.errors import PolicyError
+from pytest_isolate.policy import Limits
+
+#: The kernel's default period; quotas below its minimum of 1 ms get the longest period, 1 s (cpu.max, cgroup-v2.rst).
+CPU_PERIOD_USEC = 100_000
+_LONGEST_PERIOD_USEC = 1_000_000
+_LEAST_QUOTA_USEC = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """``value`` for ``file`` of ``controller``; ``optional``: fine where the kernel has no such file."""
+
+    controller: str
+    file: str
+    value: str
+    optional: bool = False
+
+
+#: (new limits, limits that hold now) -> files to write. Raises PolicyError or BackendUnavailable for the impossible.
+Table = Callable[[Limits, Limits], list[Setting]]
+
+
+def cpu_quota(cores: float) -> tuple[int, int]:
+    """(quota, period) in microseconds for a number of cores.
+
+    Raises:
+        PolicyError: less than a thousandth of a core, which the kernel cannot give.
+    """
+    for period in (CPU_PERIOD_USEC, _LONGEST_PERIOD_USEC):
+        quota = int(cores * period)
+        if quota >= _LEAST_QUOTA_USEC:
+            return quota, period
+    raise PolicyError("cpu_cores", f"{cores} is less than the kernel can give", "write at least 0.001")
+
+
+def controllers_for(limits: Limits) -> frozenset[str]:
+    """The controllers that these limits cannot do without."""
+    asked = {
+        "memory": limits.memory_bytes or limits.memory_high_bytes or limits.swap_bytes is not None,
+        "pids": limits.pids,
+        "cpu": limits.cpu_cores or limits.cpu_weight,
+        "cpuset": limits.cpuset,
+        "io": limits.io,
+        "hugetlb": limits.hugetlb_bytes,
+    }
+    return frozenset(name for name, wanted in asked.items() if wanted)

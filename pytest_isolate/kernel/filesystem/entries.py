@@ -1,0 +1,265 @@
+"""The places of a view: what a Filesystem policy, the kind of its root and the host's mounts ask for, parents first.
+
+Owns: Entry, entries() and the lists of what a sealed or minimal view has besides the user's wishes.
+Refuses: to order mounts among each other beyond that, and to emit ops (view.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pytest_isolate.errors import BackendUnavailable, PolicyError
+from pytest_isolate.kernel.filesystem import programs
+from pytest_isolate.kernel.filesystem.tree import Place, Tree, is_below
+from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.filesystem.context import Context
+
+#: /proc entries that change or show the machine, of use to nobody in a sealed view. Source: OCI runtime spec, default Linux paths.
+PROC_READONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "asound", "scsi")
+PROC_MASKED = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats")
+
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+}
+
+#: File systems that serve as the lower layer of an overlay; a mount of another kind below an overlay is bound read-only.
+_STORES = frozenset(
+    [
+        "ext2",
+        "ext3",
+        "ext4",
+        "xfs",
+        "btrfs",
+        "f2fs",
+        "tmpfs",
+        "overlay",
+        "zfs",
+        "squashfs",
+        "erofs",
+        "iso9660",
+        "bcachefs",
+    ]
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """One place of the view. ``source``: the host path it needs, free of symlinks."""
+
+    kind: Literal["bind", "overlay", "tmpfs", "mask", "proc", "link"]
+    target: str
+    source: str = ""
+    writable: bool = False
+    recursive: bool = True
+    keep: bool = False
+    size_bytes: int | None = None
+    mode: int = 0o1777
+    optional: bool = False  # left out where the view shows the same already
+    implied: bool = False  # not written by the user
+    words: str = ""
+
+
+def entries(filesystem: Filesystem, *, context: Context, host: Tree, skipped: list[str]) -> list[Entry]:
+    """Every place, parents before what is inside them. What needs no op is added to ``skipped``, with the reason."""
+    return _Wishes(filesystem, context, host, skipped).sorted()
+
+
+@dataclass(slots=True)
+class _Wishes:
+    filesystem: Filesystem
+    context: Context
+    host: Tree
+    skipped: list[str]
+
+    def sorted(self) -> list[Entry]:
+        wanted = [*self._binds(), *self._overlays(), *self._tmpfs(), *self._masks(), *self._proc()]
+        if self.filesystem.root == "minimal":
+            wanted += self._devices()
+        taken = _by_target(wanted)
+        for entry in [e for e in wanted if e.kind == "overlay"]:
+            for implied in self._submounts(entry):
+                taken.setdefault(implied.target, implied)
+        if self.filesystem.root == "minimal":
+            for program in programs.closure(self.filesystem.programs):
+                taken.setdefault(program.target, _program_entry(program))
+        self._check_root(taken.get("/"))
+        return sorted(taken.values(), key=lambda entry: entry.target.count("/") if entry.target != "/" else 0)
+
+    def _binds(self) -> Iterator[Entry]:
+        for bind in self.filesystem.binds:
+            source = self._host_source(bind.source, f"bind {bind.source}")
+            if bind.writable and self.host.walk(source).place.mount.readonly:
+                raise PolicyError(f"bind {bind.source}", "it is on a read-only mount of the host", "leave out writable")
+            yield Entry(
+                kind="bind",
+                target=self._target(bind.target),
+                source=source,
+                writable=bind.writable,
+                recursive=self._recursive(bind, source),
+                words=f"bind of {bind.source}, {'writable' if bind.writable else 'read-only'}",
+            )
+
+    def _recursive(self, bind: Bind, source: str) -> bool:
+        if not bind.recursive and self.context.user_namespace and any(self.host.below(source)):
+            raise BackendUnavailable(
+                f"bind {bind.source} without the mounts below it",
+                "in a user namespace the kernel does not uncover what they hide (EINVAL)",
+                "make the bind recursive, or run as root",
+            )
+        return bind.recursive
+
+    def _overlays(self) -> Iterator[Entry]:
+        for overlay in self.filesystem.overlays:
+            source = self._host_source(overlay.target, f"overlay {overlay.target}")
+            node = self.host.walk(source).node
+            if node is None or node.kind != "directory":
+                raise PolicyError(f"overlay {overlay.target}", "not a directory", "overlay the directory it is in")
+            self._check_layers(overlay)
+            yield _overlay_entry(overlay, source)
+
+    def _check_layers(self, overlay: Overlay) -> None:
+        what, kept = f"overlay {overlay.target}", self.context.keep_directory
+        if self.context.user_namespace and not self.context.userxattr:
+            raise BackendUnavailable(
+                what, "a user namespace has no overlays before Linux 5.11", "run as root, or use a tmpfs"
+            )
+        if not overlay.keep:
+            return
+        if not kept:
+            raise PolicyError(what, "nowhere to keep the changes", "name a directory to keep them in")
+        if self.host.walk(self._host_source(kept, f"directory {kept}")).place.mount.fs.fstype == "overlay":
+            raise PolicyError(
+                what, f"{kept} is on an overlay, which cannot hold another's changes", "name one on a disk or tmpfs"
+            )
+
+    def _tmpfs(self) -> Iterator[Entry]:
+        for tmpfs in self.filesystem.tmpfs:
+            yield _tmpfs_entry(tmpfs, self._target(tmpfs.target))
+
+    def _masks(self) -> Iterator[Entry]:
+        masks = [(mask, False) for mask in self.filesystem.masks]
+        if self._fresh_proc and self.filesystem.root != "host" and self.context.root_outside:
+            masks += [(f"/proc/{name}", True) for name in PROC_MASKED]
+        for mask, implied in masks:
+            target = self._target(mask)
+            if self.context.lookup(target) is not None:
+                yield Entry(kind="mask", target=target, implied=implied, words="masked")
+            elif not implied:
+                self.skipped.append(f"mask {mask}: the host has nothing there")
+
+    def _proc(self) -> Iterator[Entry]:
+        if not self.filesystem.proc:
+            return
+        if not self._fresh_proc:
+            if self.filesystem.root == "minimal":
+                yield Entry(
+                    kind="bind", target="/proc", source="/proc", writable=True, implied=True, words="the host's /proc"
+                )
+            return
+        yield Entry(kind="proc", target="/proc", implied=True, words="fresh /proc")
+        if self.filesystem.root == "host" or not self.context.root_outside:
+            return
+        for name in PROC_READONLY:
+            if self.context.lookup(f"/proc/{name}") is not None:
+                yield Entry(kind="bind", target=f"/proc/{name}", implied=True, words="a part of /proc, read-only")
+
+    @property
+    def _fresh_proc(self) -> bool:
+        return self.filesystem.proc and self.context.pid_namespace
+
+    def _devices(self) -> Iterator[Entry]:
+        for name in DEVICES:
+            source = f"/dev/{name}"
+            if self.context.lookup(source) is not None:
+                yield Entry(kind="bind", target=source, source=source, writable=True, implied=True, words="device")
+        yield Entry(kind="tmpfs", target="/dev/shm", implied=True, words="private tmpfs")
+        for name, link in DEVICE_LINKS.items():
+            yield Entry(kind="link", target=f"/dev/{name}", source=link, implied=True)
+
+    def _submounts(self, overlay: Entry) -> Iterator[Entry]:
+        """The host's mounts below an overlay, which the overlay itself would hide."""
+        below = list(self.host.below(overlay.source))
+        if below and self.context.user_namespace:
+            raise BackendUnavailable(
+                f"overlay {overlay.target}",
+                f"{below[0][0]} is mounted below it, and in a user namespace the kernel does not uncover what that hides (EINVAL)",
+                f"overlay directories beside {below[0][0]} instead, or run as root",
+            )
+        whole: list[str] = []
+        for path, mount in below:
+            if any(is_below(path, folder) for folder in whole):
+                continue
+            node = self.host.node(Place(mount, mount.root))
+            if mount.fs.fstype in _STORES and node is not None and node.kind == "directory":
+                yield _overlay_entry(
+                    Overlay(target=path, keep=overlay.keep, size_bytes=overlay.size_bytes), path, implied=True
+                )
+            else:
+                whole.append(path)
+                yield Entry(kind="bind", target=path, source=path, implied=True, words="mount of the host, read-only")
+
+    def _check_root(self, base: Entry | None) -> None:
+        if base is None:
+            return
+        if self.filesystem.root == "minimal" or (base.kind == "overlay" and self.filesystem.root == "host"):
+            return
+        raise PolicyError(
+            f"{base.kind} at /", f"the root is asked to be {self.filesystem.root!r}", "use root='minimal'"
+        )
+
+    def _host_source(self, path: str, what: str) -> str:
+        found = self.host.walk(path)
+        if found.error:
+            raise PolicyError(what, f"the host has no {path}", "create it first, or leave it out")
+        return self.host.path_of(found.place)
+
+    def _target(self, path: str) -> str:
+        """Where a target is: on the host's own root without its symlinks; in a new root as written."""
+        return os.path.normpath(path) if self.filesystem.root == "minimal" else self.host.real(path)
+
+
+def _by_target(entries: list[Entry]) -> dict[str, Entry]:
+    """The entries by their place; what the user wrote wins over what is implied, and two wishes for one place are an error."""
+    taken: dict[str, Entry] = {}
+    for entry in entries:
+        other = taken.get(entry.target)
+        if other is None or other.implied:
+            taken[entry.target] = entry
+        elif not entry.implied and entry != other:
+            raise PolicyError(
+                f"filesystem {entry.target}", f"asked to be {other.kind} and {entry.kind}", "keep one of them"
+            )
+    return taken
+
+
+def _overlay_entry(overlay: Overlay, source: str, *, implied: bool = False) -> Entry:
+    kept = "kept" if overlay.keep else "thrown away"
+    return Entry(
+        kind="overlay",
+        target=source,
+        source=source,
+        keep=overlay.keep,
+        size_bytes=overlay.size_bytes,
+        implied=implied,
+        words=f"overlay, changes are {kept}",
+    )
+
+
+def _tmpfs_entry(tmpfs: Tmpfs, target: str) -> Entry:
+    return Entry(kind="tmpfs", target=target, size_bytes=tmpfs.size_bytes, mode=tmpfs.mode, words="private tmpfs")
+
+
+def _program_entry(file: programs.Needed) -> Entry:
+    kind: Literal["link", "bind"] = "link" if file.link else "bind"
+    return Entry(
+        kind=kind, target=file.target, source=file.link or file.target, optional=True, implied=True, words=file.words
+    )

@@ -1,0 +1,317 @@
+"""Interfaces, addresses and namespaces for sandboxes, with pyroute2.
+
+Owns: network namespaces held by a descriptor (no name in /run/netns, so nothing is left by kill -9), lo, veth pairs, and
+the eBPF programs at a veth's host end (tcx, or clsact before 6.6).
+Refuses: NAT and the host's own interfaces. A veth dies with the namespace of either end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import Self
+
+from pytest_isolate.errors import BackendUnavailable, SetupError
+from pytest_isolate.kernel.namespaces import CLONE_NEWNET, setns, unshare
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.bpf.dataplane import Dataplane
+
+_T = TypeVar("_T")
+
+
+def _in_thread(work: Callable[[], _T]) -> _T:
+    """Run ``work`` in a thread of its own: what it does to its namespaces ends with it."""
+    box: list[Any] = []
+
+    def run() -> None:
+        try:
+            box.append((True, work()))
+        except BaseException as error:
+            box.append((False, error))
+
+    thread = threading.Thread(target=run, name="pytest-isolate-netns")
+    thread.start()
+    thread.join()
+    good, value = box[0]
+    if not good:
+        raise value
+    return value  # type: ignore[no-any-return]
+
+
+def _route() -> Any:
+    """A netlink socket in this thread's namespace."""
+    try:
+        from pyroute2 import IPRoute
+    except ImportError:
+        raise BackendUnavailable(
+            "network namespaces", "pyroute2 is not installed", "pip install pytest-isolate[net]"
+        ) from None
+    return IPRoute()
+
+
+class Netns:
+    """A network namespace of our own, alive while its descriptor is open. A context manager."""
+
+    def __init__(self) -> None:
+        def make() -> int:
+            unshare(CLONE_NEWNET)
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+        try:
+            self.fd = _in_thread(make)
+        except OSError as error:
+            raise SetupError("netns", error.errno or 0, remedy="it needs CAP_SYS_ADMIN, or a user namespace") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let it go; interfaces in it go too. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def inside(netns_fd: int, work: Callable[[Any], _T]) -> _T:
+    """``work(route)`` with a netlink socket of that namespace (-1: ours). Errors are SetupErrors of step ``interfaces``."""
+
+    def run() -> _T:
+        if netns_fd >= 0:
+            setns(netns_fd, CLONE_NEWNET)
+        with _route() as route:
+            return work(route)
+
+    try:
+        return _in_thread(run)
+    except Exception as error:
+        code = getattr(error, "code", 0) or getattr(error, "errno", 0) or 0
+        if isinstance(error, (SetupError, BackendUnavailable)) or not code:
+            raise
+        raise SetupError("interfaces", code, detail=str(error)) from error
+
+
+def index_of(route: Any, name: str) -> int:
+    """The index of an interface by name."""
+    found = route.link_lookup(ifname=name)
+    if not found:
+        raise SetupError("interfaces", 19, detail=name)
+    return int(found[0])
+
+
+def loopback_up(netns_fd: int, addresses: tuple[str, ...] = ()) -> None:
+    """Bring lo up there; ``addresses`` (``203.0.113.7/32``, ``2001:db8::1/128``) are added to it."""
+
+    def work(route: Any) -> None:
+        lo = index_of(route, "lo")
+        route.link("set", index=lo, state="up")
+        for text in addresses:
+            _add_address(route, lo, text)
+
+    inside(netns_fd, work)
+
+
+def _add_address(route: Any, index: int, text: str) -> None:
+    interface = ipaddress.ip_interface(text)
+    extra = {"flags": 0x02} if interface.version == 6 else {}  # IFA_F_NODAD: usable at once
+    route.addr("add", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **extra)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """One end of a veth: which namespace (-1: ours), its name there, its addresses."""
+
+    netns_fd: int
+    name: str
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+
+
+def veth(a: End, b: End, *, mtu: int = 1500, index: int = 0) -> tuple[int, int]:
+    """Make a pair with its ends in two namespaces, up and addressed; the two interface indices.
+
+    The kernel creates it in one message, so a clash of names leaves nothing behind. ``index`` is asked for at end ``a``
+    (0: any), so that it can be unique over namespaces too.
+    """
+    peer: dict[str, Any] = {"ifname": b.name, "mtu": mtu}
+    if b.netns_fd >= 0:
+        peer["net_ns_fd"] = b.netns_fd
+    wanted = {"index": index} if index else {}
+    inside(a.netns_fd, lambda route: route.link("add", ifname=a.name, kind="veth", mtu=mtu, peer=peer, **wanted))
+    return _bring_up(a), _bring_up(b)
+
+
+def _bring_up(end: End) -> int:
+    def work(route: Any) -> int:
+        index = index_of(route, end.name)
+        if any(":" in address for address in end.addresses):
+            with contextlib.suppress(OSError):
+                _write(f"/proc/sys/net/ipv6/conf/{end.name}/accept_dad", "0")
+        route.link("set", index=index, state="up")
+        for address in end.addresses:
+            _add_address(route, index, address)
+        for gateway in end.gateways:
+            route.route("add", dst="::/0" if ":" in gateway else "0.0.0.0/0", gateway=gateway, oif=index)
+        return index
+
+    return inside(end.netns_fd, work)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+# -- private networks ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """A /30 (and a /126) nobody else of this run uses: by process id and a count, so workers never clash."""
+
+    number: int
+
+    @property
+    def host(self) -> tuple[str, str]:
+        """Addresses of the host's end. 100.64.0.0/10 is RFC 6598, fd49:736f::/32 is RFC 4193."""
+        return self._address(1)
+
+    @property
+    def test(self) -> tuple[str, str]:
+        """Addresses of the test's end."""
+        return self._address(2)
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """Where the test sends what is not local: the host's end."""
+        return tuple(address.partition("/")[0] for address in self.host)
+
+    def _address(self, last: int) -> tuple[str, str]:
+        v4 = ipaddress.IPv4Address("100.64.0.0") + (self.number * 4 + last)
+        v6 = ipaddress.IPv6Address("fd49:736f::") + (self.number << 16) + last
+        return f"{v4}/30", f"{v6}/126"
+
+
+SUBNETS = 1 << 20
+_FIRST_INDEX = 1 << 20  # of interfaces; the kernel's own count starts at 1
+
+
+@contextlib.contextmanager
+def private_network(
+    test_netns_fd: int, host_netns_fd: int = -1, *, start: int | None = None
+) -> Iterator[tuple[Subnet, int]]:
+    """A veth between the host (or another namespace) and the test, on a subnet of its own: (subnet, host ifindex).
+
+    No NAT and no forwarding: the test reaches the host's end and nothing beyond. ``start`` chooses where the search for a
+    free subnet begins; a taken one (its interface name exists) is passed over.
+    """
+    first = (os.getpid() * 61 if start is None else start) % SUBNETS
+    for number in range(first, first + 64):
+        subnet = Subnet(number % SUBNETS)
+        name = f"iso{subnet.number:x}"
+        try:
+            index, _ = veth(
+                End(netns_fd=host_netns_fd, name=name, addresses=subnet.host),
+                End(netns_fd=test_netns_fd, name="eth0", addresses=subnet.test, gateways=subnet.gateways),
+                index=_FIRST_INDEX + subnet.number,
+            )
+            break
+        except SetupError as error:
+            if error.errno != 17:  # EEXIST: somebody else's
+                raise
+    else:
+        raise SetupError("interfaces", 17, detail="64 subnets in a row are taken")
+    try:
+        yield subnet, index
+    finally:
+        with contextlib.suppress(SetupError):  # gone already when the namespace went first
+            inside(host_netns_fd, lambda route: route.link("del", index=index_of(route, name)))
+
+
+# -- programs at an interface --------------------------------------------------------------------------------------
+
+
+class InterfacePrograms:
+    """np_link_out and np_link_in at the host end of a veth, by tcx links, or clsact filters before Linux 6.6.
+
+    ``kind`` says which. tcx detaches when its descriptors close; clsact goes with the interface.
+    """
+
+    def __init__(self, plane: Dataplane, netns_fd: int, ifindex: int) -> None:
+        self._fds: list[int] = []
+        self._netns_fd, self._ifindex = netns_fd, ifindex
+        programs = [(plane.programs[n], int(plane.specs[n].attach)) for n in ("np_link_out", "np_link_in")]
+        try:
+            self._fds = _in_thread(lambda: self._tcx(programs))
+            self.kind = "tcx"
+        except OSError as error:
+            if error.errno not in (22, 95):
+                raise
+            self._clsact(programs)
+            self.kind = "clsact"
+
+    def _tcx(self, programs: list[tuple[int, int]]) -> list[int]:
+        if self._netns_fd >= 0:
+            setns(self._netns_fd, CLONE_NEWNET)
+        fds: list[int] = []
+        try:
+            for program, place in programs:
+                fds.append(link_create_tcx(program, self._ifindex, place))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
+
+    def _clsact(self, programs: list[tuple[int, int]]) -> None:
+        def work(route: Any) -> None:
+            route.tc("add", "clsact", self._ifindex)
+            for (program, _), parent in zip(programs, ("ffff:fff2", "ffff:fff3"), strict=True):
+                route.tc(
+                    "add-filter", "bpf", self._ifindex, ":1", fd=program, name="pytest-isolate", parent=parent,
+                    classid=1, direct_action=True,
+                )  # fmt: skip
+
+        inside(self._netns_fd, work)
+
+    def fds(self) -> list[int]:
+        """Link descriptors: what a child must not keep."""
+        return list(self._fds)
+
+    def close(self) -> None:
+        """Detach. Idempotent."""
+        if self.kind == "clsact" and self._ifindex:
+            with contextlib.suppress(SetupError):
+                inside(self._netns_fd, lambda route: route.tc("del", "clsact", self._ifindex))
+        self._ifindex = 0
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def link_create_tcx(program_fd: int, ifindex: int, place: int) -> int:
+    """BPF_LINK_CREATE for tcx, by bpf(2): libbpf 1.1 does not know it. Source: linux/bpf.h, union bpf_attr.link_create."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    attr = ctypes.create_string_buffer(struct.pack("=IIII", program_fd, ifindex, place, 0), 64)
+    fd = libc.syscall(_NR_BPF, 28, attr, 64)
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"tcx link: {os.strerror(code)}")
+    return int(fd)
+
+
+_NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}.get(os.uname().machine, 321)
+__all__ = ["End", "InterfacePrograms", "Netns", "Subnet", "inside", "loopback_up", "private_network", "veth"]

@@ -1,0 +1,210 @@
+"""A policy in force on one place: what the fixture, the report and the tests see of it.
+
+Owns: the life of one attachment: its rule set, its resolver, its events and counts.
+Refuses: maps' layouts (places.py, rulesets.py) and the ring (engine.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from typing_extensions import Self
+
+from pytest_isolate.errors import PolicyError
+from pytest_isolate.kernel.bpf import layout
+from pytest_isolate.kernel.bpf.layout import MAGIC, Flag, Verdict
+from pytest_isolate.network.places import Place
+from pytest_isolate.network.resolver import Resolver
+from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy, Rule
+from pytest_isolate.network.rulesets import Ruleset
+from pytest_isolate.network.traffic import Event, FlowRecord, Stats
+
+if TYPE_CHECKING:
+    from pytest_isolate.network.engine import PolicyEngine
+
+
+class AttachedPolicy:
+    """A policy in force on one cgroup. A context manager; leaving it detaches."""
+
+    def __init__(self, engine: PolicyEngine, place: Place, number: int, netns_fd: int) -> None:
+        self.id = number
+        self.policy = COUNT_ONLY
+        self._engine = engine
+        self._place = place
+        self._netns_fd = netns_fd
+        self._ruleset: Ruleset | None = None
+        self._history: dict[int, NetworkPolicy] = {}
+        self._events: list[Event] = []
+        self._learned: tuple[Rule, ...] = ()
+        self._resolver: Resolver | None = None
+        self._budget = 0
+        self._live = Flag(0)
+        self._started = False
+        self._base = Stats()
+        self._last: Stats | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- for tests and their reports -------------------------------------------------------------------------------
+
+    def update(self, policy: NetworkPolicy) -> None:
+        """Put another policy in force at once: one store in the kernel, for new and for open sockets.
+
+        Open connections the new policy denies get no further packet through in either direction.
+        """
+        if policy.flows and not self.policy.flows:
+            raise PolicyError(
+                "flows", "they cannot be switched on under a running test", "ask for flows from the start"
+            )
+        if not _only_adds(self.policy, policy):
+            self._live = Flag.PER_PACKET
+        self._apply(policy)
+
+    @property
+    def stats(self) -> Stats:
+        """Counts since the attachment."""
+        return self._last if self._last is not None else self._read() - self._base
+
+    def events(self) -> list[Event]:
+        """Every denied and logged flow so far, oldest first."""
+        if self._last is None:
+            self._engine.drain()
+        return list(self._events)
+
+    @property
+    def denied(self) -> list[Event]:
+        """Denied flows so far; ``[]`` when nothing was refused."""
+        return [e for e in self.events() if e.verdict is Verdict.DENY]
+
+    def flows(self) -> list[FlowRecord]:
+        """Conversations, with a policy that has ``flows=True``."""
+        found: list[FlowRecord] = []
+        for name, kind in (("np_flows4", layout.Flow4), ("np_flows6", layout.Flow6)):
+            found += [FlowRecord.of(k, v) for k, v in self._flow_entries(name, kind)]
+        return found
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def start(self, policy: NetworkPolicy) -> None:
+        """Put the first policy in force (PolicyEngine.attach does)."""
+        self._place.start()
+        self._started = True
+        self._base = self._read()  # a cgroup used before keeps its counters
+        self._apply(policy)
+
+    def fds(self) -> list[int]:
+        """Descriptors a child must not keep."""
+        return self._place.fds() + (self._resolver.fds() if self._resolver is not None else [])
+
+    def _apply(self, policy: NetworkPolicy) -> None:
+        with self._engine.lock:
+            self._replace(policy)
+
+    def _replace(self, policy: NetworkPolicy) -> None:
+        effective = self._effective(policy)
+        ruleset = self._engine.rulesets.acquire(effective)
+        try:
+            if _limits(policy) and not self._budget:
+                self._budget = self._engine.take_budget()
+                self._engine.plane.maps["np_budgets"].update(struct.pack("=I", self._budget), layout.Budget())
+            self._history[ruleset.number] = effective
+            self._place.store(self._value(policy, ruleset))
+            self._place.hook(ruleset.compiled, self._live)
+        except BaseException:
+            self._engine.rulesets.release(ruleset)
+            raise
+        old, self._ruleset, self.policy = self._ruleset, ruleset, policy
+        if old is not None:
+            self._engine.rulesets.release(old)
+
+    def _effective(self, policy: NetworkPolicy) -> NetworkPolicy:
+        if not policy.hosts:
+            return policy
+        if self._resolver is None:
+            self._resolver = Resolver(self._netns_fd, self._resolved)
+        self._resolver.hosts = policy.hosts
+        extra = (*self._resolver.rules(policy), *self._learned)
+        return dataclasses.replace(policy, rules=(*policy.rules, *extra))
+
+    def _resolved(self, rules: tuple[Rule, ...]) -> None:
+        """The resolver is about to answer with addresses: allow them first."""
+        new = tuple(r for r in rules if r not in self._learned)
+        if new and self._last is None:
+            self._learned += new
+            self._apply(self.policy)
+
+    def _value(self, policy: NetworkPolicy, ruleset: Ruleset) -> layout.Policy:
+        flags = ruleset.compiled.flags | self._live
+        if self._live:
+            flags &= ~Flag.COUNT_ONLY
+        return layout.Policy(
+            magic=MAGIC, id=self.id, ruleset=ruleset.number, flags=flags,
+            default_out=policy.default, default_in=policy.inbound, default_bind=policy.bind,
+            error=policy.errno, budget=self._budget, limit_connections=policy.limit_connections,
+            limit_bytes=policy.limit_bytes, limit_pps=policy.limit_pps,
+        )  # fmt: skip
+
+    def _read(self) -> Stats:
+        return Stats.of(self._place.counters())
+
+    def take(self, raw: layout.Event) -> None:
+        """An event of ours came out of the ring."""
+        self._events.append(Event.of(raw, self._history.get(raw.ruleset)))
+
+    def _flow_entries(
+        self, name: str, kind: type[layout.Flow4 | layout.Flow6]
+    ) -> Iterator[tuple[layout.Flow4 | layout.Flow6, layout.Flow]]:
+        for key, value in self._engine.plane.maps[name].items():
+            flow = kind.from_buffer_copy(key)
+            if flow.scope == self.id:
+                yield flow, layout.Flow.from_buffer_copy(value)
+
+    def close(self) -> None:
+        """Detach; stats and events stay readable. Idempotent."""
+        if self._last is not None:
+            return
+        self._engine.drain()
+        self._last = Stats()
+        try:
+            if self._started:
+                self._last = self._read() - self._base
+        finally:
+            self._place.close()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self._resolver is not None:
+            self._resolver.close()
+        with self._engine.lock:
+            self._free()
+
+    def _free(self) -> None:
+        self._engine.forget(self, self._budget)
+        if self.policy.flows:
+            for name, kind in (("np_flows4", layout.Flow4), ("np_flows6", layout.Flow6)):
+                self._engine.plane.maps[name].delete_batch(
+                    b"".join(bytes(k) for k, _ in self._flow_entries(name, kind))
+                )
+        if self._ruleset is not None:
+            self._engine.rulesets.release(self._ruleset)
+
+
+def _limits(policy: NetworkPolicy) -> bool:
+    return bool(policy.limit_pps or policy.limit_bytes or policy.limit_connections)
+
+
+def _only_adds(old: NetworkPolicy, new: NetworkPolicy) -> bool:
+    """True when everything ``old`` allowed, ``new`` allows."""
+    same = dataclasses.replace(new, rules=old.rules, hosts=old.hosts, errno=old.errno) == old
+    added = new.rules[len(old.rules) :]
+    return same and new.rules[: len(old.rules)] == old.rules and all(r.verdict is Verdict.ALLOW for r in added)

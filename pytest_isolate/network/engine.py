@@ -1,0 +1,192 @@
+"""The policy engine: one per run. Loads the data plane once, attaches a policy to each test's cgroup.
+
+Owns: the data plane, the ring, the resident attachment, the numbers of attachments.
+Refuses: to make or remove the tests' cgroups (the caller's), to wire interfaces (kernel/interfaces.py), pytest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+from typing_extensions import Self
+
+from pytest_isolate.errors import BackendUnavailable, PolicyError
+from pytest_isolate.kernel.bpf import Dataplane, Links, Ring, layout, load
+from pytest_isolate.kernel.bpf.layout import BUDGETS, RING_BYTES
+from pytest_isolate.network.attached import AttachedPolicy
+from pytest_isolate.network.places import BINDS, CALLS, COUNTING, RESTORE, CgroupPlace, InterfacePlace, Place
+from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy
+from pytest_isolate.network.rulesets import Rulesets
+
+#: Loads programs and answers a Dataplane: `kernel.bpf.load`, or `kernel.bcc.load`.
+Loader = Callable[..., Dataplane]
+
+_RESIDENT = "pytest-isolate-resident"
+
+
+class PolicyEngine:
+    """Enter once per run; then ``attach`` per test.
+
+    Args:
+        home: a directory of the cgroup2 hierarchy the engine may make one empty cgroup in. A program of each type
+            stays attached there, because the first attachment in the system patches kernel text (41 us, then 5).
+        loader: the front end, libbpf by default.
+        flows: size of the flow table; 0 for none (a policy with ``flows=True`` is then an error).
+        interfaces: load the programs for veth ends too.
+    """
+
+    def __init__(
+        self, home: str | os.PathLike[str], *, loader: Loader = load, flows: int = 0, interfaces: bool = False
+    ) -> None:
+        self._home = Path(home)
+        self._loader = loader
+        self._flows = flows
+        self._interfaces = interfaces
+        self._stack = contextlib.ExitStack()
+        self._lock = threading.RLock()  # resolvers learn in threads of their own
+        self._attached: dict[int, AttachedPolicy] = {}
+        self._ids = itertools.count(1)
+        self._budgets = list(range(BUDGETS - 1, 0, -1))
+        self.plane: Dataplane
+        self.rulesets: Rulesets
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self.plane = stack.enter_context(self._load())
+            self._ring = Ring(self.plane.maps["np_events"].fd, RING_BYTES)
+            stack.callback(self._ring.close)
+            self.rulesets = Rulesets(self.plane)
+            stack.enter_context(self._resident())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for attached in tuple(self._attached.values()):
+            attached.close()
+        self._stack.close()
+
+    def _load(self) -> Dataplane:
+        specs = dict(layout.PROGRAMS)
+        if self._flows:
+            specs.update(layout.FLOW_PROGRAMS)
+        if self._interfaces:
+            specs.update(layout.LINK_PROGRAMS)
+        return self._loader(specs, sizes={"np_flows4": self._flows or 1, "np_flows6": self._flows or 1})
+
+    @contextlib.contextmanager
+    def _resident(self) -> Iterator[None]:
+        path = self._home / f"{_RESIDENT}-{os.getpid()}"
+        path.mkdir(exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with Links(self.plane, fd) as links:
+                links.attach(COUNTING + CALLS + BINDS + RESTORE)
+                self._links = links
+                yield
+        finally:
+            os.close(fd)
+            path.rmdir()
+
+    # -- for the runner --------------------------------------------------------------------------------------------
+
+    @property
+    def front_end(self) -> str:
+        """``libbpf`` or ``bcc``: for the header line."""
+        return self.plane.front_end
+
+    def attach(self, cgroup_fd: int, policy: NetworkPolicy = COUNT_ONLY, *, netns_fd: int = -1) -> AttachedPolicy:
+        """Put ``policy`` on the cgroup2 directory ``cgroup_fd`` (borrowed until close).
+
+        ``netns_fd``: the network namespace of the test, where a resolver for host names must listen (-1: ours).
+
+        Raises:
+            PolicyError: it does not fit the maps, or asks for flows this engine has no table for.
+            OSError: the kernel refused the attachment.
+        """
+        return self._attach(CgroupPlace(self.plane, cgroup_fd), policy, netns_fd)
+
+    def attach_interface(self, netns_fd: int, ifindex: int, policy: NetworkPolicy = COUNT_ONLY) -> AttachedPolicy:
+        """Put ``policy`` on the host end of a veth (in namespace ``netns_fd``, -1: ours): for what packet sockets evade.
+
+        Judged without state, so an answer passes where ``inbound`` allows; limits and flows are the cgroup's business.
+        """
+        if not self._interfaces:
+            raise PolicyError(
+                "interface policy", "this engine was made without it", "make it with PolicyEngine(..., interfaces=True)"
+            )
+        return self._attach(InterfacePlace(self.plane, netns_fd, ifindex), policy, -1)
+
+    def _attach(self, place: Place, policy: NetworkPolicy, netns_fd: int) -> AttachedPolicy:
+        if policy.flows and not self._flows:
+            raise PolicyError(
+                "flows", "this engine was made without a flow table", "make it with PolicyEngine(..., flows=4096)"
+            )
+        if policy.errno != 1 and not self.plane.can_set_errno:
+            raise BackendUnavailable(
+                "network policy errno", "this kernel can only answer EPERM", "leave errno at EPERM, or use Linux 5.18"
+            )
+        attached = AttachedPolicy(self, place, next(self._ids), netns_fd)
+        self._attached[attached.id] = attached
+        try:
+            attached.start(policy)
+        except BaseException:
+            attached.close()
+            raise
+        return attached
+
+    def fileno(self) -> int:
+        """Readable when there are events: for the run's poll loop, which then calls ``drain``."""
+        return self._ring.fd
+
+    def drain(self) -> None:
+        """Take what is in the ring to the attachments it belongs to. Cheap when there is nothing."""
+        for record in self._ring.drain():
+            raw = layout.Event.from_buffer_copy(record)
+            attached = self._attached.get(raw.id)
+            if attached is not None:
+                attached.take(raw)
+
+    def memory_bytes(self) -> int:
+        """True memory of the maps (memlock)."""
+        return self.plane.memory_bytes()
+
+    def fds(self) -> list[int]:
+        """Every descriptor of ours: a child that keeps one could change its own policy."""
+        fds = self.plane.fds() + self._links.fds()
+        for attached in self._attached.values():
+            fds += attached.fds()
+        return fds
+
+    def close_in_child(self) -> None:
+        """Call in a forked child before anything untrusted: gives up every descriptor without detaching anything."""
+        for fd in self.fds():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    # -- for AttachedPolicy ----------------------------------------------------------------------------------------
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held while numbers are given out: resolvers learn in threads of their own."""
+        return self._lock
+
+    def take_budget(self) -> int:
+        if not self._budgets:
+            raise PolicyError(
+                "network limits", f"more than {BUDGETS - 1} sandboxes with limits at once", "run fewer at once"
+            )
+        return self._budgets.pop()
+
+    def forget(self, attached: AttachedPolicy, budget: int) -> None:
+        """An attachment ended; its budget slot (0: none) is free."""
+        self._attached.pop(attached.id, None)
+        if budget:
+            self._budgets.append(budget)

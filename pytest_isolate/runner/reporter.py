@@ -1,0 +1,169 @@
+"""What a test's process tells its parent: reports, warnings and its last words, as frames over the channel.
+
+Owns: Link (the descriptors it was given), Reporter, and Listener, the plugin hooks that feed it.
+Refuses: to run anything; a channel that is gone ends the process.
+"""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import os
+import resource
+import signal
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pytest_isolate import wire
+from pytest_isolate.policy import Limits
+
+#: Leaves no doubt in the parent about who ended the process.
+EXIT_OUR_FAULT = 70
+EXIT_CHANNEL_GONE = 71
+#: Asks the child for the Python stacks of all its threads; a real-time signal, so that no test's own is taken.
+DUMP_SIGNAL = signal.SIGRTMAX - 3
+#: A captured section longer than this is cut in the middle.
+MAX_SECTION_CHARS = 2 * 1024 * 1024
+#: In a child, only we listen to these: the other listeners are the parent's.
+REPORTING_HOOKS = (
+    "pytest_runtest_logreport",
+    "pytest_runtest_logstart",
+    "pytest_runtest_logfinish",
+    "pytest_warning_recorded",
+)
+
+
+@dataclass(slots=True)
+class Link:
+    """What the child was given. Descriptors: where to report, where orders come from, and output files of the parent's.
+
+    ``gated``: forked ahead of its turn; it waits for an order, and runs the protocol with all of its wrappers.
+    """
+
+    channel_fd: int
+    command_fd: int
+    out_fd: int
+    err_fd: int
+    trace_fd: int
+    gated: bool = False
+    dump_stacks: bool = False
+    in_pid_namespace: bool = False
+    limits: Limits = field(default_factory=Limits)
+    atfork: tuple[Callable[[pytest.Item], object], ...] = ()
+
+
+class Reporter:
+    """The child's only reporter: what pytest would tell its reporters goes to the parent as frames."""
+
+    def __init__(self, config: pytest.Config, link: Link) -> None:
+        self._config = config
+        self.link = link
+
+    def send(self, kind: str, data: Any = None) -> None:
+        try:
+            wire.send(self.link.channel_fd, kind, data)
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.EPIPE, errno.ENOTCONN, errno.ECONNRESET, errno.ENOTSOCK):
+                os._exit(EXIT_CHANNEL_GONE)
+            raise
+
+    def report(self, report: pytest.TestReport) -> None:
+        report.sections = [(title, cut(text)) for title, text in report.sections]
+        self.send("report", self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
+
+    def warning(self, message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
+        category = message.category
+        self.send(
+            "warning",
+            {
+                "text": str(message.message),
+                "category": [category.__module__, category.__qualname__],
+                "filename": message.filename,
+                "lineno": message.lineno,
+                "line": message.line,
+                "when": when,
+                "nodeid": nodeid,
+                "location": location,
+            },
+        )
+
+
+def cut(text: str) -> str:
+    """Keep both ends of what is too long to show, and say what is gone."""
+    if len(text) <= MAX_SECTION_CHARS:
+        return text
+    half = MAX_SECTION_CHARS // 2
+    gone = len(text) - 2 * half
+    return f"{text[:half]}\n[... {gone} characters not shown: pytest-isolate keeps {MAX_SECTION_CHARS} ...]\n{text[-half:]}"
+
+
+class Listener:
+    """The hooks of a plugin object that reports to a parent; without a ``reporter`` it is the parent's own."""
+
+    reporter: Reporter | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.reporter is not None:
+            self.reporter.report(report)
+
+    def pytest_runtest_logstart(self) -> None:
+        if self.reporter is not None:
+            self.reporter.send("start")
+
+    def pytest_runtest_logfinish(self) -> None:
+        if self.reporter is not None:
+            self.reporter.send("finish")
+
+    def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str, location: Any) -> None:
+        if self.reporter is not None:
+            self.reporter.warning(warning_message, when, nodeid, location)
+
+    def pytest_enter_pdb(self) -> None:
+        if self.reporter is not None:
+            self.reporter.send("debugger")
+
+
+def dump_stacks_on_signal(trace_fd: int) -> None:
+    """Let DUMP_SIGNAL write the stacks of all threads; it works while C code holds the interpreter lock, too."""
+    faulthandler.register(DUMP_SIGNAL, file=trace_fd, all_threads=True, chain=False)
+
+
+def control_of(error: BaseException) -> dict[str, Any]:
+    """How the parent is to end the run: as pytest.exit() or Ctrl-C would have ended it there."""
+    if isinstance(error, pytest.exit.Exception):
+        return {"kind": "exit", "text": error.msg, "returncode": error.returncode}
+    return {"kind": "interrupt", "text": _place_of(error)}
+
+
+def _place_of(error: BaseException) -> str:
+    """Where it was raised, as `FILE:LINE in FUNCTION`."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno} in {frame.name}"
+
+
+def evidence(link: Link) -> dict[str, Any]:
+    """What this process knows of its cost and of its company. A hint only: the parent checks when it matters."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "alone": link.in_pid_namespace and _alone(),
+        "user_s": own.ru_utime + children.ru_utime,
+        "system_s": own.ru_stime + children.ru_stime,
+        "max_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
+    }
+
+
+def _alone() -> bool:
+    """True when the PID namespace holds no other process than its init and this one. Source: kill(2), pid -1."""
+    try:
+        os.kill(-1, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,147 @@
+"""What the options come to for one item: Settings, resolved once for each distinct set of markers.
+
+Owns: precedence (marker > command line > environment > ini > default) and the checks of every value.
+Refuses: to start anything; a word without meaning raises pytest.UsageError.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from pytest_isolate import units
+from pytest_isolate.errors import IsolateError, PolicyError
+from pytest_isolate.policy import Policy, unknown
+from pytest_isolate.profile import WORDS, parse_profiles, truth, vary
+from pytest_isolate.runner.options import OPTIONS, Option
+
+_BY_NAME = {option.name: option for option in OPTIONS}
+#: Words of the marker that are no option: `resources` is pytest-isolate's, and is not enforced.
+_MARKER_ONLY = ("resources", "enabled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What holds for one item."""
+
+    enabled: bool
+    policy: Policy
+    profile: str
+    mode: str
+    scope: str
+    leaks: str
+    missing: str
+    slow_s: float
+    backends: tuple[str, ...]
+
+
+class Resolver:
+    """Answers what settings an item has. Parses each distinct marker once."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._off = bool(config.getoption("no_isolate"))
+        self._words = {option.name: _configured(config, option) for option in OPTIONS}
+        self._profiles = _usage(lambda: parse_profiles(config.getini("isolate_profiles") or ()))
+        self._all = not self._off and _all_isolated(config)
+        self._cache: dict[tuple[int, ...], Settings] = {}
+        self._kept: list[pytest.Mark] = []
+        self.default = self._settings(self._all, {}, "options")
+
+    @property
+    def cgroup_mode(self) -> str:
+        return str(self._words["cgroup"])
+
+    @property
+    def isolates_all(self) -> bool:
+        return self._all
+
+    def item(self, item: pytest.Item) -> Settings:
+        """The settings of ``item``.
+
+        Raises:
+            pytest.UsageError: a keyword or value of its marker has no meaning.
+        """
+        marks = tuple(item.iter_markers(name="isolate"))
+        if not marks or self._off:
+            return self.default
+        key = tuple(id(mark) for mark in marks)
+        if key not in self._cache:
+            self._kept.extend(marks)  # ids stay unique as long as the marks live
+            enabled, words = _marker_words(item, marks)
+            self._cache[key] = self._settings(enabled, words, f"marker isolate of {item.nodeid}")
+        return self._cache[key]
+
+    def _settings(self, enabled: bool, marker: Mapping[str, Any], where: str) -> Settings:
+        values = {**self._words, **{name: value for name, value in marker.items() if name in _BY_NAME}}
+        for option in OPTIONS:
+            if option.choices and values[option.name] not in option.choices:
+                raise _usage_error(where, unknown(option.flag, str(values[option.name]), option.choices))
+        if values["profile"] not in self._profiles:
+            raise _usage_error(where, unknown("--isolate-profile", str(values["profile"]), self._profiles))
+        words = {option.word: values[option.name] for option in OPTIONS if option.word}
+        words |= {name: value for name, value in marker.items() if name in WORDS}
+        try:
+            policy = vary(self._profiles[values["profile"]], **words)
+            slow_s = units.duration_s(values["slow"], what="--isolate-slow")
+        except IsolateError as error:
+            raise _usage_error(where, error) from error
+        if policy.limits.memory_bytes:
+            policy = replace(policy, limits=replace(policy.limits, memory_fallback="rlimit"))
+        return Settings(
+            enabled=enabled,
+            policy=policy,
+            profile=values["profile"],
+            mode=values["mode"],
+            scope=values["scope"],
+            leaks=values["leaks"],
+            missing=values["missing"],
+            slow_s=slow_s,
+            backends=tuple(name.strip() for name in str(values["backend"] or "").split(",") if name.strip()),
+        )
+
+
+def _configured(config: pytest.Config, option: Option) -> Any:
+    """The value from the command line, else the environment, else ini, else the default."""
+    for value in (config.getoption(option.dest), os.environ.get(option.env), config.getini(option.dest)):
+        if value not in (None, ""):
+            return value
+    return option.default
+
+
+def _all_isolated(config: pytest.Config) -> bool:
+    if config.getoption("isolate"):
+        return True
+    if (value := os.environ.get("PYTEST_ISOLATE")) is not None:
+        return bool(_usage(lambda: truth(value, what="PYTEST_ISOLATE")))
+    return bool(config.getini("isolate"))
+
+
+def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool, dict[str, Any]]:
+    """Merge the markers, closest last to win; check each keyword."""
+    enabled = True
+    words: dict[str, Any] = {}
+    for mark in reversed(tuple(marks)):
+        if len(mark.args) > 1 or any(not isinstance(arg, bool) for arg in mark.args):
+            raise _usage_error(item.nodeid, PolicyError("marker isolate", f"{mark.args!r}", "give keywords"))
+        enabled = mark.kwargs.get("enabled", mark.args[0] if mark.args else True)
+        for name in mark.kwargs:
+            if name not in _BY_NAME and name not in WORDS and name not in _MARKER_ONLY:
+                known = {*_BY_NAME, *WORDS, *_MARKER_ONLY}
+                raise _usage_error(item.nodeid, unknown("marker isolate keyword", name, known))
+        words.update(mark.kwargs)
+    return bool(enabled), words
+
+
+def _usage(call: Any) -> Any:
+    try:
+        return call()
+    except IsolateError as error:
+        raise pytest.UsageError(f"pytest-isolate: {error}") from error
+
+
+def _usage_error(where: str, error: IsolateError) -> pytest.UsageError:
+    return pytest.UsageError(f"pytest-isolate: {where}: {error}")

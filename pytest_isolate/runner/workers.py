@@ -1,0 +1,181 @@
+"""The processes that run tests: started, kept for a group or ahead of their turn, buried.
+
+Owns: their file descriptors, cgroups and bodies. Refuses: to know what an item needs set up (protocol.py) and to
+listen (conversation.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from pytest_isolate import wire
+from pytest_isolate.backend import Process
+from pytest_isolate.policy import Namespace
+from pytest_isolate.runner import crash, fresh, reporter
+from pytest_isolate.runner.conversation import TestProcess, Verdict, living_leftovers
+from pytest_isolate.runner.host import Host
+from pytest_isolate.runner.settings import Settings
+from pytest_isolate.sandbox import joined
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup
+
+#: More bodies than this are not left lying: the next test waits for the oldest.
+_MAX_BODIES = 4
+#: What a child that has said its last word may take to end.
+EXIT_S = 10.0
+
+
+class Reaper:
+    """Processes that have said their last word: their ends are collected while the next test already runs."""
+
+    def __init__(self) -> None:
+        self._bodies: list[tuple[Process, Cgroup | None]] = []
+
+    def add(self, process: Process, cgroup: Cgroup | None) -> None:
+        self._bodies.append((process, cgroup))
+        self.collect(keep=_MAX_BODIES)
+
+    def forget(self) -> None:
+        """In a child: close the copies of the parent's descriptors."""
+        for process, _ in self._bodies:
+            process.close()
+        self._bodies.clear()
+
+    def collect(self, keep: int) -> None:
+        """Collect what has ended; wait for the oldest until at most ``keep`` are left."""
+        self._bodies = [body for body in self._bodies if not _collected(*body, block=False)]
+        while len(self._bodies) > keep:
+            _collected(*self._bodies.pop(0), block=True)
+
+
+def _collected(process: Process, cgroup: Cgroup | None, *, block: bool) -> bool:
+    done = process.reap(block)
+    if done:
+        process.close()
+        if cgroup is not None:
+            cgroup.close(later=True)
+    return done
+
+
+class Workers:
+    """All processes of the run. ``serve`` is what a new child does, for ever."""
+
+    def __init__(self, host: Host, serve: Callable[[pytest.Item, pytest.Item | None, reporter.Link], NoReturn]) -> None:
+        self._host = host
+        self._serve = serve
+        self._reaper = Reaper()
+        self._live: list[TestProcess] = []
+
+    def start(
+        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool, dump_stacks: bool
+    ) -> TestProcess:
+        """Fork a child for ``item``; ``gated``: it waits for its turn, and runs the whole protocol itself.
+
+        Raises:
+            IsolateError: the sandbox could not be made; nothing is left.
+        """
+        self._reaper.collect(keep=_MAX_BODIES)
+        report_fd, channel_fd = os.pipe()
+        command_fd, orders_fd = os.pipe()
+        worker = TestProcess(report_fd, orders_fd, crash.Outputs.make(), wire.Reader(report_fd), item)
+        worker.last = item
+        link = reporter.Link(
+            channel_fd=channel_fd,
+            command_fd=command_fd,
+            out_fd=worker.outputs.out_fd,
+            err_fd=worker.outputs.err_fd,
+            trace_fd=worker.outputs.trace_fd,
+            gated=gated,
+            dump_stacks=dump_stacks,
+            in_pid_namespace=Namespace.PID in settings.policy.namespaces,
+            limits=settings.policy.limits,
+        )
+        try:
+            worker.cgroup = self._host.groups.enter(item.name, settings.policy)
+            process = self._host.backend(settings).fork(settings.policy, joined(worker.cgroup))
+            if process is None:
+                self._forget(worker)
+                self._serve(item, following, link)
+        except BaseException:
+            if worker.cgroup is not None:
+                worker.cgroup.close()
+            worker.close()
+            raise
+        finally:
+            os.close(channel_fd)
+            os.close(command_fd)
+        worker.process = process
+        self._live.append(worker)
+        return worker
+
+    def start_fresh(self, item: pytest.Item, settings: Settings) -> TestProcess:
+        """Start a new interpreter for ``item`` alone.
+
+        Raises:
+            IsolateError: the sandbox could not be made; nothing is left.
+        """
+        self._reaper.collect(keep=_MAX_BODIES)
+        report_fd, channel_fd = os.pipe()
+        outputs = crash.Outputs.make()
+        trace_fd = os.dup(outputs.trace_fd)
+        worker = TestProcess(report_fd, os.dup(report_fd), outputs, wire.Reader(report_fd), item)
+        worker.last = item
+        try:
+            for fd in (channel_fd, trace_fd):
+                os.set_inheritable(fd, True)
+            worker.cgroup = self._host.groups.enter(item.name, settings.policy)
+            worker.process = self._host.backend(settings).spawn(
+                settings.policy,
+                fresh.command(item),
+                env=fresh.environment(channel_fd, trace_fd),
+                cwd=str(item.config.invocation_params.dir),
+                joined=joined(worker.cgroup),
+                stdout_fd=outputs.out_fd,
+                stderr_fd=outputs.err_fd,
+            )
+        except BaseException:
+            if worker.cgroup is not None:
+                worker.cgroup.close()
+            worker.close()
+            raise
+        finally:
+            os.close(channel_fd)
+            os.close(trace_fd)
+        self._live.append(worker)
+        return worker
+
+    def _forget(self, own: TestProcess) -> None:
+        """In the child: close what is the parent's side, its own and that of its siblings."""
+        os.close(own.report_fd)
+        os.close(own.orders_fd)
+        for sibling in self._live:
+            sibling.process.close()
+            sibling.close()
+        self._reaper.forget()
+
+    def bury(self, worker: TestProcess, verdict: Verdict) -> None:
+        """It has said its last word: find what it leaves behind, unless it saw that it was alone."""
+        self._live.remove(worker)
+        worker.close()
+        process = worker.process
+        if verdict.died:
+            worker.kill()
+        elif not verdict.evidence.get("alone"):
+            exited = process.wait(EXIT_S)
+            if exited is None or exited.leftovers:
+                verdict.leftovers = living_leftovers(process)
+            worker.kill()
+        if verdict.died or verdict.leftovers:
+            process.reap(block=True)  # a port that a leaked server held is free before the next test asks for it
+        self._reaper.add(process, worker.cgroup)
+
+    def close(self) -> None:
+        """End what still lives and collect every body."""
+        for worker in list(self._live):
+            self.bury(worker, Verdict(died=True))
+        self._reaper.collect(keep=0)

@@ -1,0 +1,517 @@
+"""Runs programs, and functions, in sandboxes: ``run`` to the end, ``spawn`` as a server, ``python`` for a call.
+
+Owns: Sandbox (a policy, a backend, what is still running) and Running (one started program).
+Refuses: to decide what a policy may hold (policy.py) or how it is enforced (backends/, kernel/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import re
+import signal as signals
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from pytest_isolate import groups, wire
+from pytest_isolate.backend import Process
+from pytest_isolate.errors import IsolateError, PolicyError
+from pytest_isolate.kernel.native import Exited, Joined
+from pytest_isolate.outcome import Cause, ExitStatus, Leftover, Outcome, Usage
+from pytest_isolate.policy import Policy
+from pytest_isolate.profile import STANDARD, vary
+from pytest_isolate.registry import choose
+from pytest_isolate.units import format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
+
+#: More output than this per stream is cut when it is read; the program is not stopped.
+MAX_OUTPUT_BYTES = 64 * 1024 * 1024
+#: What is on its way out when the program ends is no leftover.
+_GRACE_S = 0.25
+_POLL_S = 0.005
+_EXIT_FAILED_CALL = 71
+
+
+class ProgramFailed(subprocess.CalledProcessError):
+    """``check=True`` and the program did not exit with 0, or the sandbox had something to object. Holds ``outcome``."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.returncode, list(outcome.args), outcome.stdout, outcome.stderr)
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        why = "; ".join(self.outcome.detail) or str(self.outcome.status)
+        tail = str(self.outcome.stderr).strip().splitlines()[-5:]
+        return "\n".join([f"{' '.join(self.outcome.args)}: {why}", *tail])
+
+
+class CallFailed(IsolateError, RuntimeError):
+    """The function of ``Sandbox.python`` raised, or its process ended before it returned; the text says which."""
+
+
+class Running:
+    """A program that was started in a sandbox. A context manager: leaving it ends the program and all it started."""
+
+    def __init__(
+        self, args: Sequence[str], policy: Policy, process: Process, cgroup: Cgroup | None, files: _Files
+    ) -> None:
+        self.args = tuple(args)
+        self.policy = policy
+        self._process = process
+        self._cgroup = cgroup
+        self._files = files
+        self._began = time.monotonic()
+        self._outcome: Outcome | None = None
+        self._causes: list[tuple[Cause, str]] = []
+
+    @property
+    def pid(self) -> int:
+        """The host's number of the program."""
+        return self._process.pid
+
+    @property
+    def stdout(self) -> Any:
+        """What it has written to standard output so far."""
+        return self._outcome.stdout if self._outcome is not None else self._files.text(1)
+
+    @property
+    def stderr(self) -> Any:
+        """What it has written to standard error so far."""
+        return self._outcome.stderr if self._outcome is not None else self._files.text(2)
+
+    def running(self) -> bool:
+        """True until the program has ended."""
+        return self._outcome is None and self._process.wait(0) is None
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the program."""
+        self._process.signal(signum)
+
+    def update(self, **limits: Any) -> None:
+        """Change group limits of the running program: ``update(memory="128M", pids=20)``.
+
+        Raises:
+            PolicyError: the program was started without a group limit, or the value has no meaning.
+        """
+        if self._cgroup is None:
+            raise PolicyError("limits", "the program has no cgroup", "start it with a group limit such as memory=")
+        self.policy = vary(self.policy, **limits)
+        self._cgroup.update(self.policy.limits)
+
+    def wait_for_line(self, pattern: str, *, timeout: float = 10.0) -> str:
+        """Wait until a line of its output matches the regular expression; return the line.
+
+        Raises:
+            TimeoutError: no such line in time. ProgramFailed: the program ended first.
+        """
+        expression = re.compile(pattern)
+
+        def look() -> str | None:
+            text = os.fsdecode(self._files.raw(1) + b"\n" + self._files.raw(2))
+            return next((line for line in text.splitlines() if expression.search(line)), None)
+
+        return str(self._wait_until(look, timeout, f"a line that matches {pattern!r}"))
+
+    def wait_for_port(self, port: int, host: str = "127.0.0.1", *, timeout: float = 10.0) -> None:
+        """Wait until something accepts TCP connections on ``port`` of this process's network.
+
+        Raises:
+            TimeoutError: nothing did in time. ProgramFailed: the program ended first.
+        """
+
+        def look() -> bool | None:
+            try:
+                socket.create_connection((host, port), timeout=1).close()
+            except OSError:
+                return None
+            return True
+
+        self._wait_until(look, timeout, f"{host}:{port} to accept connections")
+
+    def _wait_until(self, look: Callable[[], Any], timeout: float, what: str) -> Any:
+        end = time.monotonic() + timeout
+        while (found := look()) is None:
+            if not self.running():
+                if (found := look()) is not None:
+                    return found
+                raise ProgramFailed(self.wait())
+            if time.monotonic() > end:
+                output = os.fsdecode(self._files.raw(2) or self._files.raw(1))[-500:]
+                raise TimeoutError(f"{self.args[0]}: waited {format_seconds(timeout)} for {what}; output: {output!r}")
+            self._process.wait(_POLL_S)
+        return found
+
+    def wait(self) -> Outcome:
+        """Wait for its end, at most the policy's time-out, and return the outcome."""
+        if self._outcome is None:
+            exited = self._process.wait(self._left_s())
+            if exited is None:
+                exited = self._time_out()
+            self._conclude(exited)
+        assert self._outcome is not None
+        return self._outcome
+
+    def _left_s(self) -> float | None:
+        timeout_s = self.policy.timeout_s
+        return None if timeout_s is None else max(0.0, self._began + timeout_s - time.monotonic())
+
+    def _time_out(self) -> Exited | None:
+        assert self.policy.timeout_s is not None
+        text = f"TIMEOUT: still running after {format_seconds(self.policy.timeout_s)}"
+        self._causes.append((Cause.TIMEOUT, text))
+        return self._terminate(signals.SIGTERM)
+
+    def _terminate(self, signum: int) -> Exited | None:
+        """Ask, wait for the policy's grace, then kill the tree."""
+        self._process.signal(signum)
+        exited = self._process.wait(self.policy.grace_s)
+        if exited is None:
+            self._process.kill()
+            exited = self._process.wait(10.0)
+        return exited
+
+    def terminate(self, signum: int = signals.SIGTERM) -> Outcome:
+        """Ask it to end, kill it after the policy's grace, and return the outcome; no cause is noted for that."""
+        if self._outcome is None:
+            self._conclude(self._terminate(signum))
+        assert self._outcome is not None
+        return self._outcome
+
+    def _conclude(self, exited: Exited | None) -> None:
+        """Look at what is left, end it, count the cost, and give everything back."""
+        leftovers = self._leftovers(exited)
+        self._process.kill()
+        self._process.reap(block=True)
+        usage, verdicts = self._cost(exited)
+        causes = [*self._causes, *verdicts]
+        if leftovers:
+            causes.append((Cause.LEAK, f"LEAK: {len(leftovers)} left running: {'; '.join(map(str, leftovers))}"))
+        self._outcome = Outcome(
+            args=self.args,
+            status=exited.status if exited is not None else ExitStatus(signal=signals.SIGKILL),
+            stdout=self._files.text(1),
+            stderr=self._files.text(2),
+            causes=tuple(cause for cause, _ in causes),
+            detail=tuple(text for _, text in causes),
+            usage=usage,
+            leftovers=tuple(leftovers),
+        )
+        self._process.close()
+        self._files.close()
+
+    def _leftovers(self, exited: Exited | None) -> list[Leftover]:
+        if exited is None or not exited.leftovers:
+            return []
+        end = time.monotonic() + _GRACE_S
+        while (found := self._process.leftovers()) and time.monotonic() < end:
+            time.sleep(_POLL_S)
+        return found
+
+    def _cost(self, exited: Exited | None) -> tuple[Usage, list[tuple[Cause, str]]]:
+        wall_s = time.monotonic() - self._began
+        usage = usage_of(exited, wall_s)
+        verdicts = status_verdicts(exited)
+        if self._cgroup is None:
+            return usage, verdicts
+        with self._cgroup as cgroup:
+            cgroup.kill()
+            counted = cgroup.usage(current=False)
+            found = [(cause, text) for cause, text in cgroup.verdicts(usage=counted)]
+        return replace(usage, **group_usage(counted)), [*found, *verdicts]
+
+    def __enter__(self) -> Running:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.terminate()
+
+
+class _Files:
+    """Where a program's output goes: memory files of ours, so that no grandchild can hold a pipe open."""
+
+    def __init__(self, *, text: bool, merge: bool) -> None:
+        self._text = text
+        self.out_fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
+        self.err_fd = self.out_fd if merge else os.memfd_create("stderr", os.MFD_CLOEXEC)
+
+    def raw(self, stream: int) -> bytes:
+        if self.out_fd < 0 or (stream == 2 and self.err_fd == self.out_fd):
+            return b""
+        fd = self.out_fd if stream == 1 else self.err_fd
+        return os.pread(fd, min(os.fstat(fd).st_size, MAX_OUTPUT_BYTES), 0)
+
+    def text(self, stream: int) -> Any:
+        raw = self.raw(stream)
+        return raw.decode("utf-8", "replace") if self._text else raw
+
+    def close(self) -> None:
+        for fd in {self.out_fd, self.err_fd} - {-1}:
+            os.close(fd)
+        self.out_fd = self.err_fd = -1
+
+
+class Sandbox:
+    """Runs programs under a policy; one value may run many. A context manager: leaving it ends what still runs.
+
+    Args:
+        policy: what holds for every run; each call may vary it by keywords (see profile.WORDS).
+        backends: names to choose from, first preferred; empty: the best that enforces the policy.
+    """
+
+    def __init__(self, policy: Policy = STANDARD, *, backends: Sequence[str] = (), name: str = "program") -> None:
+        self.policy = policy
+        self._backends = tuple(backends)
+        self._name = name
+        self._groups = groups.of_this_process()
+        self._varied: dict[str, Policy] = {}
+        self._running: list[Running] = []
+
+    def run(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - as subprocess.run has it
+        stdin: int | IO[Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        text: bool = True,
+        merge_stderr: bool = False,
+        check: bool = False,
+        **words: Any,
+    ) -> Outcome:
+        """Run a program to its end and return the outcome.
+
+        ``words`` vary the policy: ``memory="64M"``, ``timeout=5``, ``net="none"``, ``namespaces="+net"``, ... A
+        time-out is an outcome with cause TIMEOUT, not an exception. Standard input is empty unless given.
+
+        Raises:
+            ProgramFailed: with ``check``, when the program did not exit with 0 or the outcome has a cause.
+            PolicyError, BackendUnavailable, SetupError: the sandbox could not be made as asked; nothing was run.
+        """
+        running = self.spawn(
+            argv, input=input, stdin=stdin, env=env, cwd=cwd, text=text, merge_stderr=merge_stderr, **words
+        )
+        try:
+            outcome = running.wait()
+        finally:
+            running.terminate()
+            self._running.remove(running)
+        if check and not outcome.ok:
+            raise ProgramFailed(outcome)
+        return outcome
+
+    def spawn(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        input: str | bytes | None = None,  # noqa: A002 - as subprocess.run has it
+        stdin: int | IO[Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        text: bool = True,
+        merge_stderr: bool = False,
+        **words: Any,
+    ) -> Running:
+        """Start a program and return while it runs; it is ended when the sandbox is closed, at the latest.
+
+        Raises:
+            PolicyError, BackendUnavailable, SetupError: the sandbox could not be made as asked; nothing was run.
+        """
+        args = _arguments(argv)
+        policy = self._vary(words)
+        backend = choose(policy, self._backends)
+        with contextlib.ExitStack() as undo, _input(input, stdin) as stdin_fd:
+            files = _Files(text=text, merge=merge_stderr)
+            undo.callback(files.close)
+            cgroup = self._groups.enter(self._name, policy)
+            if cgroup is not None:
+                undo.callback(cgroup.close)
+            process = backend.spawn(
+                policy,
+                args,
+                env=env,
+                cwd=None if cwd is None else os.fspath(cwd),
+                joined=joined(cgroup),
+                stdin_fd=stdin_fd,
+                stdout_fd=files.out_fd,
+                stderr_fd=files.err_fd,
+            )
+            undo.pop_all()
+        running = Running(args, policy, process, cgroup, files)
+        self._running.append(running)
+        return running
+
+    def python(
+        self, function: Callable[..., Any], /, *args: Any, policy: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """Call a function in a fork of this process, in a fresh sandbox, and return what it returns.
+
+        The result comes back as data: numbers, text, bytes, None and lists, tuples, sets and dicts of these; another
+        object comes back as its repr. What the function changes in memory stays in the sandbox.
+
+        Raises:
+            CallFailed: the function raised (the text is its traceback), or its process crashed or timed out.
+        """
+        chosen = self._vary(dict(policy or {}))
+        backend = choose(chosen, self._backends)
+        read_fd, write_fd = os.pipe()
+        cgroup = self._groups.enter(self._name, chosen)
+        files = _Files(text=True, merge=False)
+        try:
+            process = backend.fork(chosen, joined(cgroup)) or _call_and_leave(function, args, kwargs, write_fd, files)
+        finally:
+            os.close(write_fd)
+        running = Running((getattr(function, "__qualname__", repr(function)),), chosen, process, cgroup, files)
+        with open(read_fd, "rb", buffering=0) as channel:
+            return _result(running, wire.Reader(channel.fileno()))
+
+    def _vary(self, words: Mapping[str, Any]) -> Policy:
+        """The settled policy for a call; the same words give the same value, so that its plan is compiled once."""
+        key = repr(sorted(words.items()))
+        if key not in self._varied:
+            self._varied[key] = self._groups.settle(vary(self.policy, **words))
+        return self._varied[key]
+
+    def close(self) -> None:
+        """End what still runs, last started first."""
+        while self._running:
+            self._running.pop().terminate()
+
+    def __enter__(self) -> Sandbox:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def joined(cgroup: Cgroup | None) -> Joined | None:
+    """The descriptors through which a child starts in the group."""
+    return None if cgroup is None else Joined(cgroup.dir_fd, cgroup.procs_fds)
+
+
+def usage_of(exited: Exited | None, wall_s: float) -> Usage:
+    """The process level of usage: rusage of the program and what it waited for."""
+    if exited is None:
+        return Usage(wall_s=wall_s)
+    spent = exited.rusage
+    return Usage(
+        wall_s=wall_s,
+        user_s=spent.user_s,
+        system_s=spent.system_s,
+        max_rss_bytes=spent.max_rss_bytes,
+        minor_faults=spent.minor_faults,
+        major_faults=spent.major_faults,
+        voluntary_switches=spent.voluntary_switches,
+        involuntary_switches=spent.involuntary_switches,
+    )
+
+
+def group_usage(counted: CgroupUsage) -> dict[str, Any]:
+    """The cgroup level of usage, by the names of Usage."""
+    return {
+        "cgroup_cpu_usec": counted.cpu_usec,
+        "cgroup_user_usec": counted.cpu_user_usec,
+        "cgroup_system_usec": counted.cpu_system_usec,
+        "cgroup_throttled_usec": counted.events.throttled_usec,
+        "cgroup_memory_peak_bytes": counted.memory_peak_bytes,
+        "cgroup_swap_peak_bytes": counted.swap_peak_bytes,
+        "pids_peak": counted.pids_peak,
+        "io_read_bytes": counted.io_read_bytes,
+        "io_write_bytes": counted.io_write_bytes,
+        "io_read_ops": counted.io_read_ops,
+        "io_write_ops": counted.io_write_ops,
+    }
+
+
+def status_verdicts(exited: Exited | None) -> list[tuple[Cause, str]]:
+    """Causes that the signal itself tells: SIGXCPU and SIGXFSZ come from rlimits alone. Source: setrlimit(2)."""
+    number = exited.status.signal if exited is not None else None
+    if number == signals.SIGXCPU:
+        return [(Cause.CPU, "CPU: the limit on CPU seconds was reached (SIGXCPU)")]
+    if number == signals.SIGXFSZ:
+        return [(Cause.FSIZE, "FSIZE: a file grew over the limit on file size (SIGXFSZ)")]
+    return []
+
+
+def _arguments(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    if isinstance(argv, str | bytes):
+        raise PolicyError("argv", f"{argv!r} is one text", "write a list: program and arguments apart")
+    if not argv:
+        raise PolicyError("argv", "it is empty", "name a program")
+    return [os.fspath(part) for part in argv]
+
+
+@contextlib.contextmanager
+def _input(content: str | bytes | None, stdin: int | IO[Any] | None) -> Iterator[int]:
+    """A descriptor to read from: a memory file with ``content``, the caller's ``stdin``, else /dev/null."""
+    if content is not None and stdin is not None:
+        raise PolicyError("stdin", "both input= and stdin= are given", "leave one out")
+    if isinstance(stdin, int) and stdin >= 0:
+        yield stdin
+    elif stdin is not None and not isinstance(stdin, int):
+        yield stdin.fileno()
+    else:
+        fd = os.memfd_create("stdin", os.MFD_CLOEXEC) if content else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if content:
+                os.pwrite(fd, content.encode() if isinstance(content, str) else content, 0)
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: _Files) -> NoReturn:
+    """In the child: call, send the result, leave without running anything of the parent's."""
+    code = _EXIT_FAILED_CALL
+    try:
+        os.dup2(files.out_fd, 1)
+        os.dup2(files.err_fd, 2)
+        if faulthandler.is_enabled():
+            faulthandler.enable(files.err_fd)
+        try:
+            frame = wire.pack("value", function(*args, **kwargs))
+        except BaseException:
+            frame = wire.pack("raised", traceback.format_exc())
+        view = memoryview(frame)
+        while view:
+            view = view[os.write(write_fd, view) :]
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _result(running: Running, reader: wire.Reader) -> Any:
+    """Read until the value, the exception or the end; whoever holds the pipe open does not delay us."""
+    import select
+
+    poller = select.poll()
+    poller.register(reader._fd, select.POLLIN)
+    poller.register(running._process.pidfd, select.POLLIN)
+    found: tuple[str, Any] | None = None
+    while found is None and not reader.eof:
+        left = running._left_s()
+        ready = dict(poller.poll(None if left is None else left * 1000 + 1))
+        if reader._fd in ready:
+            found = next(iter(reader.frames()), None)
+        elif not ready or running._process.pidfd in ready:
+            break
+    outcome = running.wait()
+    if found is not None and found[0] == "value" and not outcome.causes:
+        return found[1]
+    if found is not None and found[0] == "raised":
+        raise CallFailed(f"{running.args[0]} in a sandbox", f"it raised\n{found[1]}")
+    why = "; ".join(outcome.detail) or str(outcome.status)
+    raise CallFailed(f"{running.args[0]} in a sandbox", f"{why} {outcome.stderr}".strip())

@@ -1,0 +1,363 @@
+"""From making to removal: kill, freeze, sweep, odd hosts, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pytest_isolate.errors import BackendUnavailable, CleanupError, PolicyError, SetupError
+from pytest_isolate.kernel.cgroups import discover, open_manager, stale
+from pytest_isolate.kernel.cgroups.layout import Layout
+from pytest_isolate.outcome import Cause
+from pytest_isolate.policy import Limits
+
+
+def fork_for_ever():
+    """A tree that forks as fast as it can: each process is replaced by its child, and now and then by two."""
+    turn = 0
+    while True:
+        turn += 1
+        with contextlib.suppress(BlockingIOError):
+            if os.fork() and turn % 50:
+                os._exit(0)
+
+
+def ticks(pid):
+    """CPU time of a process in clock ticks."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def directories(manager, name=""):
+    return [p for b in manager.branches if os.path.exists(p := f"{b.path}/{name}")]
+
+
+def test_what_is_made_is_there_and_after_close_it_is_gone(manager):
+    with manager.create("gw3-tests/test_a.py::test_b[x y]") as cgroup:
+        assert cgroup.name.endswith("-gw3_tests_test_a.py_test_b_x_y")
+        assert directories(manager, cgroup.name)
+    assert not directories(manager, cgroup.name)
+
+
+@pytest.mark.parametrize("name", ["", "..", "/", "a" * 500, "ü\udcff\n\0", "-rf"])
+def test_any_name_is_made_safe_for_a_directory(manager, name):
+    with manager.create(name) as cgroup:
+        assert len(cgroup.name) < 200
+        assert directories(manager, cgroup.name)
+
+
+def test_a_child_that_joined_is_held_in_every_hierarchy(manager, nursery, until):
+    with manager.create("gw0-held") as cgroup:
+        child = nursery.start(cgroup, lambda: time.sleep(60))
+        until(lambda: child.pid in cgroup.pids())
+        assert cgroup.escaped(child.pid) == ()
+        assert not cgroup.holds(os.getpid())
+        cgroup.kill()
+        assert child.wait() == -signal.SIGKILL
+        assert cgroup.pids() == []
+
+
+def test_a_process_that_moves_itself_out_is_found(manager, nursery, until):
+    """Root in a sandbox that can write cgroupfs can leave: documented, and to be seen before the kill."""
+    with manager.create("gw0-runaway") as cgroup:
+        branch = next(b for b in manager.branches if b.version == 2 or "pids" in b.controllers)
+
+        def run_away():
+            with open(f"{branch.parent}/cgroup.procs", "w") as procs:
+                procs.write("0")
+            time.sleep(60)
+
+        child = nursery.start(cgroup, run_away)
+        left = ("v2",) if branch.version == 2 else tuple(sorted(branch.controllers))
+        until(lambda: cgroup.escaped(child.pid) == left)
+        assert not cgroup.holds(child.pid)
+
+
+def test_freeze_stops_the_clock_and_thaw_starts_it_again(manager, need, nursery, until):
+    need("freezer")
+    with manager.create("gw0-ice") as cgroup:
+        child = nursery.start(cgroup, lambda: [None for _ in iter(int, 1)])
+        until(lambda: ticks(child.pid) > 2)
+        assert cgroup.freeze()
+        at_freeze = ticks(child.pid)
+        time.sleep(0.3)
+        assert ticks(child.pid) == at_freeze
+        cgroup.thaw()
+        until(lambda: ticks(child.pid) > at_freeze + 2)
+        assert cgroup.freeze()
+        cgroup.kill()
+        assert child.wait() == -signal.SIGKILL
+
+
+def test_kill_ends_a_tree_that_forks_all_the_time(manager, nursery, until):
+    # The bomb is bounded from outside, whether or not the version under test has a pids controller.
+    with open_manager("fence") as outer, outer.create("fence", Limits(pids=60)) as fence:
+        with manager.create("gw0-tree") as cgroup:
+            fds = cgroup.all_procs_fds
+
+            def join_and_fork():
+                for fd in fds:
+                    os.write(fd, b"0")
+                fork_for_ever()
+
+            if manager.mode == "v1":  # a process is in one v1 pids cgroup only: limit that one
+                cgroup.update(Limits(pids=60))
+                nursery.start(cgroup, fork_for_ever)
+            else:
+                nursery.start(fence, join_and_fork)
+            until(lambda: len(cgroup.pids()) > 3)
+            start = time.monotonic()
+            cgroup.kill(deadline_s=10)
+            assert time.monotonic() - start < 5
+            assert cgroup.pids() == []
+        fence.kill()
+
+
+def test_kill_of_an_empty_cgroup_is_nothing(manager):
+    with manager.create("gw0-empty") as cgroup:
+        cgroup.kill(deadline_s=0.1)
+        cgroup.kill(deadline_s=0.1)
+
+
+def test_closing_with_a_process_inside_returns_at_once_and_the_run_removes_it_later(manager, nursery, until):
+    cgroup = manager.create("gw0-held")
+    child = nursery.start(cgroup, lambda: time.sleep(60))
+    until(lambda: child.pid in cgroup.pids())
+    start = time.monotonic()
+    cgroup.close()
+    cgroup.close()
+    assert time.monotonic() - start < 0.2
+    assert directories(manager, cgroup.name)
+    child.stop()
+    until(lambda: manager.tidy() or not directories(manager, cgroup.name))
+
+
+def test_removal_can_be_left_to_an_idle_moment(manager):
+    cgroup = manager.create("gw0-later")
+    cgroup.close(later=True)
+    assert directories(manager, cgroup.name)
+    manager.tidy()
+    assert not directories(manager, cgroup.name)
+
+
+def test_closing_the_run_kills_and_removes_what_is_still_open(version, nursery, until, require):
+    require(f"cgroup{version}", _has(version), "no such hierarchy")
+    with open_manager("tests", mode=f"v{version}") as manager:
+        cgroup = manager.create("gw0-open")
+        child = nursery.start(cgroup, lambda: time.sleep(60))
+        until(lambda: child.pid in cgroup.pids())
+    assert child.wait() == -signal.SIGKILL
+    assert not directories(manager)
+    with pytest.raises(SetupError, match="the run's cgroups are closed"):
+        manager.create("too late")
+
+
+def test_a_forked_child_that_unwinds_removes_nothing_of_its_parent(manager):
+    with manager.create("gw0-parent") as cgroup:
+        pid = os.fork()
+        if pid == 0:
+            cgroup.close()
+            manager.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert directories(manager, cgroup.name)
+
+
+def test_a_process_that_will_not_die_in_time_is_named(manager, nursery, until):
+    """With no time at all even a SIGKILL is not through with 100 MiB."""
+    with manager.create("gw0-late") as cgroup:
+        memory = mmap.mmap(-1, 100 * 2**20)
+
+        def fill_and_wait():
+            memory.write(bytes(len(memory)))
+            os.write(ready, b".")
+            time.sleep(60)
+
+        heard, ready = os.pipe()
+        child = nursery.start(cgroup, fill_and_wait)
+        os.read(heard, 1)
+        with pytest.raises(CleanupError, match=rf"still there after 0 s: pid {child.pid} \("):
+            cgroup.kill(deadline_s=0)
+        child.stop()
+        os.close(heard)
+        os.close(ready)
+
+
+def test_a_directory_removed_under_us_is_a_clear_answer_everywhere(manager):
+    with manager.create("gw0-gone", Limits()) as cgroup:
+        for path in directories(manager, cgroup.name):
+            os.rmdir(path)
+        assert cgroup.pids() == []
+        assert cgroup.usage().memory_bytes is None
+        cgroup.kill()
+        with pytest.raises(SetupError) as caught:
+            cgroup.all_procs_fds  # noqa: B018
+        assert caught.value.errno in (errno.ENOENT, errno.ENODEV)
+
+
+def test_a_limit_whose_cgroup_was_removed_did_not_hold_and_the_verdict_says_so(manager, need):
+    need("memory")
+    with manager.create("gw0-lost", Limits(memory_bytes=2**26)) as cgroup:
+        for path in directories(manager, cgroup.name):
+            os.rmdir(path)
+        ((cause, detail),) = cgroup.verdicts()
+        assert cause is Cause.SETUP
+        assert detail.startswith("the memory limit did not hold")
+
+
+def test_the_runs_directory_removed_under_us_names_the_step_and_what_happened(version, require):
+    require(f"cgroup{version}", _has(version), "no such hierarchy")
+    with open_manager("tests", mode=f"v{version}") as manager:
+        for branch in manager.branches:
+            os.rmdir(branch.path)
+        with pytest.raises(SetupError, match="cgroup mkdir") as caught:
+            manager.create("gw0-x")
+        assert caught.value.errno in (errno.ENOENT, errno.ENODEV)
+        assert "removed from outside" in str(caught.value)
+
+
+def test_a_refused_limit_leaves_no_directory(manager, need):
+    need("cpuset")
+    with pytest.raises(SetupError) as caught:
+        manager.create("gw0-half", Limits(pids=None, cpuset="not a cpu list"))
+    assert caught.value.step == "cgroup cpuset.cpus"
+    assert caught.value.errno == errno.EINVAL
+    assert not [name for b in manager.branches for name in os.listdir(b.path) if "half" in name]
+
+
+def test_the_limit_on_descendants_is_told_with_its_remedy(require):
+    require("cgroup2", _has(2), "v1 has no such limit")
+    with open_manager("tests", mode="v2") as manager:
+        with open(f"{manager.branches[0].path}/cgroup.max.descendants", "w") as file:
+            file.write("1")
+        with manager.create("gw0-one"), pytest.raises(SetupError, match=r"EAGAIN.*cgroup\.max\.descendants") as caught:
+            manager.create("gw0-two")
+        assert caught.value.step == "cgroup mkdir"
+
+
+def test_a_missing_controller_is_an_error_with_reason_and_remedy_and_nothing_is_made():
+    with open_manager("tests", layout=Layout()) as manager:
+        assert not any(c.available for c in manager.capabilities().values())
+        with pytest.raises(BackendUnavailable) as caught:
+            manager.create("gw0-x", Limits(memory_bytes=2**26))
+    assert str(caught.value) == (
+        "cgroup controller memory: no cgroup file system is mounted. Mount cgroup2 on /sys/fs/cgroup."
+    )
+
+
+def test_without_any_cgroup_a_sandbox_without_group_limits_still_has_its_object():
+    with open_manager("tests", layout=Layout()) as manager, manager.create("gw0-x", Limits(cpu_time_s=1)) as cgroup:
+        assert (cgroup.dir_fd, cgroup.procs_fds, cgroup.pids()) == (-1, (), [])
+        assert cgroup.usage().cpu_usec is None
+        assert cgroup.verdicts() == []
+        assert not cgroup.freeze()
+
+
+def test_an_explicit_mode_that_the_host_has_not_is_an_error():
+    with pytest.raises(BackendUnavailable, match="cgroup mode v2: no v2 hierarchy is mounted"):
+        open_manager("tests", mode="v2", layout=Layout())
+    with pytest.raises(PolicyError, match="Use auto, v1, v2, systemd"):
+        open_manager("tests", mode="v3")
+
+
+_RUN_THAT_DIES = """
+import os, sys, time
+from pytest_isolate.kernel.cgroups import open_manager
+manager = open_manager("victim", mode=sys.argv[1])
+fds = manager.create("left").all_procs_fds
+pid = os.fork()
+if pid == 0:
+    for fd in fds:
+        os.write(fd, b"0")
+    os.setsid()
+    os.close(1)
+    time.sleep(120)
+    os._exit(0)
+print(pid, *(branch.path for branch in manager.branches), flush=True)
+sys.stdin.read()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_dead_runs_directory_is_swept_with_the_process_in_it_and_a_live_ones_is_not(version, require, until):
+    require(f"cgroup{version}", _has(version), "no such hierarchy")
+    mode = f"v{version}"
+    command = [sys.executable, "-c", _RUN_THAT_DIES, mode]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        orphan, *paths = run.stdout.readline().split()
+        until(lambda: all(_holds(path, orphan) for path in paths))
+        with open_manager("living", mode=mode):
+            assert all(map(os.path.isdir, paths)), "a live run was swept"
+        assert os.path.exists(f"/proc/{orphan}/exe")
+    assert run.returncode == -signal.SIGKILL
+    assert all(map(os.path.isdir, paths)), "the dead run cleaned up after itself, so this test shows nothing"
+    with open_manager("next", mode=mode) as manager:
+        assert not any(map(os.path.exists, paths))
+        assert manager.left_behind == []
+    until(lambda: not _runs(orphan))
+
+
+def _holds(path, pid):
+    """True when every cgroup of that run's sandbox holds ``pid``; a run may have hierarchies no sandbox needed."""
+    for name in os.listdir(path):
+        if "left" in name:
+            with open(f"{path}/{name}/cgroup.procs") as file:
+                if pid not in file.read().split():
+                    return False
+    return True
+
+
+def _runs(pid):
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid():
+    here = os.stat("/proc/self/ns/pid").st_ino
+    assert stale.is_dead(stale.Owner(2**22 + 1, 1, here))
+    assert stale.is_dead(stale.Owner(os.getpid(), 1, here)), "the number was used again by a later process"
+    mine = stale.owner(stale.run_name("x-1"))
+    assert not stale.is_dead(mine)
+    child = subprocess.Popen(
+        ["unshare", "--pid", "--fork", sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with child:
+        child.stdout.readline()
+        with open(f"/proc/{child.pid}/task/{child.pid}/children") as file:
+            inside = os.stat(f"/proc/{file.read().split()[0]}/ns/pid").st_ino
+        assert inside != here
+        assert not stale.is_dead(stale.Owner(1, 1, inside))
+    first = here == 0xEFFFFFFC  # only the initial namespace sees that nobody is left in another one
+    assert stale.is_dead(stale.Owner(1, 1, inside)) is first
+
+
+@pytest.mark.parametrize("name", ["pytest-isolate-", "pytest-isolate-x-1-2", "other-1-2-3", "pytest-isolate--1-2-3"])
+def test_a_foreign_name_is_nobodys_run(name):
+    assert stale.owner(name) is None
+
+
+def test_a_thousand_sandboxes_leave_no_directory_and_no_descriptor(manager):
+    fds = len(os.listdir("/proc/self/fd"))
+    for _ in range(1000):
+        with manager.create("gw0-many") as cgroup:
+            assert cgroup.all_procs_fds or cgroup.dir_fd >= 0
+    assert len(os.listdir("/proc/self/fd")) == fds
+    for branch in manager.branches:
+        assert not [entry.name for entry in os.scandir(branch.path) if entry.is_dir()]
+
+
+def _has(version):
+    layout = discover()
+    return bool(layout.v1) if version == 1 else layout.v2 is not None

@@ -1,0 +1,232 @@
+"""A leaf cgroup, a network namespace with documentation addresses, an engine per front end, and a child to put in them.
+
+Owns: what it makes; the namespace holds every address a test contacts (203.0.113.0/24, 2001:db8::/32, loopback).
+Refuses: the machine's own cgroups and interfaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.kernel import bcc
+from pytest_isolate.kernel.bpf import load
+from pytest_isolate.kernel.interfaces import Netns, loopback_up
+from pytest_isolate.kernel.namespaces import CLONE_NEWNET, inside_netns, setns
+from pytest_isolate.network import AttachedPolicy, NetworkPolicy, PolicyEngine
+
+ADDRESSES = (
+    "203.0.113.1/32",
+    "203.0.113.7/32",
+    "203.0.113.8/32",
+    "203.0.113.53/32",
+    "2001:db8::1/128",
+    "2001:db8::7/128",
+)
+LOADERS = {"libbpf": load, "bcc": bcc.load}
+
+
+def unified_mount() -> Path | None:
+    """Where cgroup2 is mounted, from mountinfo."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        if right.startswith("cgroup2 "):
+            return Path(left.split()[4])
+    return None
+
+
+@pytest.fixture(scope="session")
+def hive(require: Callable[[str, bool, str], None]) -> Iterator[Path]:
+    """A cgroup directory of this run."""
+    mount = unified_mount()
+    require("cgroup2", mount is not None and os.access(mount, os.W_OK), "no writable cgroup2 hierarchy")
+    assert mount is not None
+    path = mount / f"pytest-isolate-network-{os.getpid()}"
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+@pytest.fixture(scope="session", params=list(LOADERS))
+def loader(request: pytest.FixtureRequest, require: Callable[[str, bool, str], None]) -> Callable[..., Any]:
+    """How the programs get into the kernel: every test runs with each."""
+    found = LOADERS[request.param]
+    try:
+        with found({}):
+            pass
+    except BackendUnavailable as error:
+        require("bpf" if request.param == "libbpf" else "bcc", False, str(error))
+    return found
+
+
+@pytest.fixture(scope="session")
+def engine(hive: Path, loader: Callable[..., Any]) -> Iterator[PolicyEngine]:
+    with PolicyEngine(hive, loader=loader, flows=4096, interfaces=True) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def netns() -> Iterator[Netns]:
+    with Netns() as namespace:
+        loopback_up(namespace.fd, ADDRESSES)
+        with inside_netns(namespace.fd):
+            _write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")  # of this namespace
+            _write("/proc/sys/net/ipv4/tcp_fastopen", "3")
+        yield namespace
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+class Box:
+    """A cgroup and a namespace to run functions in, each in a child of its own."""
+
+    def __init__(self, cgroup: Path, namespace: Netns, engine: PolicyEngine) -> None:
+        self.cgroup, self.namespace, self._engine = cgroup, namespace, engine
+        self.fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def attach(self, policy: NetworkPolicy, **more: Any) -> AttachedPolicy:
+        return self._engine.attach(self.fd, policy, netns_fd=self.namespace.fd, **more)
+
+    def start(self, work: Callable[[], Any], before: Callable[[], Any] | None = None, uid: int = 0) -> Job:
+        """Run ``work`` in a child in the cgroup and the namespace; ``before`` in the child while it is still outside."""
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(writing)
+            return Job(pid, reading)
+        try:
+            os.close(reading)
+            setns(self.namespace.fd, CLONE_NEWNET)
+            given = (before(),) if before else ()
+            (self.cgroup / "cgroup.procs").write_text("0")
+            self._engine.close_in_child()
+            if uid:
+                os.setresgid(uid, uid, uid)
+                os.setresuid(uid, uid, uid)
+            answer: Any = {"value": work(*given)}
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        os.write(writing, json.dumps(answer).encode())
+        os._exit(0)
+
+    def run(self, work: Callable[[], Any], **more: Any) -> Any:
+        return self.start(work, **more).result()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Job:
+    """A child at work."""
+
+    def __init__(self, pid: int, reading: int) -> None:
+        self.pid, self._reading = pid, reading
+
+    def result(self) -> Any:
+        with os.fdopen(self._reading, "rb") as pipe:
+            text = pipe.read()
+        os.waitpid(self.pid, 0)
+        answer = json.loads(text)
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+
+def _fresh_box(hive: Path, namespace: Netns, engine: PolicyEngine, name: str) -> Iterator[Box]:
+    path = hive / name
+    path.mkdir()
+    box = Box(path, namespace, engine)
+    yield box
+    box.close()
+    path.rmdir()
+
+
+@pytest.fixture
+def box(hive: Path, netns: Netns, engine: PolicyEngine) -> Iterator[Box]:
+    yield from _fresh_box(hive, netns, engine, "isolate-one")
+
+
+@pytest.fixture
+def other_box(hive: Path, netns: Netns, engine: PolicyEngine) -> Iterator[Box]:
+    yield from _fresh_box(hive, netns, engine, "isolate-two")
+
+
+@pytest.fixture
+def listen(netns: Netns) -> Iterator[Callable[..., tuple[Any, ...]]]:
+    """``listen(host, port, kind)``: a socket outside the cgroup, in the namespace; its address."""
+    with contextlib.ExitStack() as stack:
+
+        def make(host: str = "203.0.113.7", port: int = 0, kind: int = socket.SOCK_STREAM) -> socket.socket:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with inside_netns(netns.fd):
+                server = stack.enter_context(socket.socket(family, kind))
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((host, port))
+            server.settimeout(2)
+            if kind == socket.SOCK_STREAM:
+                server.setsockopt(socket.IPPROTO_TCP, 23, 16)  # TCP_FASTOPEN
+                server.listen(64)
+            return server
+
+        yield make
+
+
+def attempt(work: Callable[[], Any]) -> list[Any]:
+    """["ok" or the errno's name, milliseconds it took]."""
+    begin = time.perf_counter()
+    try:
+        made = work()
+        if isinstance(made, socket.socket):
+            made.close()
+        answer = "ok"
+    except TimeoutError:
+        answer = "TIMEOUT"
+    except OSError as error:
+        answer = errno.errorcode.get(error.errno or 0, repr(error))
+    return [answer, (time.perf_counter() - begin) * 1000]
+
+
+def tcp(address: tuple[Any, ...], timeout_s: float = 2.0) -> socket.socket:
+    """A connected TCP socket."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    made = socket.socket(family)
+    made.settimeout(timeout_s)
+    try:
+        made.connect(address)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def udp(address: tuple[Any, ...], payload: bytes = b"x" * 32, *, connected: bool = False, times: int = 1) -> None:
+    """Send datagrams."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as made:
+        made.settimeout(2)
+        if connected:
+            made.connect(address)
+        for _ in range(times):
+            made.send(payload) if connected else made.sendto(payload, address)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="isolate-net-"))
+    yield path
+    shutil.rmtree(path)
