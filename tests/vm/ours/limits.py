@@ -164,8 +164,8 @@ def kill(manager: CgroupManager) -> str:
 def _need_a_place(manager: CgroupManager) -> None:
     """Refused, in the product's words, where no cgroup can be made: a cgroup without a limit is no error to it."""
     if not manager.branches:
-        reasons = "; ".join(sorted(set(manager.refusals.values())))
-        raise Refused(f"no cgroup can be made: {reasons}")
+        memory = manager.capabilities()["memory"]
+        raise Refused(f"no cgroup can be made: {memory.reason}. {memory.remedy}")
 
 
 def _start(cgroup: Cgroup, victim: Callable[[], object]) -> int:
