@@ -136,11 +136,14 @@ class Conversation:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self, meanwhile: Callable[[], None] | None = None) -> Verdict:
-        """Listen until the item is done or its process has ended; ``meanwhile`` is done first, while it starts."""
+    def run(self, *meanwhile: Callable[[], None]) -> Verdict:
+        """Listen until the item is done or its process has ended; ``meanwhile`` is done first, while it starts.
+
+        The first of it may raise a KeyboardInterrupt that was held back.
+        """
         try:
-            if meanwhile is not None:
-                meanwhile()
+            for call in meanwhile:
+                call()
             self._listen()
         except KeyboardInterrupt:
             self._interrupt()

@@ -16,7 +16,7 @@ from _pytest.scope import Scope
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.runner import child, compat, crash, deadline, report, reporter, verdict
+from pytest_isolate.runner import child, compat, crash, deadline, interrupts, report, reporter, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.settings import Resolver, Settings
@@ -40,6 +40,7 @@ class Isolation(reporter.Listener):
         self._may_fork_ahead: bool | None = None
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
+        self._held: interrupts.Held | None = None
         self.tally = report.Tally()
 
     def header(self) -> list[str]:
@@ -136,6 +137,7 @@ class Isolation(reporter.Listener):
         try:
             worker = self._worker_for(item, following, settings, group, limit)
         except IsolateError as error:
+            self._release_interrupts()
             self._refused(item, nextitem, error)
             return
         talk = Conversation(
@@ -147,7 +149,7 @@ class Isolation(reporter.Listener):
             slow_s=settings.slow_s,
         )
         talk.setup_s = time.monotonic() - began
-        result = talk.run(meanwhile=lambda: self._fork_ahead(item, nextitem, settings))
+        result = talk.run(self._release_interrupts, lambda: self._fork_ahead(item, nextitem, settings))
         stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted or result.control)
         if result.over or following is None:
             self._bury(result)
@@ -159,6 +161,14 @@ class Isolation(reporter.Listener):
         failure, sections = self._run_teardown(item, None if stop else nextitem)
         talk.finish(failure, sections)
         _continue_as(result)
+
+    def _hold_interrupts(self) -> None:
+        self._held = self._held or interrupts.Held()
+
+    def _release_interrupts(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
     def _deadline_s(self, settings: Settings) -> float | None:
         """pytest-timeout's figure for the item, else ours; none while a person debugs."""
@@ -178,6 +188,7 @@ class Isolation(reporter.Listener):
     ) -> TestProcess:
         """The living child of the item's group, told to run it; else a new one."""
         if self._worker is not None and group is not None and self._worker.group == group:
+            self._hold_interrupts()
             with contextlib.suppress(OSError):  # it died while it waited: start another
                 self._worker.send_run(self._place(item), None if following is None else self._place(following))
                 self._worker.last = item
@@ -185,6 +196,7 @@ class Isolation(reporter.Listener):
             self._bury(Verdict(died=True))
         self._retire()
         if self._ahead is not None and self._ahead.item is item:
+            self._hold_interrupts()
             self._worker, self._ahead = self._ahead, None
             with contextlib.suppress(OSError):  # it died at the gate: start another
                 self._worker.send_run(0, None)
@@ -192,11 +204,13 @@ class Isolation(reporter.Listener):
             self._bury(Verdict(died=True))
         self._drop_ahead()
         if settings.mode == "fresh":
+            self._hold_interrupts()
             self._worker = self._workers.start_fresh(item, settings)
             return self._worker
         if not self._is_set_up(item, settings):
             with compat.phase(item, "setup"):
                 self._set_up(item, settings, group, limit)
+        self._hold_interrupts()
         self._worker = self._start(item, following, settings, gated=False)
         self._worker.group = group
         return self._worker
@@ -210,8 +224,12 @@ class Isolation(reporter.Listener):
         if nextitem is None or not self._can_go_ahead(item, nextitem, settings):
             return
         compat.set_up_wide_fixtures(nextitem, Scope.Function)  # all made: this only links them to the item
-        with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn
-            self._ahead = self._start(nextitem, None, settings, gated=True)
+        self._hold_interrupts()
+        try:
+            with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn
+                self._ahead = self._start(nextitem, None, settings, gated=True)
+        finally:
+            self._release_interrupts()
 
     def _can_go_ahead(self, item: pytest.Item, nextitem: pytest.Item, settings: Settings) -> bool:
         if self._may_fork_ahead is None:
@@ -267,6 +285,8 @@ class Isolation(reporter.Listener):
         )
 
     def _serve(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:
+        if self._held is not None:
+            self._held.restore()
         self.reporter = reporter.Reporter(self._config, link)
         child.serve(item, following, self.reporter, self)
 
