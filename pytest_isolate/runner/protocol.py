@@ -19,6 +19,7 @@ from pytest_isolate.outcome import Cause
 from pytest_isolate.runner import child, compat, crash, deadline, interrupts, report, reporter, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
+from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Resolver, Settings
 from pytest_isolate.runner.workers import EXIT_S, Workers
 
@@ -131,15 +132,22 @@ class Isolation(reporter.Listener):
     # -- one item -------------------------------------------------------------------------------------------------
 
     def _isolated(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
+        attempts = Attempts(item)
+        while self._tried(item, nextitem, settings, attempts):
+            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+
+    def _tried(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings, attempts: Attempts) -> bool:
+        """Run the item in a process, once; True when it is to be tried again in a new one."""
         group, limit = group_of(item, settings)
         following = nextitem if nextitem is not None and self._same_group(nextitem, group) else None
         began = time.monotonic()
         try:
-            worker = self._worker_for(item, following, settings, group, limit)
+            worker = self._worker_for(item, following, settings, group, limit, attempts.made)
         except IsolateError as error:
             self._release_interrupts()
             self._refused(item, nextitem, error)
-            return
+            return False
         talk = Conversation(
             item,
             worker,
@@ -147,6 +155,7 @@ class Isolation(reporter.Listener):
             policy_timeout_s=None if self._debugs() else settings.policy.timeout_s,
             grace_s=settings.policy.grace_s,
             slow_s=settings.slow_s,
+            attempts=attempts,
         )
         talk.setup_s = time.monotonic() - began
         result = talk.run(self._release_interrupts, lambda: self._fork_ahead(item, nextitem, settings))
@@ -157,10 +166,14 @@ class Isolation(reporter.Listener):
             self._retire()
         if stop:
             self._drop_ahead()
-        self._judge(item, talk, result, settings)
+        self._judge(talk, result, settings)
+        if result.again and not stop:
+            talk.finish(None, [])
+            return True
         failure, sections = self._run_teardown(item, None if stop else nextitem)
         talk.finish(failure, sections)
         _continue_as(result)
+        return False
 
     def _hold_interrupts(self) -> None:
         self._held = self._held or interrupts.Held()
@@ -184,7 +197,13 @@ class Isolation(reporter.Listener):
         return group is not None and runs_isolated(settings) and group_of(item, settings)[0] == group
 
     def _worker_for(
-        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, group: Any, limit: Any
+        self,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        settings: Settings,
+        group: Any,
+        limit: Any,
+        tries: int,
     ) -> TestProcess:
         """The living child of the item's group, told to run it; else a new one."""
         if self._worker is not None and group is not None and self._worker.group == group:
@@ -211,7 +230,7 @@ class Isolation(reporter.Listener):
             with compat.phase(item, "setup"):
                 self._set_up(item, settings, group, limit)
         self._hold_interrupts()
-        self._worker = self._start(item, following, settings, gated=False)
+        self._worker = self._start(item, following, settings, gated=False, tries=tries)
         self._worker.group = group
         return self._worker
 
@@ -276,12 +295,18 @@ class Isolation(reporter.Listener):
                 yield other
 
     def _start(
-        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool
+        self,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        settings: Settings,
+        *,
+        gated: bool,
+        tries: int = 0,
     ) -> TestProcess:
         compat.make_base_temp(self._config)
         compat.flush(self._config)
         return self._workers.start(
-            item, following, settings, gated=gated, dump_stacks=self._deadline_s(settings) is not None
+            item, following, settings, gated=gated, tries=tries, dump_stacks=self._deadline_s(settings) is not None
         )
 
     def _serve(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:
@@ -305,7 +330,7 @@ class Isolation(reporter.Listener):
         held.sections.extend(sections)
         item.ihook.pytest_runtest_logreport(report=failure or held)
 
-    def _judge(self, item: pytest.Item, talk: Conversation, result: Verdict, settings: Settings) -> None:
+    def _judge(self, talk: Conversation, result: Verdict, settings: Settings) -> None:
         if result.leftovers and settings.leaks != "ignore":
             talk.leaked(result.leftovers, fail=settings.leaks == "fail")
         talk.note(result.evidence)
