@@ -130,6 +130,7 @@ def allow_everything(plane: Dataplane) -> None:
     entry = np.Entry(port_lo=0, port_hi=65535, protocols=np.Protocol.ANY, where_verdict=15 << 4 | np.Verdict.ALLOW)
     listed = np.List(count=1)
     listed.entries[0] = entry
+    plane.maps["np_epoch"].update(bytes(4), (1).to_bytes(4, "little"))
     plane.maps["np_lists"].update(struct.pack("=I", 1), listed)
     plane.maps["np_rules4"].update(bytes(np.Key4(prefixlen=32)), np.Rule(list=1))
     plane.maps["np_rules6"].update(bytes(np.Key6(prefixlen=32)), np.Rule(list=1))

@@ -285,28 +285,41 @@ NP_INLINE int np_slow(struct __sk_buff *skb, struct np_policy *p, struct np_coun
 	return !reason;
 }
 
-/* True when this packet needs no look at the rules. */
-NP_INLINE int np_fast(struct __sk_buff *skb, const struct np_policy *p, const int out)
+/* Looks at the policy and remembers, in one store, what this CPU needs of it. The epoch was read before the policy, so
+ * a policy that changes meanwhile is looked at again. */
+NP_INLINE __u64 np_look(struct np_counters *c, __u32 epoch)
 {
-	const __u32 looked_at = NP_F_PER_PACKET | NP_F_BUDGET | (out ? 0 : NP_F_INBOUND);
+	__u64 known = np_fast_bits(storage_get(np_policies)) << 32 | epoch;
 
-	if (np_valid_without(p, looked_at) && (!out || np_is_plain(skb, 1)))
-		return 1;
-	if (!np_valid_without(p, NP_F_PER_PACKET | NP_F_BUDGET))
+	c->fast = known;
+	return known;
+}
+
+/* True when this packet needs no look at the rules. */
+NP_INLINE int np_fast(struct __sk_buff *skb, struct np_counters *c, const int out)
+{
+	__u64 known = c->fast;
+	__u32 zero = 0, *epoch = map_get(np_epoch, &zero);
+
+	if (!epoch)
 		return 0;
-	return (p->flags & NP_F_COUNT_ONLY) || (!out && np_is_plain(skb, 0));
+	if (np_unlikely((__u32)known != *epoch))
+		known = np_look(c, *epoch);
+	known >>= 32;
+	if (known & (out ? NP_FAST_OUT : NP_FAST_IN))
+		return 1;
+	return (known & (out ? NP_FAST_OUT_PLAIN : NP_FAST_IN_PLAIN)) && np_is_plain(skb, out);
 }
 
 NP_INLINE int np_skb(struct __sk_buff *skb, const int out)
 {
-	struct np_policy *p = storage_get(np_policies);
 	struct np_counters *c = storage_get(np_counts);
 
-	if (np_likely(np_fast(skb, p, out))) {
+	if (np_likely(np_fast(skb, c, out))) {
 		np_count(skb, c, out, 0, 0);
 		return 1;
 	}
-	return np_slow(skb, p, c, out);
+	return np_slow(skb, storage_get(np_policies), c, out);
 }
 
 PROGRAM("cgroup_skb/egress", np_egress, __sk_buff)

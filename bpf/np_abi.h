@@ -39,6 +39,12 @@
 #define NP_F_BUDGET 16    /* limits are set */
 #define NP_F_INBOUND 32   /* inbound packets need a rule too (default_in is DENY, or there are inbound rules) */
 
+/* np_counters.fast: packets that are counted without a look at the rules. All of one way, or those np_is_plain() knows. */
+#define NP_FAST_OUT 1
+#define NP_FAST_IN 2
+#define NP_FAST_OUT_PLAIN 4
+#define NP_FAST_IN_PLAIN 8
+
 #define NP_LIST_MAX 32	       /* entries of one port list */
 #define NP_LISTS 2048	       /* port lists (list 0 is never used: it is what a malformed rule points to) */
 #define NP_RULES 32768	       /* prefixes of each address family, of all policies together */
@@ -73,6 +79,7 @@ struct np_policy {
  * atomic waits for every store before it, packets and bytes share one word, emptied into two before it overflows.
  * In: receiving runs with softirqs off, so nothing nests on one CPU and adding is plain. */
 struct np_counters {
+	__u64 fast;	   /* what this CPU knows of the policy: np_epoch's value when it looked, NP_FAST_* << 32 */
 	__u64 packed_out;  /* packets << 40 + L3 bytes, as one signed sum: see np_packed_packets() */
 	__u64 packets_in;  /* one per skb, as the socket layer saw them; with flows on, those of no flow */
 	__u64 bytes_in;    /* L3 */
@@ -90,7 +97,6 @@ struct np_counters {
 	__u64 redirected;
 	__u64 events_lost; /* the ring was full */
 	__u64 flows_lost;  /* the flow table was full: counted here above, not per destination */
-	__u64 pad;
 };
 
 /* One line of a port list. The first that fits decides. */

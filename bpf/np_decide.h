@@ -41,6 +41,16 @@ NP_INLINE int np_valid_without(const struct np_policy *p, __u64 flags)
 	return (head & (flags << 32 | 0xffffffff)) == NP_MAGIC;
 }
 
+/* NP_FAST_* of a policy. */
+NP_INLINE __u64 np_fast_bits(const struct np_policy *p)
+{
+	if (!np_valid_without(p, NP_F_PER_PACKET | NP_F_BUDGET))
+		return 0;
+	if (p->flags & NP_F_COUNT_ONLY)
+		return NP_FAST_OUT | NP_FAST_IN;
+	return NP_FAST_OUT_PLAIN | (p->flags & NP_F_INBOUND ? NP_FAST_IN_PLAIN : NP_FAST_IN);
+}
+
 NP_INLINE __u8 np_protocol_bit(__u32 ipproto)
 {
 	switch (ipproto) {

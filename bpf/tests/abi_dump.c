@@ -28,6 +28,7 @@ int main(void)
 	FIELD(np_policy, limit_pps);
 	FIELD(np_policy, pad1);
 	STRUCT(np_counters);
+	FIELD(np_counters, fast);
 	FIELD(np_counters, packed_out);
 	FIELD(np_counters, packets_in);
 	FIELD(np_counters, bytes_in);
@@ -45,7 +46,6 @@ int main(void)
 	FIELD(np_counters, redirected);
 	FIELD(np_counters, events_lost);
 	FIELD(np_counters, flows_lost);
-	FIELD(np_counters, pad);
 	STRUCT(np_entry);
 	FIELD(np_entry, port_lo);
 	FIELD(np_entry, port_hi);
@@ -153,6 +153,10 @@ int main(void)
 	NUMBER(NP_F_RAW);
 	NUMBER(NP_F_BUDGET);
 	NUMBER(NP_F_INBOUND);
+	NUMBER(NP_FAST_OUT);
+	NUMBER(NP_FAST_IN);
+	NUMBER(NP_FAST_OUT_PLAIN);
+	NUMBER(NP_FAST_IN_PLAIN);
 	NUMBER(NP_LIST_MAX);
 	NUMBER(NP_LISTS);
 	NUMBER(NP_RULES);

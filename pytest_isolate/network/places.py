@@ -23,6 +23,8 @@ CALLS = ("np_connect4", "np_connect6", "np_sendmsg4", "np_sendmsg6", "np_sock_cr
 BINDS = ("np_bind4", "np_bind6")
 RESTORE = ("np_recvmsg4", "np_recvmsg6", "np_getpeername4", "np_getpeername6")
 
+_FIRST = bytes(4)
+
 
 class Place(Protocol):
     """Something a policy is in force on."""
@@ -53,7 +55,7 @@ class CgroupPlace:
         self._key = struct.pack(
             "=Q", os.fstat(cgroup_fd).st_ino
         )  # the cgroup's id. Source: bpf_get_current_cgroup_id, 4.18
-        self._policies, self._counts = plane.maps["np_policies"], plane.maps["np_counts"]
+        self._policies, self._counts, self._epoch = (plane.maps[n] for n in ("np_policies", "np_counts", "np_epoch"))
         self._links = Links(plane, cgroup_fd)
 
     def start(self) -> None:
@@ -61,6 +63,8 @@ class CgroupPlace:
 
     def store(self, policy: Policy) -> None:
         self._policies.update(self._key, policy)
+        raised = int.from_bytes(self._epoch.lookup(_FIRST) or b"", "little") + 1
+        self._epoch.update(_FIRST, (raised & 0xFFFFFFFF or 1).to_bytes(4, "little"))
 
     def hook(self, compiled: Compiled, live: Flag) -> None:
         names: tuple[str, ...] = COUNTING_FLOWS if compiled.flags & Flag.FLOWS else COUNTING
