@@ -1,7 +1,7 @@
 """A test that writes beside its tmp_path, as code with a hard-coded path does.
 
 Plain pytest: the file stays behind, and changes what later tests find.
-With --isolate, profile strict: the host's file systems are read-only; /tmp and tmp_path are not. The write fails.
+With --isolate, profile strict: the host's file systems are read-only, tmp_path excepted. The write fails.
 """
 
 import pathlib
