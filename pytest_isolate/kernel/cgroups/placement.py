@@ -145,7 +145,7 @@ def _make_run(branch: Branch) -> None:
         raise cgroupfs.fault("open", error, branch.parent) from error
     branch.undo.callback(os.close, parent_fd)
     branch.left_behind = stale.sweep(parent_fd, branch.version, branch.controllers)
-    cgroupfs.make(parent_fd, branch.name)
+    cgroupfs.make(parent_fd, branch.name, branch.path)
     branch.undo.callback(cgroupfs.remove, parent_fd, branch.name)
     branch.fd = cgroupfs.open_directory(branch.name, parent_fd)
     branch.undo.callback(os.close, branch.fd)
