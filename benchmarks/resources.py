@@ -4,50 +4,47 @@
 
 Owns: A/B runs interleaved one by one, so that a busy neighbour hurts both alike; medians and 99th percentiles; the
 growth over many sandboxes, and what is left behind. Refuses: to print a figure it did not measure in this run.
-The child is a clone3 of this interpreter that ends at once; v2 joins by CLONE_INTO_CGROUP, v1 by the child's writes.
+The child is /bin/true through the C library; v2 joins by CLONE_INTO_CGROUP, v1 by the child's writes.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import os
 import resource
-import signal
 import statistics
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from pytest_isolate.errors import IsolateError
+from pytest_isolate.kernel import native
 from pytest_isolate.kernel.cgroups import Cgroup, CgroupManager, open_manager
+from pytest_isolate.kernel.plan import Plan
 from pytest_isolate.policy import Limits
 
-_SYS_CLONE3 = 435
-_CLONE_INTO_CGROUP = 0x200000000
-_libc = ctypes.CDLL(None, use_errno=True)
+PLAN = Plan()
 LIMITS = {"memory": {"memory_bytes": 2**28}, "pids": {"pids": 50}, "cpu": {"cpu_cores": 1.0}}
 
 
-def start(cgroup_fd: int, join_fds: tuple[int, ...]) -> int:
-    """clone3 a child that joins and ends; the same call with and without a cgroup. Returns its pid."""
-    into = cgroup_fd if cgroup_fd >= 0 else 0
-    flags = _CLONE_INTO_CGROUP if cgroup_fd >= 0 else 0
-    # struct clone_args, CLONE_ARGS_SIZE_VER2 (linux/sched.h)
-    arguments = struct.pack("11Q", flags, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, into)
-    pid: int = _libc.syscall(_SYS_CLONE3, arguments, len(arguments))
-    if pid == 0:
-        for fd in join_fds:
-            os.write(fd, b"0")
-        os._exit(0)
-    if pid < 0:
-        raise OSError(ctypes.get_errno(), "clone3")
-    return pid
+def start(cgroup: Cgroup | None) -> native.Child:
+    """Start /bin/true with and without a cgroup: the same vfork-style clone3 and exec."""
+    return native.spawn(PLAN, ["/bin/true"], {}, joined=None if cgroup is None else _joined(cgroup))
+
+
+def _joined(cgroup: Cgroup) -> native.Joined:
+    return native.Joined(dir_fd=cgroup.dir_fd, procs_fds=cgroup.procs_fds)
+
+
+def finish(child: native.Child) -> None:
+    with child:
+        ended = child.wait(30)
+    assert ended is not None
+    assert ended.status.code == 0
 
 
 def plain() -> None:
-    os.waitpid(start(-1, ()), 0)
+    finish(start(None))
 
 
 def sandboxed(manager: CgroupManager, limits: Limits, *, later: bool, marks: list[int] | None = None) -> None:
@@ -56,8 +53,7 @@ def sandboxed(manager: CgroupManager, limits: Limits, *, later: bool, marks: lis
     mark(time.perf_counter_ns())
     cgroup = manager.create("gw0-test_module.py::test_function", limits)
     mark(time.perf_counter_ns())
-    pid = start(cgroup.dir_fd, cgroup.procs_fds)
-    os.waitpid(pid, 0)
+    finish(start(cgroup))
     mark(time.perf_counter_ns())
     usage = cgroup.usage(current=False)
     assert cgroup.verdicts(usage=usage) == []
@@ -163,12 +159,12 @@ def at_once(mode: str, count: int) -> None:
         children = []
         for _ in range(count):
             cgroup = manager.create("gw0-many", limits)
-            children.append(start(cgroup.dir_fd, cgroup.procs_fds))
+            children.append(start(cgroup))
             cgroup.release_procs_fds()
             alive.append(cgroup)
         made_s, memory = time.perf_counter() - begin, kernel_kib() - memory
-        for pid in children:
-            os.waitpid(pid, 0)
+        for child in children:
+            finish(child)
         for cgroup in alive:
             cgroup.close()
         print(f"{label}; {count} at once")

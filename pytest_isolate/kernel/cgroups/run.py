@@ -128,7 +128,7 @@ class CgroupManager:
     @property
     def left_behind(self) -> list[str]:
         """Directories of dead runs that the sweep at the start could not remove."""
-        return [f"{branch.parent}/{name}" for branch in self.branches for name in branch.left_behind]
+        return [path for branch in self.branches for path in branch.left_behind]
 
     def capabilities(self) -> dict[str, Capability]:
         """Every controller this package knows: usable here, or why not."""
