@@ -177,12 +177,13 @@ class CgroupManager:
         limits = limits or Limits()
         needed = controllers_for(limits)
         self._require(needed)
-        branches = [b for b in self.branches if b.version == 2 or b.controllers & (needed | self._counted(accounting))]
+        wanted = needed | self._counted(accounting)
+        branches = [branch for branch in self.branches if branch.version == 2 or branch.controllers & wanted]
         for branch in branches:
             branch.enable(needed)
         serial = next(self._serial)
         cgroup = Cgroup(f"{serial}-{stale.safe(name, _NAME_LENGTH)}", self._home, self._forget)
-        cgroup.make(branches, limits)
+        cgroup.make(branches, limits, needed)
         self._live[cgroup.name] = cgroup
         return cgroup
 
