@@ -55,7 +55,7 @@ class Plan:
         namespaces: CLONE_NEW* flags for clone3(2).
         uid_map, gid_map: lines for a new user namespace; empty without one.
         cgroup_fd: directory fd for CLONE_INTO_CGROUP (v2), or -1.
-        cgroup_procs_fds: open ``cgroup.procs`` files the child writes itself into (v1, or v2 without INTO_CGROUP).
+        cgroup_procs_fds: open files the child writes ``0`` into (v1's ``tasks``, or v2's ``cgroup.procs``).
         rlimits: (resource number, soft, hard); -1 means RLIM_INFINITY.
         capabilities: mask of what remains in every set (bit n = capability n), or None to keep all.
         seccomp: a BPF program, struct sock_filter[] as bytes; empty for none.
