@@ -13,21 +13,10 @@ from dataclasses import dataclass, replace
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import capabilities, filesystem, native
 from pytest_isolate.kernel.filesystem import Layers, MountPlan
-from pytest_isolate.kernel.plan import IdMap, Plan
+from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
 from pytest_isolate.policy import Namespace, Policy
 
-#: CLONE_NEW* by namespace. Source: linux/sched.h.
-CLONE_FLAGS = {
-    Namespace.TIME: 0x00000080,
-    Namespace.MOUNT: 0x00020000,
-    Namespace.CGROUP: 0x02000000,
-    Namespace.UTS: 0x04000000,
-    Namespace.IPC: 0x08000000,
-    Namespace.USER: 0x10000000,
-    Namespace.PID: 0x20000000,
-    Namespace.NET: 0x40000000,
-}
 _EVERY_ID = 2**32 - 1
 _PROBE_S = 10.0
 _MAX_PLACED = 256

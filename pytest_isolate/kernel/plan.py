@@ -9,6 +9,21 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from pytest_isolate.policy import Namespace
+
+
+#: CLONE_NEW* by namespace. Source: linux/sched.h.
+CLONE_FLAGS = {
+    Namespace.TIME: 0x00000080,
+    Namespace.MOUNT: 0x00020000,
+    Namespace.CGROUP: 0x02000000,
+    Namespace.UTS: 0x04000000,
+    Namespace.IPC: 0x08000000,
+    Namespace.USER: 0x10000000,
+    Namespace.PID: 0x20000000,
+    Namespace.NET: 0x40000000,
+}
+
 
 class MountKind(enum.IntEnum):
     """What one entry of the mount table does, in the sandbox's own mount namespace. Mirrors enum iso_mount_kind."""

@@ -19,6 +19,7 @@ from typing import Any, cast
 import pytest
 from _pytest import runner as _runner
 from _pytest.fixtures import FixtureDef
+from _pytest.outcomes import OutcomeException
 from _pytest.scope import Scope
 from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
 
@@ -130,6 +131,10 @@ def _bound_to_loop(name: str, definitions: dict[str, Any], seen: set[str]) -> bo
         if _is_async(definition) or any(_bound_to_loop(arg, definitions, seen) for arg in definition.argnames):
             return True
     return False
+
+
+#: What a fixture may raise to say that it failed or skips, as pytest sees it; anything else ends the run.
+FIXTURE_FAILURES = (Exception, OutcomeException)
 
 
 def set_up_wide_fixtures(item: pytest.Item, widest: Scope) -> None:

@@ -242,7 +242,8 @@ class Isolation(reporter.Listener):
         """While ``item`` runs, fork the child of the next one, where nothing has to change here before its turn."""
         if nextitem is None or not self._can_go_ahead(item, nextitem, settings):
             return
-        compat.set_up_wide_fixtures(nextitem, Scope.Function)  # all made: this only links them to the item
+        with contextlib.suppress(*compat.FIXTURE_FAILURES):  # all made, or failed: this only links them to the item
+            compat.set_up_wide_fixtures(nextitem, Scope.Function)
         self._hold_interrupts()
         try:
             with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn

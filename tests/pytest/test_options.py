@@ -45,7 +45,7 @@ def told(result: pytest.RunResult) -> str:
 def test_nothing_is_isolated_unless_asked(pytester: pytest.Pytester, plain: Run) -> None:
     result = plain("-rP")
     assert told(result) == "IN PROCESS"
-    assert "isolate" not in str(result.stdout)
+    assert "isolate:" not in str(result.stdout)
 
 
 @pytest.mark.usefixtures("tells")
