@@ -103,7 +103,10 @@ def is_set_up(item: pytest.Item, parent: Any, parameters: tuple[tuple[str, int],
         definitions = info.name2fixturedefs.get(name)
         if not definitions or fixture_scope(item, name, definitions[-1]) <= Scope.Function:
             continue
-        if definitions[-1].cached_result is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
+        made = definitions[-1].cached_result
+        if made is not None and made[2] is not None:
+            return False  # it failed: whoever asks for it gets the exception
+        if made is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
             return False
     return True
 
