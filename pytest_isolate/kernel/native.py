@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Union
@@ -310,7 +310,7 @@ class Rusage:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """How the main process ended. ``leftovers``: other processes remain in its PID namespace."""
+    """How the main process ended. ``leftovers``: others remain in its PID namespace; without one, in its process group."""
 
     status: ExitStatus
     rusage: Rusage
@@ -405,7 +405,18 @@ class Child:
             raise ChildProcessError(errno.ECHILD, f"pid {self.pid} was collected by someone else's wait()")
         if answer < 0:
             raise OSError(-answer, os.strerror(-answer))
-        return _exited(record)
+        exited = _exited(record)
+        return replace(exited, leftovers=True) if self._group_lives() else exited
+
+    def _group_lives(self) -> bool:
+        """Without a PID namespace: True when its process group has members yet. Its number is theirs until they end."""
+        if self.init_pidfd >= 0 or not self.own_session:
+            return False
+        try:
+            os.killpg(self.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return bool(leftovers(self))  # a zombie counts for killpg, and holds nothing
 
     def signal(self, signum: int) -> None:
         """Send a signal to the main process only; nothing happens when it has ended."""
@@ -427,9 +438,14 @@ class Child:
         self.signal(signal.SIGKILL)  # in a joined PID namespace the init is only a monitor
 
     def _kill_group(self) -> None:
-        if self.own_session and not self._collected:  # a collected pid may be someone else's by now
+        if not self.own_session or (self._collected and not (self._exited and self._exited.leftovers)):
+            return  # a collected pid is someone else's by now, unless its group went on
+        if not self._collected:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+        for leftover in leftovers(self):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(leftover.pid, signal.SIGKILL)
 
     def reap(self, block: bool) -> bool:
         """Collect what ended. True when there is nothing left to collect; with ``block``, wait for that."""
@@ -559,12 +575,12 @@ def _descendants(root: int) -> set[int]:
 
 
 def leftovers(child: Child) -> list[Leftover]:
-    """Processes still in the child's PID namespace or in one nested in it; [] when it has none of its own.
+    """Processes still in the child's PID namespace or in one nested in it; without one, those of its session.
 
     Init and main process are not counted, zombies neither. To be asked while the init lives, before kill().
     """
     if child.init_pid <= 0:
-        return []
+        return processes.leftovers_of_session(child.pid) if child.own_session else []
     found = []
     for pid in sorted(_descendants(child.init_pid) - {child.pid}):
         with contextlib.suppress(OSError):  # it ended while we looked
