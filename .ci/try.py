@@ -91,12 +91,19 @@ def table(expected: dict[str, Expected], run: dict[str, Seen]) -> Iterator[str]:
         yield f"  {name:<{width}}  {said}"
 
 
-def run_examples(junit: Path, args: list[str]) -> bool:
-    """Run them as the line it prints says; False when pytest did not get as far as its results."""
+def run_examples(junit: Path, args: list[str]) -> int:
+    """Run them as the line it prints says; the pid that pytest had."""
     print("$ pytest --isolate examples/\n", flush=True)
     command = [sys.executable, "-m", "pytest", "--isolate", "examples/", f"--junitxml={junit}", *args]
-    subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL)
-    return junit.exists()
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL) as process:
+        process.wait()
+    return process.pid
+
+
+def left_behind(before: host_state.HostState, pid: int) -> list[str]:
+    """What is there and was not. A cgroup carries the pid of its run: those of other runs on this machine are not ours."""
+    lines = host_state.remains(before)
+    return [line for line in lines if not line.startswith("cgroup: ") or f"-{pid}-" in line]
 
 
 def explain_the_host() -> None:
@@ -109,13 +116,14 @@ def main(args: list[str]) -> int:
     before = host_state.observe()
     with tempfile.TemporaryDirectory() as place:
         junit = Path(place) / "junit.xml"
-        if not run_examples(junit, args):
+        pid = run_examples(junit, args)
+        if not junit.exists():
             explain_the_host()
             return 1
         run = seen(junit)
     expected = expectations()
     wrong = list(surprises(expected, run))
-    wrong += [f"left behind: {line}" for line in host_state.remains(before)]
+    wrong += [f"left behind: {line}" for line in left_behind(before, pid)]
     print()
     for line in wrong:
         print(f"not as expected: {line}")
@@ -125,7 +133,7 @@ def main(args: list[str]) -> int:
     print("The failures above are the demonstration. Each example, and what became of it:\n")
     print("\n".join(table(expected, run)))
     print(f"\nAll {caught} catches happened, and the run went on after each. Of all that the tests started and made,")
-    print("no process, mount, cgroup, network or file of theirs is left. Each file in examples/ says what plain")
+    print("no process, mount, cgroup or network is left. Each file in examples/ says what plain")
     print("pytest would have done. Next: docs/tutorial.md, and `pytest-isolate doctor` for what your host can do.")
     return 0
 

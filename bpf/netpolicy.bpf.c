@@ -92,21 +92,24 @@ NP_INLINE int np_open(struct bpf_sock_addr *ctx, const int v6, const __u8 reason
 	struct np_policy *p = storage_get(np_policies);
 	struct np_counters *c = storage_get(np_counts);
 	struct np_packet k = {};
-	__u64 cookie = bpf_get_socket_cookie(ctx);
+	__u64 cookie;
 	__u32 v;
 
+	if (np_valid(p) && (p->flags & NP_F_COUNT_ONLY))
+		return 1;
 	if (v6)
 		np_from_addr6(ctx, &k);
 	else
 		np_from_addr4(ctx, &k);
 	np_reached(&k);
 	if (!np_valid(p))
-		return np_denied_call(p, c, &k, cookie, NP_R_MALFORMED, NP_OUT);
-	if (p->flags & NP_F_COUNT_ONLY)
-		return 1;
+		return np_denied_call(p, c, &k, bpf_get_socket_cookie(ctx), NP_R_MALFORMED, NP_OUT);
 	if (reason == NP_R_SENDMSG && ctx->sk)
 		k.local_port = ctx->sk->src_port; /* a server's answer from a port it offers passes */
 	v = np_judge(p, &k, NP_OUT, reason == NP_R_SENDMSG ? NP_IN : 0);
+	if (np_likely(v == NP_ALLOW && !(p->flags & NP_F_BUDGET)))
+		return 1;
+	cookie = bpf_get_socket_cookie(ctx);
 	if ((v & 15) == NP_DENY)
 		return np_denied_call(p, c, &k, cookie, reason, NP_OUT);
 	if (reason == NP_R_CONNECT && (p->flags & NP_F_BUDGET) && !np_take_connection(p))
@@ -229,16 +232,20 @@ PROGRAM("cgroup/getpeername6", np_getpeername6, bpf_sock_addr)
 /* Refuses nothing, so user space attaches it first: that makes the storage it then writes the policy to. */
 PROGRAM("sockops", np_sockops, bpf_sock_ops)
 {
-	struct np_policy *p = storage_get(np_policies);
-	struct np_counters *c = storage_get(np_counts);
-	__u32 one = 1;
+	__u32 op = ctx->op, one = 1;
+	struct np_policy *p;
+	struct np_counters *c;
 	__u64 cookie;
 
+	if (np_likely(op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB))
+		return 1; /* some ten other moments of each connection */
+	p = storage_get(np_policies);
+	c = storage_get(np_counts);
 	if (!np_valid(p))
 		return 1;
-	if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
+	if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
 		np_add(c->connections_out, 1);
-	} else if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+	} else {
 		np_add(c->connections_in, 1);
 		cookie = bpf_get_socket_cookie(ctx);
 		map_put(np_accepted, &cookie, &one);
@@ -252,7 +259,7 @@ PROGRAM("sockops", np_sockops, bpf_sock_ops)
 NP_INLINE __u8 np_objection(struct __sk_buff *skb, const struct np_policy *p, const struct np_packet *k, __u64 cookie,
 			    const int out, __u32 *verdict)
 {
-	*verdict = np_judge_packet(p, k, out, np_opened_by_peer(skb, cookie)) & 15;
+	*verdict = np_judge_packet(p, k, out, np_opened_by_peer(skb, k, cookie)) & 15;
 	if (*verdict != NP_ALLOW && *verdict != NP_LOG)
 		return out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
 	return p->flags & NP_F_BUDGET ? np_take_packet(p, skb->len) : 0;
@@ -278,32 +285,41 @@ NP_INLINE int np_slow(struct __sk_buff *skb, struct np_policy *p, struct np_coun
 	return !reason;
 }
 
-/* True when this packet needs no look at the rules. */
-NP_INLINE int np_fast(struct __sk_buff *skb, const struct np_policy *p, const int out)
+/* Looks at the policy and remembers, in one store, what this CPU needs of it. The epoch was read before the policy, so
+ * a policy that changes meanwhile is looked at again. */
+NP_INLINE __u64 np_look(struct np_counters *c, __u32 epoch)
 {
-	__u32 flags = p->flags;
+	__u64 known = np_fast_bits(storage_get(np_policies)) << 32 | epoch;
 
-	if (np_unlikely(!np_valid(p)))
+	c->fast = known;
+	return known;
+}
+
+/* True when this packet needs no look at the rules. */
+NP_INLINE int np_fast(struct __sk_buff *skb, struct np_counters *c, const int out)
+{
+	__u64 known = c->fast;
+	__u32 zero = 0, *epoch = map_get(np_epoch, &zero);
+
+	if (!epoch)
 		return 0;
-	if (flags & NP_F_COUNT_ONLY)
+	if (np_unlikely((__u32)known != *epoch))
+		known = np_look(c, *epoch);
+	known >>= 32;
+	if (known & (out ? NP_FAST_OUT : NP_FAST_IN))
 		return 1;
-	if (flags & (NP_F_PER_PACKET | NP_F_BUDGET))
-		return 0;
-	if (out)
-		return np_is_plain(skb, 1);
-	return !(flags & NP_F_INBOUND) || np_is_plain(skb, 0);
+	return (known & (out ? NP_FAST_OUT_PLAIN : NP_FAST_IN_PLAIN)) && np_is_plain(skb, out);
 }
 
 NP_INLINE int np_skb(struct __sk_buff *skb, const int out)
 {
-	struct np_policy *p = storage_get(np_policies);
 	struct np_counters *c = storage_get(np_counts);
 
-	if (np_likely(np_fast(skb, p, out))) {
+	if (np_likely(np_fast(skb, c, out))) {
 		np_count(skb, c, out, 0, 0);
 		return 1;
 	}
-	return np_slow(skb, p, c, out);
+	return np_slow(skb, storage_get(np_policies), c, out);
 }
 
 PROGRAM("cgroup_skb/egress", np_egress, __sk_buff)

@@ -8,7 +8,9 @@
 #ifndef NP_ABI_H
 #define NP_ABI_H
 
+#ifndef NP_MAGIC /* benchmarks compile with 0: BPF_PROG_TEST_RUN gives a program zeroed storage */
 #define NP_MAGIC 0x6e703031 /* "np01": a policy without it is malformed, which means deny */
+#endif
 
 /* Verdicts. Deliberately not the return codes of any hook: those are made once, at the edge. */
 #define NP_UNSET 0
@@ -37,6 +39,12 @@
 #define NP_F_BUDGET 16    /* limits are set */
 #define NP_F_INBOUND 32   /* inbound packets need a rule too (default_in is DENY, or there are inbound rules) */
 
+/* np_counters.fast: packets that are counted without a look at the rules. All of one way, or those np_is_plain() knows. */
+#define NP_FAST_OUT 1
+#define NP_FAST_IN 2
+#define NP_FAST_OUT_PLAIN 4
+#define NP_FAST_IN_PLAIN 8
+
 #define NP_LIST_MAX 32	       /* entries of one port list */
 #define NP_LISTS 2048	       /* port lists (list 0 is never used: it is what a malformed rule points to) */
 #define NP_RULES 32768	       /* prefixes of each address family, of all policies together */
@@ -51,9 +59,9 @@
 /* The policy of one attachment: value of np_policies (cgroup storage) and np_links (by ifindex). */
 struct np_policy {
 	__u32 magic;
+	__u32 flags;   /* beside magic: both are tested by one load */
 	__u32 id;      /* of the attachment: scope of its flows and events */
 	__u32 ruleset; /* scope of its rules; a change of policy is a new number */
-	__u32 flags;
 	__u8 default_out;
 	__u8 default_in;
 	__u8 default_bind;
@@ -66,14 +74,19 @@ struct np_policy {
 	__u64 pad1[2];
 };
 
-/* Counters of one attachment on one CPU. Added to atomically: a softirq may nest in a system call. */
+/* Counters of one attachment on one CPU.
+ * Out: a system call that sends can be preempted, or a softirq can send over it, so adding is atomic; and because an
+ * atomic waits for every store before it, packets and bytes share one word, emptied into two before it overflows.
+ * In: receiving runs with softirqs off, so nothing nests on one CPU and adding is plain. */
 struct np_counters {
-	__u64 packets_out;     /* as the socket layer saw them: one per skb */
-	__u64 bytes_out;       /* L3 bytes of those */
+	__u64 fast;	   /* what this CPU knows of the policy: np_epoch's value when it looked, NP_FAST_* << 32 */
+	__u64 packed_out;  /* packets << 40 + L3 bytes, as one signed sum: see np_packed_packets() */
+	__u64 packets_in;  /* one per skb, as the socket layer saw them; with flows on, those of no flow */
+	__u64 bytes_in;    /* L3 */
+	__u64 packets_out; /* emptied from packed_out: the counts are the sums */
+	__u64 bytes_out;
 	__u64 gso_packets_out; /* further packets the device made of them: wire packets = packets + gso_packets */
 	__u64 gso_bytes_out;   /* headers of those: wire L3 bytes = bytes + gso_bytes */
-	__u64 packets_in;
-	__u64 bytes_in;
 	__u64 gso_packets_in;
 	__u64 gso_bytes_in;
 	__u64 denied_out; /* refused calls (connect, sendmsg, socket) and packets */
@@ -141,7 +154,7 @@ struct np_flow6 {
 
 struct np_flow { /* value of np_flows4, np_flows6 */
 	__u64 packets_out;
-	__u64 bytes_out; /* L3, on the wire (GSO headers included) */
+	__u64 bytes_out; /* L3 */
 	__u64 packets_in;
 	__u64 bytes_in;
 	__u32 ruleset; /* under which the verdict was reached */

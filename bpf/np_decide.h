@@ -33,6 +33,24 @@ NP_INLINE int np_valid(const struct np_policy *p)
 	return p->magic == NP_MAGIC;
 }
 
+/* Valid, and none of these flags (a mask) set: one load, one compare. */
+NP_INLINE int np_valid_without(const struct np_policy *p, __u64 flags)
+{
+	__u64 head = *(const __u64 *)p;
+
+	return (head & (flags << 32 | 0xffffffff)) == NP_MAGIC;
+}
+
+/* NP_FAST_* of a policy. */
+NP_INLINE __u64 np_fast_bits(const struct np_policy *p)
+{
+	if (!np_valid_without(p, NP_F_PER_PACKET | NP_F_BUDGET))
+		return 0;
+	if (p->flags & NP_F_COUNT_ONLY)
+		return NP_FAST_OUT | NP_FAST_IN;
+	return NP_FAST_OUT_PLAIN | (p->flags & NP_F_INBOUND ? NP_FAST_IN_PLAIN : NP_FAST_IN);
+}
+
 NP_INLINE __u8 np_protocol_bit(__u32 ipproto)
 {
 	switch (ipproto) {
@@ -107,6 +125,20 @@ NP_INLINE int np_opens(__u8 tcp_flags)
 NP_INLINE int np_answers(__u8 tcp_flags)
 {
 	return (tcp_flags & 0x12) == 0x12;
+}
+
+/* packets and bytes of one word, as a sum that may be taken apart again: bytes are the low 40 bits, signed. */
+#define NP_PACKET_UNIT (1LL << 40)
+#define NP_PACKED_FULL (1LL << 22) /* packets; of 64 KB each they are 2^38 bytes, half of what 40 signed bits hold */
+
+NP_INLINE __s64 np_packed_packets(__u64 packed)
+{
+	return (__s64)(packed + NP_PACKET_UNIT / 2) >> 40;
+}
+
+NP_INLINE __s64 np_packed_bytes(__u64 packed)
+{
+	return (__s64)packed - np_packed_packets(packed) * NP_PACKET_UNIT;
 }
 
 /* L3 bytes a device adds when it cuts one skb into `segments`: each further one repeats the headers. */

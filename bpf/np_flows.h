@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
  * np_flows.h - the flow table: one entry per conversation, verdict remembered, counted per destination.
  *
- * Owns: keys from packets, hits and misses. An entry is {test's end, peer's end}, whatever way the packet goes.
+ * Owns: keys from packets, hits and misses. With flows on, np_counters hold only what is in no flow. An entry is {test's end, peer's end}, whatever way the packet goes.
  * Refuses: eviction. When the table is full a flow is judged anew for each packet and counted in flows_lost.
  */
 #ifndef NP_FLOWS_H
@@ -9,112 +9,10 @@
 #include "np_report.h"
 #include "np_judge.h"
 
-NP_INLINE struct np_flow *np_flow_get(int v6, void *key)
-{
-	return v6 ? map_get(np_flows6, key) : map_get(np_flows4, key);
-}
-
-NP_INLINE long np_flow_add(int v6, void *key, struct np_flow *flow)
-{
-	return v6 ? map_add(np_flows6, key, flow) : map_add(np_flows4, key, flow);
-}
-
-NP_INLINE __u64 np_wire_bytes(struct __sk_buff *skb)
-{
-	__u64 bytes = skb->len;
-
-	if (np_unlikely(skb->gso_segs > 1))
-		bytes += np_gso_bytes(skb->gso_segs, np_header_bytes(skb, 0));
-	return bytes;
-}
-
-NP_INLINE void np_flow_count(struct np_flow *f, struct __sk_buff *skb, const int out)
-{
-	np_add(*(out ? &f->packets_out : &f->packets_in), 1);
-	np_add(*(out ? &f->bytes_out : &f->bytes_in), np_wire_bytes(skb));
-	f->last_jiffies = bpf_jiffies64();
-}
-
-/* Who opened: the entry knows; for a new one the packet says, or the record of accepted sockets. */
-NP_INLINE __u8 np_opener(struct __sk_buff *skb, const struct np_flow *f, const struct np_packet *k, __u64 cookie, const int out)
-{
-	if (f)
-		return f->opener;
-	if (k->ipproto == NP_IPPROTO_TCP && !np_opens(k->tcp_flags))
-		return np_opened_by_peer(skb, cookie) ? NP_IN : NP_OUT;
-	return out ? NP_OUT : NP_IN;
-}
-
-NP_INLINE __u32 np_judge_flow(const struct np_policy *p, const struct np_packet *k, __u8 opener)
-{
-	int inbound = opener == NP_IN;
-
-	if (p->flags & NP_F_COUNT_ONLY)
-		return NP_ALLOW;
-	return np_judge(p, k, inbound ? NP_IN : NP_OUT | NP_PACKET, inbound || k->ipproto == NP_IPPROTO_TCP ? 0 : NP_IN);
-}
-
-NP_INLINE void np_flow_insert(int v6, void *key, const struct np_policy *p, struct np_counters *c, struct __sk_buff *skb,
-			      const int out, __u8 opener, __u8 verdict)
-{
-	struct np_flow fresh = { .ruleset = p->ruleset, .verdict = verdict, .opener = opener };
-	struct np_flow *f;
-
-	fresh.first_jiffies = bpf_jiffies64();
-	np_flow_count(&fresh, skb, out);
-	if (np_flow_add(v6, key, &fresh) == 0)
-		return;
-	f = np_flow_get(v6, key); /* another CPU was first, or the table is full */
-	if (f)
-		np_flow_count(f, skb, out);
-	else
-		np_add(c->flows_lost, 1);
-}
-
-/* A packet of a flow that is new, or whose verdict is of another rule set. */
-NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out, int v6,
-			   void *key, struct np_flow *f)
-{
-	struct np_packet k = {};
-	__u64 cookie = bpf_get_socket_cookie(skb);
-	__u8 reason = NP_R_MALFORMED, opener = NP_OUT, place = out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
-	__u32 verdict = NP_DENY;
-
-	if (np_read(skb, 0, out, &k) == 0 && np_valid(p)) {
-		opener = np_opener(skb, f, &k, cookie, out);
-		verdict = np_judge_flow(p, &k, opener) & 15;
-		reason = verdict == NP_ALLOW || verdict == NP_LOG ? 0 : place;
-	}
-	if (!reason && (p->flags & NP_F_BUDGET))
-		reason = np_take_packet(p, skb->len);
-	if (f && verdict != NP_DENY) {
-		f->verdict = verdict;
-		f->ruleset = p->ruleset;
-	}
-	if (reason)
-		np_add(*(out ? &c->denied_out : &c->denied_in), 1);
-	else
-		np_count(skb, c, out, 0, k.headers);
-	if (reason || verdict == NP_LOG)
-		np_report(p, c, &k, cookie, reason ? NP_DENY : NP_LOG, reason ? reason : place, opener, 0);
-	if (reason)
-		return 0;
-	if (f)
-		np_flow_count(f, skb, out);
-	else if (key)
-		np_flow_insert(v6, key, p, c, skb, out, opener, verdict);
-	return 1;
-}
-
 NP_INLINE int np_has_ports(__u8 ipproto)
 {
 	return ipproto == NP_IPPROTO_TCP || ipproto == NP_IPPROTO_UDP;
 }
-
-union np_flow_key {
-	struct np_flow4 v4;
-	struct np_flow6 v6;
-};
 
 /* 0 when the packet is not one for the table: options, or nothing after the header. Those are judged each time. */
 NP_INLINE int np_flow4_key(struct __sk_buff *skb, const struct np_policy *p, const int out, struct np_flow4 *key)
@@ -153,23 +51,130 @@ NP_INLINE int np_flow6_key(struct __sk_buff *skb, const struct np_policy *p, con
 	return 1;
 }
 
-/* Hit: one lookup, no judging. Limits are judged per packet, so they take the slow path. */
+NP_INLINE struct np_flow *np_flow_find(struct __sk_buff *skb, const struct np_policy *p, const int out)
+{
+	if (np_likely(skb->protocol == np_htons(ETH_P_IP))) {
+		struct np_flow4 key;
+
+		return np_flow4_key(skb, p, out, &key) ? map_get(np_flows4, &key) : 0;
+	} else {
+		struct np_flow6 key;
+
+		return np_flow6_key(skb, p, out, &key) ? map_get(np_flows6, &key) : 0;
+	}
+}
+
+/* 0: added. 1: this packet is not one for the table. Negative: it is there already, or the table is full. */
+NP_INLINE long np_flow_add(struct __sk_buff *skb, const struct np_policy *p, const int out, const struct np_flow *flow)
+{
+	if (skb->protocol == np_htons(ETH_P_IP)) {
+		struct np_flow4 key;
+
+		return np_flow4_key(skb, p, out, &key) ? map_add(np_flows4, &key, flow) : 1;
+	} else {
+		struct np_flow6 key;
+
+		return np_flow6_key(skb, p, out, &key) ? map_add(np_flows6, &key, flow) : 1;
+	}
+}
+
+/* On shared values, by atomics: packets of one flow are on several CPUs. */
+NP_INLINE void np_flow_count(struct np_flow *f, struct __sk_buff *skb, const int out)
+{
+	np_add(*(out ? &f->packets_out : &f->packets_in), 1);
+	np_add(*(out ? &f->bytes_out : &f->bytes_in), skb->len);
+	f->last_jiffies = bpf_jiffies64();
+}
+
+/* Who opened: the entry knows; for a new one the packet says, or the record of accepted sockets. */
+NP_INLINE __u8 np_opener(struct __sk_buff *skb, const struct np_flow *f, const struct np_packet *k, __u64 cookie, const int out)
+{
+	if (f)
+		return f->opener;
+	if (k->ipproto == NP_IPPROTO_TCP && !np_opens(k->tcp_flags))
+		return np_opened_by_peer(skb, k, cookie) ? NP_IN : NP_OUT;
+	return out ? NP_OUT : NP_IN;
+}
+
+NP_INLINE __u32 np_judge_flow(const struct np_policy *p, const struct np_packet *k, __u8 opener)
+{
+	int inbound = opener == NP_IN;
+
+	if (p->flags & NP_F_COUNT_ONLY)
+		return NP_ALLOW;
+	return np_judge(p, k, inbound ? NP_IN : NP_OUT | NP_PACKET, inbound || k->ipproto == NP_IPPROTO_TCP ? 0 : NP_IN);
+}
+
+NP_INLINE void np_flow_insert(struct __sk_buff *skb, const struct np_policy *p, struct np_counters *c, const int out, __u8 opener,
+			      __u8 verdict)
+{
+	struct np_flow fresh = { .ruleset = p->ruleset, .verdict = verdict, .opener = opener }, *f = 0;
+	long result;
+
+	fresh.first_jiffies = bpf_jiffies64();
+	fresh.last_jiffies = fresh.first_jiffies;
+	*(out ? &fresh.packets_out : &fresh.packets_in) = 1;
+	*(out ? &fresh.bytes_out : &fresh.bytes_in) = skb->len;
+	result = np_flow_add(skb, p, out, &fresh);
+	if (result == 0)
+		return;
+	if (result < 0)
+		f = np_flow_find(skb, p, out); /* another CPU was first, or the table is full */
+	if (f) {
+		np_flow_count(f, skb, out);
+		return;
+	}
+	np_count_plain(skb, c, out, 0);
+	if (result < 0)
+		np_add(c->flows_lost, 1);
+}
+
+/* A packet of a flow that is new, or whose verdict is of another rule set. */
+NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out, struct np_flow *f)
+{
+	struct np_packet k = {};
+	__u64 cookie = bpf_get_socket_cookie(skb);
+	__u8 reason = NP_R_MALFORMED, opener = NP_OUT, place = out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
+	__u32 verdict = NP_DENY;
+
+	if (np_read(skb, 0, out, &k) == 0 && np_valid(p)) {
+		opener = np_opener(skb, f, &k, cookie, out);
+		verdict = np_judge_flow(p, &k, opener) & 15;
+		reason = verdict == NP_ALLOW || verdict == NP_LOG ? 0 : place;
+	}
+	if (!reason && (p->flags & NP_F_BUDGET))
+		reason = np_take_packet(p, skb->len);
+	if (reason)
+		np_add(*(out ? &c->denied_out : &c->denied_in), 1);
+	else
+		np_count_gso(skb, c, out, 0, k.headers);
+	if (reason || verdict == NP_LOG)
+		np_report(p, c, &k, cookie, reason ? NP_DENY : NP_LOG, reason ? reason : place, opener, 0);
+	if (reason)
+		return 0;
+	if (f) {
+		f->verdict = verdict;
+		f->ruleset = p->ruleset;
+		np_flow_count(f, skb, out);
+	} else {
+		np_flow_insert(skb, p, c, out, opener, verdict);
+	}
+	return 1;
+}
+
+/* Hit: one lookup, no judging, and counted in the flow alone: user space adds the flows up. Limits are judged per
+ * packet, so they take the slow path. */
 NP_INLINE int np_flow_skb(struct __sk_buff *skb, const int out)
 {
 	struct np_policy *p = storage_get(np_policies);
-	struct np_counters *c = storage_get(np_counts);
-	int v6 = skb->protocol != np_htons(ETH_P_IP), keyed;
-	union np_flow_key key = {};
-	struct np_flow *f = 0;
+	struct np_flow *f = np_flow_find(skb, p, out);
 
-	keyed = v6 ? np_flow6_key(skb, p, out, &key.v6) : np_flow4_key(skb, p, out, &key.v4);
-	if (np_likely(keyed))
-		f = np_flow_get(v6, &key);
-	if (np_likely(f && f->ruleset == p->ruleset && np_valid(p) && !(p->flags & NP_F_BUDGET))) {
-		np_count(skb, c, out, 0, 0);
+	if (np_likely(f && f->ruleset == p->ruleset && np_valid_without(p, NP_F_BUDGET))) {
 		np_flow_count(f, skb, out);
+		if (np_unlikely(skb->gso_segs > 1))
+			np_count_gso(skb, storage_get(np_counts), out, 0, 0);
 		return 1;
 	}
-	return np_flow_slow(skb, p, c, out, v6, keyed ? &key : 0, f);
+	return np_flow_slow(skb, p, storage_get(np_counts), out, f);
 }
 #endif

@@ -95,10 +95,12 @@ NP_INLINE __u32 np_judge(const struct np_policy *p, const struct np_packet *k, _
 }
 
 /* Who opened a TCP connection, asked of its socket: remembered when accepted; before that it is the listener's. */
-NP_INLINE int np_opened_by_peer(struct __sk_buff *skb, __u64 cookie)
+NP_INLINE int np_opened_by_peer(struct __sk_buff *skb, const struct np_packet *k, __u64 cookie)
 {
 	struct bpf_sock *sk = skb->sk;
 
+	if (k->ipproto != NP_IPPROTO_TCP || np_opens(k->tcp_flags))
+		return 0; /* no question, or the packet itself answers it */
 	return (sk && sk->state == BPF_TCP_LISTEN) || map_get(np_accepted, &cookie) != 0;
 }
 

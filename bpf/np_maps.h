@@ -9,6 +9,8 @@
 /* cgroup -> its policy. Written by user space, whole, by exchange of the buffer (atomic for readers).
  * Key __u64: one value for every hook of the cgroup. Source: Documentation/bpf/map_cgroup_storage.rst (5.9+). */
 MAP_STORAGE(np_policies, BPF_MAP_TYPE_CGROUP_STORAGE, struct np_policy);
+/* A count of policies stored, raised by user space after each. Reading it is inlined, the storage of a policy is a call. */
+MAP(np_epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
 /* cgroup -> counters of this CPU. Written by the programs, read by user space. */
 MAP_STORAGE(np_counts, BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE, struct np_counters);
 /* {ruleset, prefix} -> port list. Written by user space. */

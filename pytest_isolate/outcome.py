@@ -86,6 +86,22 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FilesChanged:
+    """Absolute paths, sorted. A directory that is new is listed and so is all in it; one that is gone stands for its content.
+
+    ``incomplete``: there was more than the limits let us read.
+    """
+
+    added: tuple[str, ...] = ()
+    modified: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    incomplete: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.modified or self.deleted or self.incomplete)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The result of one run in a sandbox; familiar to users of subprocess.CompletedProcess.
 
@@ -101,6 +117,7 @@ class Outcome:
     detail: tuple[str, ...] = ()
     usage: Usage = field(default_factory=Usage)
     leftovers: tuple[Leftover, ...] = ()
+    files_changed: FilesChanged = field(default_factory=FilesChanged)
 
     @property
     def returncode(self) -> int:

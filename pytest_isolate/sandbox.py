@@ -25,7 +25,7 @@ from pytest_isolate import groups, wire
 from pytest_isolate.backend import Process
 from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.kernel.native import Exited, Joined
-from pytest_isolate.outcome import Cause, ExitStatus, Leftover, Outcome, Usage
+from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Usage
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.registry import choose
@@ -205,9 +205,14 @@ class Running:
             detail=tuple(text for _, text in causes),
             usage=usage,
             leftovers=tuple(leftovers),
+            files_changed=self._files_changed(),
         )
         self._process.close()
         self._files.close()
+
+    def _files_changed(self) -> FilesChanged:
+        layers = getattr(self._process, "layers", None)
+        return FilesChanged() if layers is None else layers.changed()
 
     def _leftovers(self, exited: Exited | None) -> list[Leftover]:
         if exited is None or not exited.leftovers:

@@ -14,9 +14,9 @@ int main(void)
 {
 	STRUCT(np_policy);
 	FIELD(np_policy, magic);
+	FIELD(np_policy, flags);
 	FIELD(np_policy, id);
 	FIELD(np_policy, ruleset);
-	FIELD(np_policy, flags);
 	FIELD(np_policy, default_out);
 	FIELD(np_policy, default_in);
 	FIELD(np_policy, default_bind);
@@ -28,12 +28,14 @@ int main(void)
 	FIELD(np_policy, limit_pps);
 	FIELD(np_policy, pad1);
 	STRUCT(np_counters);
+	FIELD(np_counters, fast);
+	FIELD(np_counters, packed_out);
+	FIELD(np_counters, packets_in);
+	FIELD(np_counters, bytes_in);
 	FIELD(np_counters, packets_out);
 	FIELD(np_counters, bytes_out);
 	FIELD(np_counters, gso_packets_out);
 	FIELD(np_counters, gso_bytes_out);
-	FIELD(np_counters, packets_in);
-	FIELD(np_counters, bytes_in);
 	FIELD(np_counters, gso_packets_in);
 	FIELD(np_counters, gso_bytes_in);
 	FIELD(np_counters, denied_out);
@@ -151,6 +153,10 @@ int main(void)
 	NUMBER(NP_F_RAW);
 	NUMBER(NP_F_BUDGET);
 	NUMBER(NP_F_INBOUND);
+	NUMBER(NP_FAST_OUT);
+	NUMBER(NP_FAST_IN);
+	NUMBER(NP_FAST_OUT_PLAIN);
+	NUMBER(NP_FAST_IN_PLAIN);
 	NUMBER(NP_LIST_MAX);
 	NUMBER(NP_LISTS);
 	NUMBER(NP_RULES);

@@ -112,6 +112,21 @@ static void addresses_are_what_they_reach(void)
 	CHECK(np_reached4(0) == loopback && np_reached4(5) == 5);
 }
 
+static void packed_counts_come_apart_whatever_was_added(void)
+{
+	__u64 packed = 0;
+
+	for (long packets = 1; packets <= 1000; packets++) {
+		packed += NP_PACKET_UNIT + 65535;
+		CHECK(np_packed_packets(packed) == packets && np_packed_bytes(packed) == packets * 65535);
+	}
+	packed = 0; /* two emptied the same: what is left is negative, and is still the right sum */
+	packed -= 3 * NP_PACKET_UNIT + 200;
+	CHECK(np_packed_packets(packed) == -3 && np_packed_bytes(packed) == -200);
+	packed = (NP_PACKED_FULL + 1) * NP_PACKET_UNIT + NP_PACKED_FULL * 65535;
+	CHECK(np_packed_packets(packed) == NP_PACKED_FULL + 1 && np_packed_bytes(packed) == NP_PACKED_FULL * 65535);
+}
+
 static void protocols_have_their_bits(void)
 {
 	CHECK(np_protocol_bit(6) == NP_TCP && np_protocol_bit(17) == NP_UDP && np_protocol_bit(1) == NP_ICMP);
@@ -131,6 +146,7 @@ int main(void)
 	extension_headers_have_the_lengths_of_the_rfcs();
 	addresses_are_what_they_reach();
 	protocols_have_their_bits();
+	packed_counts_come_apart_whatever_was_added();
 	printf("%s\n", failures ? "FAILED" : "ok");
 	return failures != 0;
 }

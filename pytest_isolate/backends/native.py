@@ -7,28 +7,19 @@ Refuses: to weaken anything: what the kernel does not give is reported by ``lack
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import capabilities, filesystem, native
-from pytest_isolate.kernel.plan import IdMap, Plan
+from pytest_isolate.kernel.filesystem import Layers, MountPlan
+from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
 from pytest_isolate.policy import Namespace, Policy
 
-#: CLONE_NEW* by namespace. Source: linux/sched.h.
-CLONE_FLAGS = {
-    Namespace.TIME: 0x00000080,
-    Namespace.MOUNT: 0x00020000,
-    Namespace.CGROUP: 0x02000000,
-    Namespace.UTS: 0x04000000,
-    Namespace.IPC: 0x08000000,
-    Namespace.USER: 0x10000000,
-    Namespace.PID: 0x20000000,
-    Namespace.NET: 0x40000000,
-}
 _EVERY_ID = 2**32 - 1
 _PROBE_S = 10.0
+_MAX_PLACED = 256
 
 
 class NativeBackend:
@@ -37,15 +28,35 @@ class NativeBackend:
     name = "native"
 
     def __init__(self) -> None:
-        self._plans: dict[int, tuple[Policy, Plan]] = {}
+        self._compiled: dict[int, tuple[Policy, Compiled]] = {}
+        self._placed: dict[tuple[int, str], Plan] = {}
         self._lacks: dict[int, list[str]] = {}
 
-    def plan(self, policy: Policy) -> Plan:
-        """The plan of ``policy`` on this host; compiled at the first call."""
-        known = self._plans.get(id(policy))
+    def compiled(self, policy: Policy) -> Compiled:
+        """The plan of ``policy`` on this host, and its mount table; compiled at the first call."""
+        known = self._compiled.get(id(policy))
         if known is None:
-            known = self._plans[id(policy)] = (policy, compile_plan(policy))
+            known = self._compiled[id(policy)] = (policy, compile_plan(policy))
         return known[1]
+
+    def _plan(self, policy: Policy, cwd: str | None) -> tuple[Plan, Layers | None]:
+        """The plan for one launch, with its working directory, and the way out for overlay layers."""
+        compiled = self.compiled(policy)
+        if cwd is None and policy.filesystem.needs_mounts:
+            cwd = os.getcwd()  # the directory we are in lies beneath what is mounted on it; the child must enter anew
+        plan = compiled.plan if cwd is None else self._in_directory(compiled.plan, cwd)
+        if compiled.mounts is None or not compiled.mounts.layers:
+            return plan, None
+        layers = Layers(compiled.mounts).__enter__()
+        return replace(plan, mounts=layers.ops), layers
+
+    def _in_directory(self, plan: Plan, cwd: str) -> Plan:
+        key = (id(plan), cwd)
+        if key not in self._placed:
+            if len(self._placed) >= _MAX_PLACED:
+                self._placed.clear()
+            self._placed[key] = replace(plan, cwd=cwd)
+        return self._placed[key]
 
     def lacks(self, policy: Policy) -> list[str]:
         if id(policy) not in self._lacks:
@@ -71,7 +82,11 @@ class NativeBackend:
         return []
 
     def fork(self, policy: Policy, joined: native.Joined | None = None) -> native.Child | None:
-        return native.fork(self.plan(policy), joined)
+        plan, layers = self._plan(policy, None)
+        child = _kept(lambda: native.fork(plan, joined), layers)
+        if child is None and layers is not None:
+            layers.close()
+        return child
 
     def spawn(
         self,
@@ -85,10 +100,37 @@ class NativeBackend:
         stdout_fd: int = -1,
         stderr_fd: int = -1,
     ) -> native.Child:
-        plan = self.plan(policy)
-        if cwd is not None:
-            plan = replace(plan, cwd=cwd)
-        return native.spawn(plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd, joined=joined)
+        plan, layers = self._plan(policy, cwd)
+        child = _kept(
+            lambda: native.spawn(
+                plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd, joined=joined
+            ),
+            layers,
+        )
+        assert child is not None
+        return child
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A plan and the mount table it was made from; None without a mount namespace."""
+
+    plan: Plan
+    mounts: MountPlan | None
+
+
+def _kept(launch: Callable[[], native.Child | None], layers: Layers | None) -> native.Child | None:
+    """Launch; the child takes the layers over, a failure closes them."""
+    try:
+        child = launch()
+    except BaseException:
+        if layers is not None:
+            layers.close()
+        raise
+    if child is not None and layers is not None:
+        layers.receive()
+        child.layers = layers
+    return child
 
 
 def _not_enforced(policy: Policy) -> list[str]:
@@ -103,7 +145,7 @@ def _not_enforced(policy: Policy) -> list[str]:
     ]
 
 
-def compile_plan(policy: Policy) -> Plan:
+def compile_plan(policy: Policy) -> Compiled:
     """Translate ``policy`` for this host and this user.
 
     A plain user gets a user namespace along with any other: only its owner may make them (user_namespaces(7)).
@@ -121,19 +163,21 @@ def compile_plan(policy: Policy) -> Plan:
         flags |= CLONE_FLAGS[namespace]
     uid_map, gid_map = _id_maps() if Namespace.USER in namespaces else ((), ())
     hardening = policy.hardening
-    return Plan(
+    table = mounts(policy) if Namespace.MOUNT in policy.namespaces else None
+    plan = Plan(
         namespaces=flags,
         uid_map=uid_map,
         gid_map=gid_map,
         hostname=policy.hostname or "",
         loopback_up=policy.network.mode == "loopback",
-        mounts=mounts(policy).ops if Namespace.MOUNT in policy.namespaces else (),
+        mounts=table.ops if table is not None else (),
         rlimits=compile_rlimits(policy.limits),
         capabilities=None if hardening.capabilities is None else capabilities.mask(hardening.capabilities),
         no_new_privs=hardening.no_new_privs,
         new_session=policy.session,
         close_fds=hardening.close_fds,
     )
+    return Compiled(plan, table)
 
 
 def _id_maps() -> tuple[tuple[IdMap, ...], tuple[IdMap, ...]]:
@@ -145,7 +189,7 @@ def _id_maps() -> tuple[tuple[IdMap, ...], tuple[IdMap, ...]]:
     return (IdMap(inside=uid, outside=uid, count=1),), (IdMap(inside=gid, outside=gid, count=1),)
 
 
-def mounts(policy: Policy) -> filesystem.MountPlan:
+def mounts(policy: Policy) -> MountPlan:
     """The mount table of the policy's file-system view, on the mounts this host has now."""
     context = filesystem.Context.of_this_host(
         user_namespace=Namespace.USER in policy.namespaces or not capabilities.has("CAP_SYS_ADMIN"),

@@ -57,6 +57,10 @@ _DOCKER_CGROUPS = """\
 # For limits of a whole tree the container needs writable cgroups.
 docker run --rm --privileged --cgroupns=private YOUR-IMAGE python -m pytest --isolate"""
 
+_DOCKER_ROOT = """\
+# For limits of a whole tree: only root may make cgroups in this container.
+docker run --rm --user 0 YOUR-IMAGE python -m pytest --isolate"""
+
 _PLAIN_CGROUPS = """\
 # For limits of a whole tree: a cgroup of the user's own, by systemd.
 sudo loginctl enable-linger "$USER"
@@ -83,7 +87,8 @@ def _recipes(place: Surroundings, *, sandbox: bool, cgroups: bool) -> list[str]:
     if place.runner == "github":
         return [_GITHUB_CONTAINER]
     if place.confined:
-        return [_DOCKER] * sandbox + [_DOCKER_CGROUPS] * cgroups
+        writable_by_root = place.uid != 0 and not place.cgroup_read_only
+        return [_DOCKER] * sandbox + [_DOCKER_ROOT if writable_by_root else _DOCKER_CGROUPS] * cgroups
     return [_plain(place)] * sandbox + [_PLAIN_CGROUPS] * cgroups
 
 

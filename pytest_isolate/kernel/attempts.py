@@ -23,21 +23,10 @@ from typing import Any
 
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
 from pytest_isolate.kernel import capabilities, filesystem
-from pytest_isolate.kernel.plan import IdMap, MountKind, MountOp, Plan
+from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, MountKind, MountOp, Plan
 from pytest_isolate.kernel.throwaway import DEADLINE_S, Act, Refused, as_plain_user, in_child, libc, syscall
 from pytest_isolate.policy import Bind, Filesystem, Namespace, Overlay, Tmpfs
 
-#: CLONE_NEW* by namespace. Source: linux/sched.h.
-CLONE_FLAGS = {
-    Namespace.TIME: 0x00000080,
-    Namespace.MOUNT: 0x00020000,
-    Namespace.CGROUP: 0x02000000,
-    Namespace.UTS: 0x04000000,
-    Namespace.IPC: 0x08000000,
-    Namespace.USER: 0x10000000,
-    Namespace.PID: 0x20000000,
-    Namespace.NET: 0x40000000,
-}
 _MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 PRIVATE = MountOp(kind=MountKind.PROPAGATION, target="/", flags=_MS_REC_PRIVATE)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from typing_extensions import Self
-
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET, setns, unshare
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from pytest_isolate.kernel.bpf.dataplane import Dataplane
 
 _T = TypeVar("_T")

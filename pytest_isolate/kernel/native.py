@@ -369,6 +369,7 @@ class Child:
     _raw: abi.Child
     _exited: Exited | None = None
     _collected: bool = False
+    layers: Any = None  # kernel.filesystem.Layers of this launch, when its view has overlays; closed with it
 
     def __enter__(self) -> Child:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
         return self
@@ -447,6 +448,9 @@ class Child:
 
     def close(self) -> None:
         """Give the fds back. The child is not touched."""
+        layers, self.layers = self.layers, None
+        if layers is not None:
+            layers.close()
         for name in ("pidfd", "init_pidfd", "status_fd"):
             fd = getattr(self, name)
             setattr(self, name, -1)

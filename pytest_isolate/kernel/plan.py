@@ -9,6 +9,21 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from pytest_isolate.policy import Namespace
+
+
+#: CLONE_NEW* by namespace. Source: linux/sched.h.
+CLONE_FLAGS = {
+    Namespace.TIME: 0x00000080,
+    Namespace.MOUNT: 0x00020000,
+    Namespace.CGROUP: 0x02000000,
+    Namespace.UTS: 0x04000000,
+    Namespace.IPC: 0x08000000,
+    Namespace.USER: 0x10000000,
+    Namespace.PID: 0x20000000,
+    Namespace.NET: 0x40000000,
+}
+
 
 class MountKind(enum.IntEnum):
     """What one entry of the mount table does, in the sandbox's own mount namespace. Mirrors enum iso_mount_kind."""
@@ -55,7 +70,7 @@ class Plan:
         namespaces: CLONE_NEW* flags for clone3(2).
         uid_map, gid_map: lines for a new user namespace; empty without one.
         cgroup_fd: directory fd for CLONE_INTO_CGROUP (v2), or -1.
-        cgroup_procs_fds: open ``cgroup.procs`` files the child writes itself into (v1, or v2 without INTO_CGROUP).
+        cgroup_procs_fds: open files the child writes ``0`` into (v1's ``tasks``, or v2's ``cgroup.procs``).
         rlimits: (resource number, soft, hard); -1 means RLIM_INFINITY.
         capabilities: mask of what remains in every set (bit n = capability n), or None to keep all.
         seccomp: a BPF program, struct sock_filter[] as bytes; empty for none.

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from typing_extensions import Self
-
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import MAGIC, Flag, Verdict
@@ -24,6 +22,8 @@ from pytest_isolate.network.rulesets import Ruleset
 from pytest_isolate.network.traffic import Event, FlowRecord, Stats
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from pytest_isolate.network.engine import PolicyEngine
 
 
@@ -46,6 +46,7 @@ class AttachedPolicy:
         self._started = False
         self._base = Stats()
         self._last: Stats | None = None
+        self._last_flows: list[FlowRecord] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +89,8 @@ class AttachedPolicy:
 
     def flows(self) -> list[FlowRecord]:
         """Conversations, with a policy that has ``flows=True``."""
+        if self._last_flows is not None:
+            return self._last_flows
         found: list[FlowRecord] = []
         for name, kind in (("np_flows4", layout.Flow4), ("np_flows6", layout.Flow6)):
             found += [FlowRecord.of(k, v) for k, v in self._flow_entries(name, kind)]
@@ -155,7 +158,15 @@ class AttachedPolicy:
         )  # fmt: skip
 
     def _read(self) -> Stats:
-        return Stats.of(self._place.counters())
+        """The counters, and with flows on what the flows hold: a packet is in one of the two."""
+        counters = self._place.counters()
+        if self.policy.flows:
+            for flow in self.flows():
+                counters["packets_out"] += flow.packets_out
+                counters["bytes_out"] += flow.l3_bytes_out
+                counters["packets_in"] += flow.packets_in
+                counters["bytes_in"] += flow.l3_bytes_in
+        return Stats.of(counters)
 
     def take(self, raw: layout.Event) -> None:
         """An event of ours came out of the ring."""
@@ -178,6 +189,7 @@ class AttachedPolicy:
         try:
             if self._started:
                 self._last = self._read() - self._base
+                self._last_flows = self.flows() if self.policy.flows else []
         finally:
             self._place.close()
             self._give_back()

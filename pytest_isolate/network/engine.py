@@ -13,8 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, PolicyError
 from pytest_isolate.kernel.bpf import Dataplane, Links, Ring, layout, load
@@ -23,6 +22,9 @@ from pytest_isolate.network.attached import AttachedPolicy
 from pytest_isolate.network.places import BINDS, CALLS, COUNTING, RESTORE, CgroupPlace, InterfacePlace, Place
 from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy
 from pytest_isolate.network.rulesets import Rulesets
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Loads programs and answers a Dataplane: `kernel.bpf.load`, or `kernel.bcc.load`.
 Loader = Callable[..., Dataplane]

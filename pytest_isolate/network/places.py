@@ -12,7 +12,7 @@ from ctypes import sizeof
 from typing import Protocol
 
 from pytest_isolate.kernel.bpf import Dataplane, Links
-from pytest_isolate.kernel.bpf.layout import Counters, Flag, Policy
+from pytest_isolate.kernel.bpf.layout import Counters, Flag, Policy, unpack_counters
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.kernel.interfaces import InterfacePrograms
 from pytest_isolate.network.compile import Compiled
@@ -22,6 +22,8 @@ COUNTING_FLOWS = ("np_sockops", "np_flow_egress", "np_flow_ingress")
 CALLS = ("np_connect4", "np_connect6", "np_sendmsg4", "np_sendmsg6", "np_sock_create")
 BINDS = ("np_bind4", "np_bind6")
 RESTORE = ("np_recvmsg4", "np_recvmsg6", "np_getpeername4", "np_getpeername6")
+
+_FIRST = bytes(4)
 
 
 class Place(Protocol):
@@ -36,8 +38,8 @@ class Place(Protocol):
     def hook(self, compiled: Compiled, live: Flag) -> None:
         """Attach what this policy needs and is not attached."""
 
-    def counters(self) -> tuple[int, ...]:
-        """struct np_counters, summed over CPUs."""
+    def counters(self) -> dict[str, int]:
+        """struct np_counters by name, summed over CPUs."""
 
     def fds(self) -> list[int]:
         """Descriptors a child must not keep."""
@@ -53,7 +55,7 @@ class CgroupPlace:
         self._key = struct.pack(
             "=Q", os.fstat(cgroup_fd).st_ino
         )  # the cgroup's id. Source: bpf_get_current_cgroup_id, 4.18
-        self._policies, self._counts = plane.maps["np_policies"], plane.maps["np_counts"]
+        self._policies, self._counts, self._epoch = (plane.maps[n] for n in ("np_policies", "np_counts", "np_epoch"))
         self._links = Links(plane, cgroup_fd)
 
     def start(self) -> None:
@@ -61,6 +63,8 @@ class CgroupPlace:
 
     def store(self, policy: Policy) -> None:
         self._policies.update(self._key, policy)
+        raised = int.from_bytes(self._epoch.lookup(_FIRST) or b"", "little") + 1
+        self._epoch.update(_FIRST, (raised & 0xFFFFFFFF or 1).to_bytes(4, "little"))
 
     def hook(self, compiled: Compiled, live: Flag) -> None:
         names: tuple[str, ...] = COUNTING_FLOWS if compiled.flags & Flag.FLOWS else COUNTING
@@ -68,8 +72,8 @@ class CgroupPlace:
             names += CALLS + (BINDS if compiled.binds else ()) + (RESTORE if compiled.redirects else ())
         self._links.attach(names)
 
-    def counters(self) -> tuple[int, ...]:
-        return self._counts.lookup_sum(self._key)
+    def counters(self) -> dict[str, int]:
+        return unpack_counters(self._counts.lookup_cpus(self._key, Counters))
 
     def fds(self) -> list[int]:
         return self._links.fds()
@@ -102,8 +106,8 @@ class InterfacePlace:
         if self._programs is None:
             self._programs = InterfacePrograms(self._plane, self._netns_fd, self._ifindex)
 
-    def counters(self) -> tuple[int, ...]:
-        return self._counts.lookup_sum(self._key)
+    def counters(self) -> dict[str, int]:
+        return unpack_counters(self._counts.lookup_cpus(self._key, Counters))
 
     def fds(self) -> list[int]:
         return self._programs.fds() if self._programs else []

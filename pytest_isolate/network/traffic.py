@@ -52,13 +52,20 @@ class Stats:
         return self.denied_out + self.denied_in
 
     @classmethod
-    def of(cls, counters: tuple[int, ...]) -> Stats:
-        """From the words of struct np_counters, summed over CPUs."""
-        values = list(counters)
-        for first in (0, 4):
-            values[first + 2] += values[first]
-            values[first + 3] += values[first + 1]
-        return cls(**{f.name: v for f, v in zip(fields(cls), values, strict=True)})
+    def of(cls, counters: dict[str, int]) -> Stats:
+        """From struct np_counters by name, summed over CPUs."""
+        c = counters
+        return cls(
+            packets_out=c["packets_out"],
+            l3_bytes_out=c["bytes_out"],
+            wire_packets_out=c["packets_out"] + c["gso_packets_out"],
+            wire_l3_bytes_out=c["bytes_out"] + c["gso_bytes_out"],
+            packets_in=c["packets_in"],
+            l3_bytes_in=c["bytes_in"],
+            wire_packets_in=c["packets_in"] + c["gso_packets_in"],
+            wire_l3_bytes_in=c["bytes_in"] + c["gso_bytes_in"],
+            **{f.name: c[f.name] for f in fields(cls) if f.name in c and "packets" not in f.name},
+        )
 
     def __sub__(self, other: Stats) -> Stats:
         return Stats(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pytest
 
 from pytest_isolate import wire
-from pytest_isolate.runner import compat
+from pytest_isolate.runner import compat, reruns
 from pytest_isolate.runner.reporter import (
     EXIT_OUR_FAULT,
     REPORTING_HOOKS,
@@ -52,6 +52,8 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
         dump_stacks_on_signal(link.trace_fd)
     compat.forget_finalizers(item.session)
     compat.keep_only(config, ours, REPORTING_HOOKS)
+    reporter.tells_phases = next(compat.protocol_owners(item, ours)).plugin_name != "runner"
+    reruns.resume(item, link.tries)
     for call in link.atfork:
         call(item)
 

@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any, cast
@@ -18,6 +19,7 @@ from typing import Any, cast
 import pytest
 from _pytest import runner as _runner
 from _pytest.fixtures import FixtureDef
+from _pytest.outcomes import OutcomeException
 from _pytest.scope import Scope
 from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
 
@@ -129,6 +131,10 @@ def _bound_to_loop(name: str, definitions: dict[str, Any], seen: set[str]) -> bo
         if _is_async(definition) or any(_bound_to_loop(arg, definitions, seen) for arg in definition.argnames):
             return True
     return False
+
+
+#: What a fixture may raise to say that it failed or skips, as pytest sees it; anything else ends the run.
+FIXTURE_FAILURES = (Exception, OutcomeException)
 
 
 def set_up_wide_fixtures(item: pytest.Item, widest: Scope) -> None:
@@ -268,6 +274,12 @@ def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) 
     if report.failed:
         config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1  # type: ignore[arg-type]
     return True
+
+
+def base_temp(config: pytest.Config) -> str:
+    """The run's base temporary directory; made now if need be."""
+    factory = getattr(config, "_tmp_path_factory", None)
+    return str(factory.getbasetemp()) if factory is not None else tempfile.gettempdir()
 
 
 def make_base_temp(config: pytest.Config) -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,8 +19,9 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.runner import compat, crash, reporter, verdict
+from pytest_isolate.runner import compat, crash, frames, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
+from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.sandbox import group_usage
 from pytest_isolate.units import format_seconds
 
@@ -37,8 +36,6 @@ _EXIT_S = 10.0
 #: What is on its way out when the test ends (a resource tracker, a shell's last child) is no leak.
 LEAK_GRACE_S = 0.25
 _COSTS = ("user_s", "system_s", "max_rss_bytes")
-#: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
-_LONGEST_S = 1e6
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 
 
@@ -90,6 +87,7 @@ class Verdict:
     leftovers: list[Leftover] = field(default_factory=list)
     evidence: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
+    again: bool = False
 
     @property
     def over(self) -> bool:
@@ -109,6 +107,7 @@ class Conversation:
         policy_timeout_s: float | None = None,
         grace_s: float,
         slow_s: float,
+        attempts: Attempts | None = None,
     ) -> None:
         self._item = item
         self._ihook = item.ihook
@@ -118,12 +117,14 @@ class Conversation:
         self._deadline = None if timeout_s is None else self._began + timeout_s
         self._timeout_s = timeout_s
         self._policy_timeout_s = policy_timeout_s
+        self._attempts = attempts or Attempts(item)
         self._grace_s = grace_s
         self._slow_at: float | None = self._began + slow_s
         self._debugging = False
         self._phases = 0
         self._sections: list[tuple[str, str]] = []
         self._held: pytest.TestReport | None = None
+        self._tries = 0
         self._started = True
         self._finish_pending = False
         self._done: dict[str, Any] | None = None
@@ -136,11 +137,14 @@ class Conversation:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self, meanwhile: Callable[[], None] | None = None) -> Verdict:
-        """Listen until the item is done or its process has ended; ``meanwhile`` is done first, while it starts."""
+    def run(self, *meanwhile: Callable[[], None]) -> Verdict:
+        """Listen until the item is done or its process has ended; ``meanwhile`` is done first, while it starts.
+
+        The first of it may raise a KeyboardInterrupt that was held back.
+        """
         try:
-            if meanwhile is not None:
-                meanwhile()
+            for call in meanwhile:
+                call()
             self._listen()
         except KeyboardInterrupt:
             self._interrupt()
@@ -231,40 +235,24 @@ class Conversation:
     def _handle(self, kind: str, data: Any) -> None:
         match kind:
             case "report":
-                self._relay(self._report(data))
+                self._relay(frames.read_report(self._item, data))
             case "warning":
-                relay_warning(self._item, read_warning(data))
+                relay_warning(self._item, frames.read_warning(data))
             case "start":
                 self._restart()
+                self._tries += 1
+            case "phase":
+                self._phases = frames.read_phase(data)
             case "finish":
                 self._finish_pending = True
             case "timer":
-                self._set_timer(read_timer(data))
+                self._set_timer(frames.read_timer(data))
             case "debugger":
                 self._debugging = True
             case "done":
-                self._done = read_done(data)
+                self._done = frames.read_done(data)
             case _:
                 raise wire.WireError(f"a frame of kind {kind[:20]!r}")
-
-    def _report(self, data: Any) -> pytest.TestReport:
-        """The report in a frame, checked as far as others rely on it: the test may have written the frame itself."""
-        try:
-            report: pytest.TestReport = self._item.config.hook.pytest_report_from_serializable(
-                config=self._item.config, data=data
-            )
-            known = report.when in _PHASES and isinstance(report.outcome, str) and report.duration >= 0
-            pairs = [tuple(map(type, pair)) for pair in report.sections]
-            known = (
-                known and all(pair == (str, str) for pair in pairs) and all(len(p) == 2 for p in report.user_properties)
-            )
-        except Exception as error:
-            raise wire.WireError("a report that pytest does not know") from error
-        if not known:
-            raise wire.WireError("a report that pytest does not know")
-        if report.nodeid != self._item.nodeid:
-            raise wire.WireError(f"a report of another test, {report.nodeid[:200]}")
-        return report
 
     def _set_timer(self, timeout_s: float | None) -> None:
         """pytest-timeout, in the child, sets or cancels its timer; cancelled, the policy's own deadline holds."""
@@ -302,6 +290,8 @@ class Conversation:
             self._ihook.pytest_runtest_logfinish(nodeid=self._item.nodeid, location=self._item.location)
             self._finish_pending = False
             self._started = False
+            if self._policy_timeout_s is not None and self._timeout_s == self._policy_timeout_s:
+                self._deadline = time.monotonic() + self._policy_timeout_s  # each try has the policy's time
         if not self._started:
             self._ihook.pytest_runtest_logstart(nodeid=self._item.nodeid, location=self._item.location)
             self._started = True
@@ -323,6 +313,7 @@ class Conversation:
                 setattr(session, name, reason if isinstance(reason, str) else True)
         if self._done.get("execution_count") is not None:
             self._item.execution_count = self._done["execution_count"]  # type: ignore[attr-defined]
+            self._attempts.succeeded(self._done["execution_count"])
 
     def _died(self) -> None:
         """The process ended, or was ended, before the item was done: blame the phase that was under way."""
@@ -360,6 +351,7 @@ class Conversation:
         if (lost := compat.lost_output(self._item.config)) is not None:
             sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
+        self.verdict.again = self._attempts.again(self._tries, report)
         self.flush()
         if when == "teardown":
             self._held = report
@@ -427,44 +419,6 @@ def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> Non
     ends = f", ends in {format_seconds(deadline - time.monotonic())}" if deadline is not None else ""
     terminal.ensure_newline()
     terminal.write_line(f"SLOW {item.nodeid}: running for {format_seconds(elapsed_s)}{ends}", yellow=True)
-
-
-def read_timer(data: Any) -> float | None:
-    """The seconds of a timer frame; None: cancelled."""
-    try:
-        timeout_s = data["timeout_s"]
-        if timeout_s is None or 0 < float(timeout_s) < _LONGEST_S:
-            return None if timeout_s is None else float(timeout_s)
-    except (LookupError, TypeError, ValueError) as error:
-        raise wire.WireError("a timer without seconds") from error
-    raise wire.WireError(f"a timer of {str(timeout_s)[:20]} seconds")
-
-
-def read_done(data: Any) -> dict[str, Any]:
-    """The last frame of an item; how the run is to go on is one of three things."""
-    match data:
-        case {"control": None}:
-            return data
-        case {"control": {"kind": "interrupt", "text": str()}}:
-            return data
-        case {"control": {"kind": "exit", "text": str(), "returncode": int() | None}}:
-            return data
-    raise wire.WireError("an end that says nothing known")
-
-
-def read_warning(data: Any) -> dict[str, Any]:
-    """The arguments of pytest_warning_recorded out of a frame."""
-    try:
-        module, name = data["category"]
-        category = getattr(sys.modules.get(module), name, None)
-        if not (isinstance(category, type) and issubclass(category, Warning)):
-            category = UserWarning
-        message = warnings.WarningMessage(
-            UserWarning(data["text"]), category, str(data["filename"]), int(data["lineno"]), line=data["line"]
-        )
-        return {"warning_message": message, **{name: data[name] for name in ("when", "nodeid", "location")}}
-    except (LookupError, TypeError, ValueError) as error:
-        raise wire.WireError("a warning that pytest does not know") from error
 
 
 def relay_warning(item: pytest.Item, found: dict[str, Any]) -> None:

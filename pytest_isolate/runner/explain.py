@@ -16,13 +16,14 @@ from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.groups import Groups
 from pytest_isolate.registry import backends
 from pytest_isolate.runner import report
-from pytest_isolate.runner.options import OPTIONS, Resolver
+from pytest_isolate.runner.options import OPTIONS
+from pytest_isolate.runner.settings import Resolver
 
 if TYPE_CHECKING:
-    from pytest_isolate.runner.options import Settings
+    from pytest_isolate.runner.settings import Settings
 
 
-_key = pytest.StashKey[list[str]]()
+_key: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 @pytest.hookimpl(tryfirst=True)

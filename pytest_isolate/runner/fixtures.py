@@ -1,16 +1,17 @@
-"""The fixtures: ``sandbox`` and ``sandbox_session``.
+"""The fixtures: ``sandbox``, ``sandbox_session`` and ``sandbox_capabilities``.
 
 Owns: their life: what a test started is ended with it. Refuses: to import the sandbox before one is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_isolate.kernel.probe import Feature
     from pytest_isolate.sandbox import Sandbox
 
 
@@ -30,3 +31,11 @@ def sandbox_session() -> Iterator[Sandbox]:
 
     with Sandbox(name="session") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def sandbox_capabilities() -> Mapping[str, Feature]:
+    """What this host gives, by feature: ``if not sandbox_capabilities["overlayfs"]: pytest.skip(...)``; see `doctor`."""
+    from pytest_isolate.kernel.probe import capabilities
+
+    return capabilities()

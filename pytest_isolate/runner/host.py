@@ -6,6 +6,8 @@ Refuses: to weaken a policy without saying so.
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,9 +15,11 @@ import pytest
 from pytest_isolate.backend import Backend
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.groups import Groups
+from pytest_isolate.kernel.filesystem import for_tests
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL
 from pytest_isolate.registry import choose
+from pytest_isolate.runner import compat
 from pytest_isolate.runner.settings import Resolver, Settings
 
 
@@ -44,7 +48,7 @@ class Host:
         if id(settings) in self._refused:
             return self._refused[id(settings)]
         try:
-            settled = self.groups.settle(settings.policy)
+            settled = self._with_places(self.groups.settle(settings.policy))
             given = settings if settled is settings.policy else replace(settings, policy=settled)
             self._take(settings, given, choose(settled, settings.backends))
         except BackendUnavailable as error:
@@ -52,6 +56,19 @@ class Host:
         except IsolateError as error:
             raise pytest.UsageError(f"pytest-isolate: {error}") from error
         return ""
+
+    def _with_places(self, policy: Policy) -> Policy:
+        """A read-only view keeps what tests write to: HOME and the working copy as overlays, the base temp directory."""
+        if policy.filesystem.root != "readonly":
+            return policy
+        view = for_tests(
+            policy.filesystem,
+            home=os.path.expanduser("~"),
+            working_copy=str(self._config.rootpath),
+            writable=[compat.base_temp(self._config)],
+            readable=[path for path in sys.path if path],
+        )
+        return replace(policy, filesystem=view)
 
     def _take(self, asked: Settings, given: Settings, backend: Backend) -> None:
         self._admitted[id(asked)] = given

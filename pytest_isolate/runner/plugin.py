@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_isolate.runner.fixtures import sandbox, sandbox_session
+from pytest_isolate.runner.fixtures import sandbox, sandbox_capabilities, sandbox_session
 from pytest_isolate.runner.options import MARKER_HELP, add_options, is_asked_for
 
 if TYPE_CHECKING:
     from pytest_isolate.runner.protocol import Isolation
     from pytest_isolate.runner.settings import Resolver
 
-__all__ = ["sandbox", "sandbox_session"]  # pytest finds fixtures in the module it loads
+__all__ = ["sandbox", "sandbox_capabilities", "sandbox_session"]  # pytest finds fixtures in the module it loads
 
 _NAME = "isolate-runner"
 _resolver_key = pytest.StashKey[Any]()

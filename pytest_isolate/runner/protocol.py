@@ -16,9 +16,10 @@ from _pytest.scope import Scope
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.runner import child, compat, crash, deadline, report, reporter, verdict
+from pytest_isolate.runner import child, compat, crash, deadline, interrupts, report, reporter, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
+from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Resolver, Settings
 from pytest_isolate.runner.workers import EXIT_S, Workers
 
@@ -40,6 +41,7 @@ class Isolation(reporter.Listener):
         self._may_fork_ahead: bool | None = None
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
+        self._held: interrupts.Held | None = None
         self.tally = report.Tally()
 
     def header(self) -> list[str]:
@@ -130,14 +132,22 @@ class Isolation(reporter.Listener):
     # -- one item -------------------------------------------------------------------------------------------------
 
     def _isolated(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
+        attempts = Attempts(item)
+        while self._tried(item, nextitem, settings, attempts):
+            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+            item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+
+    def _tried(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings, attempts: Attempts) -> bool:
+        """Run the item in a process, once; True when it is to be tried again in a new one."""
         group, limit = group_of(item, settings)
         following = nextitem if nextitem is not None and self._same_group(nextitem, group) else None
         began = time.monotonic()
         try:
-            worker = self._worker_for(item, following, settings, group, limit)
+            worker = self._worker_for(item, following, settings, group, limit, attempts.made)
         except IsolateError as error:
+            self._release_interrupts()
             self._refused(item, nextitem, error)
-            return
+            return False
         talk = Conversation(
             item,
             worker,
@@ -145,9 +155,10 @@ class Isolation(reporter.Listener):
             policy_timeout_s=None if self._debugs() else settings.policy.timeout_s,
             grace_s=settings.policy.grace_s,
             slow_s=settings.slow_s,
+            attempts=attempts,
         )
         talk.setup_s = time.monotonic() - began
-        result = talk.run(meanwhile=lambda: self._fork_ahead(item, nextitem, settings))
+        result = talk.run(self._release_interrupts, lambda: self._fork_ahead(item, nextitem, settings))
         stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted or result.control)
         if result.over or following is None:
             self._bury(result)
@@ -155,10 +166,22 @@ class Isolation(reporter.Listener):
             self._retire()
         if stop:
             self._drop_ahead()
-        self._judge(item, talk, result, settings)
+        self._judge(talk, result, settings)
+        if result.again and not stop:
+            talk.finish(None, [])
+            return True
         failure, sections = self._run_teardown(item, None if stop else nextitem)
         talk.finish(failure, sections)
         _continue_as(result)
+        return False
+
+    def _hold_interrupts(self) -> None:
+        self._held = self._held or interrupts.Held()
+
+    def _release_interrupts(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
     def _deadline_s(self, settings: Settings) -> float | None:
         """pytest-timeout's figure for the item, else ours; none while a person debugs."""
@@ -174,10 +197,17 @@ class Isolation(reporter.Listener):
         return group is not None and runs_isolated(settings) and group_of(item, settings)[0] == group
 
     def _worker_for(
-        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, group: Any, limit: Any
+        self,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        settings: Settings,
+        group: Any,
+        limit: Any,
+        tries: int,
     ) -> TestProcess:
         """The living child of the item's group, told to run it; else a new one."""
         if self._worker is not None and group is not None and self._worker.group == group:
+            self._hold_interrupts()
             with contextlib.suppress(OSError):  # it died while it waited: start another
                 self._worker.send_run(self._place(item), None if following is None else self._place(following))
                 self._worker.last = item
@@ -185,6 +215,7 @@ class Isolation(reporter.Listener):
             self._bury(Verdict(died=True))
         self._retire()
         if self._ahead is not None and self._ahead.item is item:
+            self._hold_interrupts()
             self._worker, self._ahead = self._ahead, None
             with contextlib.suppress(OSError):  # it died at the gate: start another
                 self._worker.send_run(0, None)
@@ -192,12 +223,14 @@ class Isolation(reporter.Listener):
             self._bury(Verdict(died=True))
         self._drop_ahead()
         if settings.mode == "fresh":
+            self._hold_interrupts()
             self._worker = self._workers.start_fresh(item, settings)
             return self._worker
         if not self._is_set_up(item, settings):
             with compat.phase(item, "setup"):
                 self._set_up(item, settings, group, limit)
-        self._worker = self._start(item, following, settings, gated=False)
+        self._hold_interrupts()
+        self._worker = self._start(item, following, settings, gated=False, tries=tries)
         self._worker.group = group
         return self._worker
 
@@ -209,9 +242,14 @@ class Isolation(reporter.Listener):
         """While ``item`` runs, fork the child of the next one, where nothing has to change here before its turn."""
         if nextitem is None or not self._can_go_ahead(item, nextitem, settings):
             return
-        compat.set_up_wide_fixtures(nextitem, Scope.Function)  # all made: this only links them to the item
-        with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn
-            self._ahead = self._start(nextitem, None, settings, gated=True)
+        with contextlib.suppress(*compat.FIXTURE_FAILURES):  # all made, or failed: this only links them to the item
+            compat.set_up_wide_fixtures(nextitem, Scope.Function)
+        self._hold_interrupts()
+        try:
+            with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn
+                self._ahead = self._start(nextitem, None, settings, gated=True)
+        finally:
+            self._release_interrupts()
 
     def _can_go_ahead(self, item: pytest.Item, nextitem: pytest.Item, settings: Settings) -> bool:
         if self._may_fork_ahead is None:
@@ -258,15 +296,23 @@ class Isolation(reporter.Listener):
                 yield other
 
     def _start(
-        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool
+        self,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        settings: Settings,
+        *,
+        gated: bool,
+        tries: int = 0,
     ) -> TestProcess:
         compat.make_base_temp(self._config)
         compat.flush(self._config)
         return self._workers.start(
-            item, following, settings, gated=gated, dump_stacks=self._deadline_s(settings) is not None
+            item, following, settings, gated=gated, tries=tries, dump_stacks=self._deadline_s(settings) is not None
         )
 
     def _serve(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:
+        if self._held is not None:
+            self._held.restore()
         self.reporter = reporter.Reporter(self._config, link)
         child.serve(item, following, self.reporter, self)
 
@@ -285,7 +331,7 @@ class Isolation(reporter.Listener):
         held.sections.extend(sections)
         item.ihook.pytest_runtest_logreport(report=failure or held)
 
-    def _judge(self, item: pytest.Item, talk: Conversation, result: Verdict, settings: Settings) -> None:
+    def _judge(self, talk: Conversation, result: Verdict, settings: Settings) -> None:
         if result.leftovers and settings.leaks != "ignore":
             talk.leaked(result.leftovers, fail=settings.leaks == "fail")
         talk.note(result.evidence)

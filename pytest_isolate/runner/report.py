@@ -46,7 +46,7 @@ class Tally:
 def status(report: Any) -> tuple[str, str, str] | None:
     """(category, letter, word) of a report with a cause; None for every other."""
     cause = getattr(report, "isolate_cause", None)
-    if cause is None or hasattr(report, "wasxfail"):
+    if cause is None or hasattr(report, "wasxfail") or report.outcome == "rerun":
         return None
     letter = _LETTERS[Cause(cause)]
     if report.failed:

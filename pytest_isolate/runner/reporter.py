@@ -51,6 +51,7 @@ class Link:
     err_fd: int
     trace_fd: int
     gated: bool = False
+    tries: int = 0
     dump_stacks: bool = False
     in_pid_namespace: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -63,6 +64,8 @@ class Reporter:
     def __init__(self, config: pytest.Config, link: Link) -> None:
         self._config = config
         self.link = link
+        #: For an owner of the protocol that repeats tests: it logs the reports of a try when all of them are known.
+        self.tells_phases = False
 
     def send(self, kind: str, data: Any = None) -> None:
         try:
@@ -123,6 +126,22 @@ class Listener:
     def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str, location: Any) -> None:
         if self.reporter is not None:
             self.reporter.warning(warning_message, when, nodeid, location)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        self._tell_phase("setup")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self) -> None:
+        self._tell_phase("call")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self) -> None:
+        self._tell_phase("teardown")
+
+    def _tell_phase(self, when: str) -> None:
+        if self.reporter is not None and self.reporter.tells_phases:
+            self.reporter.send("phase", when)
 
     def pytest_enter_pdb(self) -> None:
         if self.reporter is not None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-_PLUGIN = "rerunfailures"
+#: Its names when it is loaded by its entry point, and by `-p`.
+_PLUGINS = ("rerunfailures", "pytest_rerunfailures")
 
 
 class Attempts:
@@ -22,7 +23,7 @@ class Attempts:
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
-        self._plugin = item.config.pluginmanager.getplugin(_PLUGIN)
+        self._plugin = next(filter(None, map(item.config.pluginmanager.getplugin, _PLUGINS)), None)
         self.made = 0
 
     def again(self, made_there: int, found: pytest.TestReport) -> bool:
@@ -84,8 +85,8 @@ class Attempts:
 
     def _delay_s(self) -> float:
         delay_s = float(self._plugin.get_reruns_delay(self._item))
-        factor = getattr(self._plugin, "get_reruns_delay_backoff_factor", lambda item: 1.0)(self._item)
-        return float(delay_s * factor ** (self.made - 1))
+        backoff = getattr(self._plugin, "get_reruns_delay_backoff_factor", None)  # 16.0 on
+        return delay_s if backoff is None else float(delay_s * backoff(self._item) ** (self.made - 1))
 
 
 def _matches(patterns: list[Any], text: str) -> bool:

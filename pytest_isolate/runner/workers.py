@@ -72,9 +72,11 @@ class Workers:
         self._live: list[TestProcess] = []
 
     def start(
-        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool, dump_stacks: bool
+        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool, tries: int, dump_stacks: bool
     ) -> TestProcess:
         """Fork a child for ``item``; ``gated``: it waits for its turn, and runs the whole protocol itself.
+
+        ``tries``: how often the item was run before, in processes that are gone.
 
         Raises:
             IsolateError: the sandbox could not be made; nothing is left.
@@ -91,6 +93,7 @@ class Workers:
             err_fd=worker.outputs.err_fd,
             trace_fd=worker.outputs.trace_fd,
             gated=gated,
+            tries=tries,
             dump_stacks=dump_stacks,
             in_pid_namespace=Namespace.PID in settings.policy.namespaces,
             limits=settings.policy.limits,

@@ -161,7 +161,7 @@ def test_answers_are_kept_for_the_process_and_not_for_its_children() -> None:
 
 
 def test_an_unknown_feature_is_an_error_that_suggests_the_nearest() -> None:
-    with pytest.raises(PolicyError, match="(?i)did you mean 'namespace_pid'"):
+    with pytest.raises(PolicyError, match=r"(?i)did you mean 'namespace_pid'"):
         probe.feature("namespace_pdi")
 
 

@@ -7,13 +7,16 @@ import pytest
 from .conftest import Run
 
 _DIARY = """
-    import os, pathlib, pytest
+    import os, pathlib, uuid, pytest
 
     DIARY = pathlib.Path(__file__).with_name("diary")
+    process = [uuid.uuid4().hex]
+    # In PID namespaces numbers repeat; a name drawn at each fork does not.
+    os.register_at_fork(after_in_child=lambda: process.__setitem__(0, uuid.uuid4().hex))
 
     def note(text):
         with DIARY.open("a") as diary:
-            diary.write(f"{text} {os.getpid()}\\n")
+            diary.write(f"{text} {process[0]}\\n")
 
     def wide(name, scope, **more):
         @pytest.fixture(scope=scope, name=name, **more)

@@ -16,7 +16,7 @@ from pytest_isolate import cli, errors, sandbox
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import NETWORK_MODES
 from pytest_isolate.profile import PROFILES, WORDS
-from pytest_isolate.runner import options, report
+from pytest_isolate.runner import options, report, settings
 
 DOCS = Path(generate.__file__).parent
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -67,7 +67,7 @@ def test_every_word_of_a_policy_is_documented_and_no_other() -> None:
 
 def test_every_keyword_of_the_marker_is_documented() -> None:
     page = text("reference/options.md")
-    for name in (*options._MARKER_ONLY, *(option.name for option in options.OPTIONS)):
+    for name in (*settings._MARKER_ONLY, *(option.name for option in options.OPTIONS)):
         assert f"`{name}`" in page or f"`{name}=`" in page, name
 
 

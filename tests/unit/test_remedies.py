@@ -120,6 +120,12 @@ def test_a_bare_machine_is_no_container(tmp_path: Path) -> None:
         (place(ROOT, runner="gitlab", container="docker"), ("sandbox", "cgroup_memory"), "config.toml"),
         (place(ROOT, container="docker", seccomp=True), ("sandbox",), "docker run --rm"),
         (place(ROOT, container="docker"), ("cgroup_memory",), "--privileged --cgroupns=private"),
+        (place(PLAIN, container="docker"), ("cgroup_memory",), "--user 0"),
+        (
+            place(PLAIN, container="docker", cgroup_read_only=True),
+            ("cgroup_memory",),
+            "--privileged --cgroupns=private",
+        ),
         (place(PLAIN, userns_clone=0), ("sandbox",), "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
         (PLAIN, (), "Nothing to add"),
     ],

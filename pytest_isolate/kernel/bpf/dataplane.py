@@ -12,14 +12,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import MapSpec, MapType, ProgramSpec
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.kernel.bpf.maps import Map
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Where `make -C bpf` puts objects and sources.
 OBJECTS = Path(__file__).resolve().parents[2] / "_bpf"
@@ -101,7 +103,7 @@ def load(
         SetupError: the verifier or the kernel refused; the log's end is in the text.
     """
     try:
-        return _load_object(object_path(name).read_bytes(), specs, sizes or {})
+        return load_image(object_path(name).read_bytes(), specs, sizes or {})
     except SetupError as error:
         if error.errno != errno.EINVAL:
             raise
@@ -109,14 +111,15 @@ def load(
         if not plain.is_file():
             raise
         try:
-            plane = _load_object(plain.read_bytes(), specs, sizes or {})
+            plane = load_image(plain.read_bytes(), specs, sizes or {})
         except SetupError:
             raise error from None
         plane.can_set_errno = False
         return plane
 
 
-def _load_object(image: bytes, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, int]) -> Dataplane:
+def load_image(image: bytes, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, int]) -> Dataplane:
+    """Load the programs of ``specs`` from an ELF image. Raises as ``load``."""
     lib = library()
     lib.complaints.clear()
     ctypes.set_errno(0)

@@ -78,15 +78,24 @@ class Reason(enum.IntEnum):
     MALFORMED = 10
 
 
+class Fast(enum.IntFlag):
+    """NP_FAST_*: what np_counters.fast may say."""
+
+    OUT = 1
+    IN = 2
+    OUT_PLAIN = 4
+    IN_PLAIN = 8
+
+
 _u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
 
 class Policy(ctypes.Structure):
     _fields_ = [
         ("magic", _u32),
+        ("flags", _u32),
         ("id", _u32),
         ("ruleset", _u32),
-        ("flags", _u32),
         ("default_out", _u8),
         ("default_in", _u8),
         ("default_bind", _u8),
@@ -104,12 +113,27 @@ class Counters(ctypes.Structure):
     _fields_ = [
         (name, _u64)
         for name in (
-            "packets_out", "bytes_out", "gso_packets_out", "gso_bytes_out",
-            "packets_in", "bytes_in", "gso_packets_in", "gso_bytes_in",
+            "fast", "packed_out", "packets_in", "bytes_in", "packets_out", "bytes_out",
+            "gso_packets_out", "gso_bytes_out", "gso_packets_in", "gso_bytes_in",
             "denied_out", "denied_in", "connections_out", "connections_in",
             "logged", "redirected", "events_lost", "flows_lost",
         )
     ]  # fmt: skip
+
+
+PACKET_UNIT = 1 << 40
+
+
+def unpack_counters(cpus: list[Counters]) -> dict[str, int]:
+    """Totals by name over all CPUs, ``packed_out`` taken apart: the low 40 bits are bytes, signed. Source: np_decide.h."""
+    names = [field[0] for field in Counters._fields_ if field[0] not in ("fast", "packed_out")]
+    totals = {name: sum(getattr(c, name) for c in cpus) for name in names}
+    for c in cpus:
+        packed = (c.packed_out ^ (1 << 63)) - (1 << 63)
+        packets = (packed + PACKET_UNIT // 2) // PACKET_UNIT
+        totals["packets_out"] += packets
+        totals["bytes_out"] += packed - packets * PACKET_UNIT
+    return totals
 
 
 class Entry(ctypes.Structure):
@@ -315,6 +339,7 @@ def _spec(kind: MapType, key: int, value: type[ctypes.Structure] | int, entries:
 
 MAPS: dict[str, MapSpec] = {
     "np_policies": _spec(MapType.CGROUP_STORAGE, 8, Policy, 0),
+    "np_epoch": _spec(MapType.ARRAY, 4, 4, 1),
     "np_counts": _spec(MapType.PERCPU_CGROUP_STORAGE, 8, Counters, 0),
     "np_rules4": _spec(MapType.LPM_TRIE, ctypes.sizeof(Key4), Rule, RULES, _NO_PREALLOC),
     "np_rules6": _spec(MapType.LPM_TRIE, ctypes.sizeof(Key6), Rule, RULES, _NO_PREALLOC),

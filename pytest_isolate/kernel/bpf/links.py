@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from types import TracebackType
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING
 
 from pytest_isolate.kernel.bpf.dataplane import Dataplane
 from pytest_isolate.kernel.bpf.libbpf import check, library
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Links:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pytest_isolate.kernel.bpf.layout import MapSpec
 from pytest_isolate.kernel.bpf.libbpf import check, library
 
+_T = TypeVar("_T")
 _CHUNK = 4096  # keys of one batched read
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)  # 524: ENOTSUPP, which the kernel lets out
 
@@ -46,14 +47,12 @@ class Map:
         check(result, f"map {self.name} lookup")
         return self._value.raw
 
-    def lookup_sum(self, key: bytes) -> tuple[int, ...]:
-        """The value as 64-bit counters, summed over CPUs; zeros when absent."""
+    def lookup_cpus(self, key: bytes, kind: type[_T]) -> list[_T]:
+        """The value of each possible CPU; none when absent."""
         raw = self.lookup(key)
-        count = self._stride // 8
         if raw is None:
-            return (0,) * count
-        words = struct.unpack(f"={len(raw) // 8}Q", raw)
-        return tuple(sum(words[i::count]) for i in range(count))
+            return []
+        return [kind.from_buffer_copy(raw, at) for at in range(0, len(raw), self._stride)]
 
     def update(self, key: bytes, value: bytes | ctypes.Structure, flags: int = 0) -> None:
         """Store. Raises OSError (E2BIG: full; ENOENT: a cgroup without storage)."""

@@ -46,8 +46,8 @@ def open_directory(path: str, dir_fd: int | None = None) -> int:
     return os.open(path, _DIRECTORY, dir_fd=dir_fd)
 
 
-def make(dir_fd: int, name: str) -> None:
-    """Make the cgroup ``name`` below ``dir_fd``.
+def make(dir_fd: int, name: str, shown: str = "") -> None:
+    """Make the cgroup ``name`` below ``dir_fd``; ``shown`` is what an error calls it.
 
     Raises:
         SetupError: step ``cgroup mkdir``.
@@ -55,7 +55,7 @@ def make(dir_fd: int, name: str) -> None:
     try:
         os.mkdir(name, 0o755, dir_fd=dir_fd)
     except OSError as error:
-        raise fault("mkdir", error, name) from error
+        raise fault("mkdir", error, shown or name) from error
 
 
 def remove(dir_fd: int, name: str) -> bool:

@@ -7,14 +7,12 @@ Refuses: to write, and to judge what it read (evidence.py).
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.errors import SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs, v1, v2
-from pytest_isolate.kernel.cgroups.settings import controllers_for
 from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage
-from pytest_isolate.policy import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,12 +35,15 @@ _COUNTER = {"memory": "oom_kill", "pids": "pids_max", "cpu": "nr_periods"}
 
 @dataclass(slots=True)
 class Counters:
-    """The readable side of one cgroup. ``places``, by the fd of their branch, is the Cgroup's own dict."""
+    """The readable side of one cgroup.
+
+    ``places``, by the fd of their branch, is the Cgroup's own dict; ``limited`` are the controllers with a limit.
+    """
 
     name: str
     branch_of: Mapping[str, Branch]
     places: Mapping[int, Place]
-    limits: Limits = field(default_factory=Limits)
+    limited: frozenset[str] = frozenset()
 
     def read(self, controller: str, file: str) -> str | None:
         """One file of one controller; None where this cgroup has no such directory or file."""
@@ -96,7 +97,7 @@ class Counters:
     def _lost(self, seen: dict[str, Any]) -> tuple[str, ...]:
         """Controllers we set limits of, whose files are not there any more."""
         gone = []
-        for name in sorted(controllers_for(self.limits)):
+        for name in sorted(self.limited):
             if name in _COUNTER:
                 here = seen.get(_COUNTER[name]) is not None
             else:

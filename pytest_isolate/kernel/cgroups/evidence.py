@@ -69,13 +69,14 @@ def _oom(
         return []
     hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0
     own = limits.memory_bytes and (largest.own_limit if largest is not None else hit)
-    peak = f"peak {format_bytes(cost.memory_peak_bytes)}" if cost.memory_peak_bytes is not None else "peak unknown"
+    limit = format_bytes(limits.memory_bytes or 0)
+    peak = f"peak {format_bytes(cost.memory_peak_bytes)}" if cost.memory_peak_bytes is not None else ""
     if own:
-        said = f"OOM-killed: {peak} of {format_bytes(limits.memory_bytes or 0)}"
+        said = f"OOM-killed: {peak} of {limit}" if peak else f"OOM-killed at the limit of {limit}"
     else:
-        said = f"OOM-killed by the host, or by a limit above the sandbox: {peak}"
+        said = f"OOM-killed by the host, or by a limit above the sandbox{': ' if peak else ''}{peak}"
     if kills > 1:
-        said += f", {kills} processes killed"
+        said += f", {kills} kills counted"
     if largest is not None:
         said += f", largest: {largest.name} pid {largest.pid}, rss {format_bytes(largest.rss_bytes)}"
     return [(Cause.OOM, said)]

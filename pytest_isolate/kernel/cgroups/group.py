@@ -51,8 +51,8 @@ class Cgroup:
         self.counters = Counters(name, branch_of, self._places)
         self._owner = os.getpid()
 
-    def make(self, branches: Iterable[Branch], limits: Limits) -> None:
-        """Make the directories and set the limits. On any failure nothing is left.
+    def make(self, branches: Iterable[Branch], limits: Limits, needed: frozenset[str]) -> None:
+        """Make the directories and set the limits, of ``needed`` controllers. On any failure nothing is left.
 
         Raises:
             SetupError: step ``cgroup <file>``, errno. BackendUnavailable, PolicyError: a limit that cannot be.
@@ -60,8 +60,7 @@ class Cgroup:
         try:
             for branch in branches:
                 self._grow(branch)
-            if limits is not _NOTHING:
-                self.update(limits)
+            self._set(limits, needed, needed)
         except BaseException:
             self.close()
             raise
@@ -146,17 +145,21 @@ class Cgroup:
         Raises:
             SetupError: step ``cgroup <file>``; EBUSY when v1 memory in use is above the new limit.
         """
-        old, wanted = self.limits, controllers_for(limits) | controllers_for(self.limits)
+        needed = controllers_for(limits)
+        self._set(limits, needed, needed | self.counters.limited)
+
+    def _set(self, limits: Limits, needed: frozenset[str], touched: frozenset[str]) -> None:
+        """``touched``: the controllers of the new limits (``needed``) and of those that held until now."""
         table = [
             (self._branch_of[name], setting)
-            for name in sorted(wanted)
-            for setting in VERSIONS[self._branch_of[name].version].TABLES[name](limits, old)
+            for name in sorted(touched)
+            for setting in VERSIONS[self._branch_of[name].version].TABLES[name](limits, self.limits)
         ]
-        for name in wanted:
+        for name in touched:
             self._reach(self._branch_of[name], name)
         for branch, setting in table:
             self._write(branch, setting)
-        self.limits = self.counters.limits = limits
+        self.limits, self.counters.limited = limits, needed
 
     def _write(self, branch: Branch, setting: Setting) -> None:
         value = setting.value or branch.inherited.get(setting.file, "")

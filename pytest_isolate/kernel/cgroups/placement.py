@@ -78,6 +78,7 @@ def place_v1(hierarchy: Hierarchy, run: str, volunteer: Volunteer) -> Branch:
     branch = Branch(
         version=1, parent=parent, name=run, controllers=hierarchy.controllers, enabled=hierarchy.controllers
     )
+    branch.left_behind = stale.sweep(parent, 1, hierarchy.controllers)
     with undone_on_error(branch.undo):
         _make_run(branch)
         if "cpuset" in branch.controllers:
@@ -97,16 +98,19 @@ def place_v2(hierarchy: Hierarchy, run: str, volunteer: Volunteer, elsewhere: fr
         SetupError: why not; nothing is left then.
     """
     own = _own_directory(hierarchy)
-    wanted = USUAL - elsewhere
+    # A dead run may have been alone here, or not, and so have made its directory further up.
+    places = list(delegation.candidates(own, hierarchy.mount))
+    left_behind = [text for place in places for text in stale.sweep(place, 2, frozenset({"pids"}) - elsewhere)]
     first: SetupError | None = None
-    for parent in sorted(
-        delegation.candidates(own, hierarchy.mount), key=lambda c: -len(delegation.offers(c, own) & wanted)
-    ):
+    for parent in sorted(places, key=lambda place: -len(delegation.offers(place, own) & (USUAL - elsewhere))):
         try:
-            return _grow(parent, own, run, volunteer, elsewhere)
+            branch = _grow(parent, own, run, volunteer, elsewhere)
         except SetupError as error:
             first = first or error
-    assert first is not None  # delegation.candidates yields at least our own
+        else:
+            branch.left_behind = left_behind
+            return branch
+    assert first is not None  # there is always at least our own
     raise first
 
 
@@ -138,14 +142,13 @@ def _own_directory(hierarchy: Hierarchy) -> str:
 
 
 def _make_run(branch: Branch) -> None:
-    """Sweep what dead runs left, then make and open our own directory."""
+    """Make and open the run's directory."""
     try:
         parent_fd = cgroupfs.open_directory(branch.parent)
     except OSError as error:
         raise cgroupfs.fault("open", error, branch.parent) from error
     branch.undo.callback(os.close, parent_fd)
-    branch.left_behind = stale.sweep(parent_fd, branch.version, branch.controllers)
-    cgroupfs.make(parent_fd, branch.name)
+    cgroupfs.make(parent_fd, branch.name, branch.path)
     branch.undo.callback(cgroupfs.remove, parent_fd, branch.name)
     branch.fd = cgroupfs.open_directory(branch.name, parent_fd)
     branch.undo.callback(os.close, branch.fd)

@@ -68,7 +68,9 @@ def open_manager(run_id: str, *, mode: Mode = "auto", layout: Layout | None = No
     manager = CgroupManager(run_id, mode, layout or discover())
     if mode != "auto" and not manager.branches:
         with manager:
-            reasons = "; ".join(sorted(set(manager.refusals.values()))) or f"no {mode} hierarchy is mounted"
+            reasons = (
+                "; ".join(sorted({_reason(e) for e in manager.refusals.values()})) or f"no {mode} hierarchy is mounted"
+            )
         raise BackendUnavailable(f"cgroup mode {mode}", reasons, "try --isolate-cgroup=auto")
     return manager
 
@@ -80,7 +82,7 @@ class CgroupManager:
         self.mode = mode
         self.layout = layout
         self.branches: list[Branch] = []
-        self.refusals: dict[str, str] = {}  # by controller, or "v2" for the tree itself
+        self.refusals: dict[str, SetupError] = {}  # by controller, or "v2" for the tree itself
         self._home: dict[str, Branch] = {}
         self._live: dict[str, Cgroup] = {}
         self._doomed: deque[Place] = deque()
@@ -112,8 +114,7 @@ class CgroupManager:
                 elsewhere = frozenset().union(*(h.controllers for h in self.layout.v1))
                 branch = placement.place_v2(hierarchy, run, volunteer, elsewhere)
         except SetupError as error:
-            why = f"{error.what.removeprefix('sandbox setup failed at ')}: {error.why}"
-            self.refusals |= dict.fromkeys(hierarchy.controllers | ({"v2"} if hierarchy.version == 2 else set()), why)
+            self.refusals |= dict.fromkeys(hierarchy.controllers | ({"v2"} if hierarchy.version == 2 else set()), error)
             return
         self.branches.append(branch)
         # v2's freezer, in every cgroup of that tree, goes before v1's, which needs a hierarchy of its own.
@@ -127,7 +128,7 @@ class CgroupManager:
     @property
     def left_behind(self) -> list[str]:
         """Directories of dead runs that the sweep at the start could not remove."""
-        return [f"{branch.parent}/{name}" for branch in self.branches for name in branch.left_behind]
+        return [path for branch in self.branches for path in branch.left_behind]
 
     def capabilities(self) -> dict[str, Capability]:
         """Every controller this package knows: usable here, or why not."""
@@ -148,8 +149,8 @@ class CgroupManager:
             return "switched off at boot (cgroup_disable=)"
         if self.mode in ("v1", "v2") and hierarchy is not None and self.mode != f"v{hierarchy.version}":
             return f"it is in cgroup v{hierarchy.version}, and mode {self.mode} was asked for"
-        if why := self.refusals.get(name) or self.refusals.get("v2"):
-            return why
+        if refusal := self.refusals.get(name) or self.refusals.get("v2"):
+            return _reason(refusal)
         if self.layout.kind == "none":
             return "no cgroup file system is mounted"
         there = hierarchy is not None or self.layout.v2 is not None
@@ -160,6 +161,8 @@ class CgroupManager:
             return "boot without cgroup_disable"
         if self.layout.kind == "none":
             return "mount cgroup2 on /sys/fs/cgroup"
+        if refusal := self.refusals.get(name) or self.refusals.get("v2"):
+            return refusal.remedy
         return _DELEGATE if self.mode != "systemd" else "add it to Delegate= of user@.service"
 
     def create(self, name: str, limits: Limits | None = None, *, accounting: frozenset[str] = ACCOUNTING) -> Cgroup:
@@ -174,12 +177,13 @@ class CgroupManager:
         limits = limits or Limits()
         needed = controllers_for(limits)
         self._require(needed)
-        branches = [b for b in self.branches if b.version == 2 or b.controllers & (needed | self._counted(accounting))]
+        wanted = needed | self._counted(accounting)
+        branches = [branch for branch in self.branches if branch.version == 2 or branch.controllers & wanted]
         for branch in branches:
             branch.enable(needed)
         serial = next(self._serial)
         cgroup = Cgroup(f"{serial}-{stale.safe(name, _NAME_LENGTH)}", self._home, self._forget)
-        cgroup.make(branches, limits)
+        cgroup.make(branches, limits, needed)
         self._live[cgroup.name] = cgroup
         return cgroup
 
@@ -263,6 +267,10 @@ class CgroupManager:
             "version_of": self.version_of,
             "left_behind": self.left_behind,
         }
+
+
+def _reason(refusal: SetupError) -> str:
+    return f"{refusal.what.removeprefix('sandbox setup failed at ')}: {refusal.why}"
 
 
 def _end(cgroup: Cgroup, deadline_s: float) -> str:

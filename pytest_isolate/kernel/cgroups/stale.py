@@ -60,16 +60,17 @@ def is_dead(whose: Owner) -> bool:
     return whose.pidns not in {_pidns(entry) for entry in os.listdir("/proc") if entry.isdigit()}
 
 
-def sweep(dir_fd: int, version: int, controllers: frozenset[str]) -> list[str]:
-    """Kill and remove what dead runs left in ``dir_fd``. Returns the names that could not be removed."""
-    with os.scandir(dir_fd) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(_PREFIX)]
-    left = []
-    for name in names:
-        whose = owner(name)
-        if whose is not None and is_dead(whose) and not _clear(Place(dir_fd, name, version, controllers)):
-            left.append(name)
-    return left
+def sweep(parent: str, version: int, controllers: frozenset[str]) -> list[str]:
+    """Kill and remove what dead runs left in ``parent``. Returns the paths that could not be removed."""
+    try:
+        dir_fd = cgroupfs.open_directory(parent)
+    except OSError:
+        return []  # not ours to read: whoever makes a directory there next is told why
+    try:
+        dead = [name for name in os.listdir(dir_fd) if (whose := owner(name)) is not None and is_dead(whose)]
+        return [f"{parent}/{name}" for name in dead if not _clear(Place(dir_fd, name, version, controllers))]
+    finally:
+        os.close(dir_fd)
 
 
 def _clear(place: Place) -> bool:

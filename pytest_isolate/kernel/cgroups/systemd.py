@@ -37,7 +37,7 @@ def enter_scope(run_id: str) -> str:
         raise BackendUnavailable(_WHAT, "jeepney is not installed", "pip install jeepney") from error
     name = f"pytest-isolate-{stale.safe(run_id, 40)}-{os.getpid()}-{time.monotonic_ns()}.scope"
     try:
-        with open_dbus_connection(bus_address()) as bus:
+        with open_dbus_connection(bus_address(), auth_timeout=_TIMEOUT_S) as bus:
             _start(bus, name)
     except (OSError, EOFError) as error:
         why = f"no answer from the bus at {bus_address()}: {error}"

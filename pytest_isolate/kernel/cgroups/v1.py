@@ -143,10 +143,20 @@ def throttling(read: Reader) -> dict[str, int | None]:
 
 
 def cpu(read: Reader) -> dict[str, int | None]:
-    """CPU time from cpuacct, nanoseconds there."""
-    names = {"cpu_usec": "cpuacct.usage", "cpu_user_usec": "cpuacct.usage_user", "cpu_system_usec": "cpuacct.usage_sys"}
-    counted = {field: number(read("cpuacct", file)) for field, file in names.items()}
-    return {field: None if ns is None else ns // 1000 for field, ns in counted.items()}
+    """CPU time from cpuacct, nanoseconds there.
+
+    ``usage`` is exact; user and system are sampled at ticks, so only their ratio is taken, as v2's cpu.stat does.
+    """
+    names = ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys")  # the latter two: Linux 4.7
+    usage_ns, user_ns, system_ns = (number(read("cpuacct", file)) for file in names)
+    if usage_ns is None or user_ns is None or system_ns is None:
+        return {"cpu_usec": None if usage_ns is None else usage_ns // 1000}
+    user = usage_ns * user_ns // (user_ns + system_ns or 1)
+    return {
+        "cpu_usec": usage_ns // 1000,
+        "cpu_user_usec": user // 1000,
+        "cpu_system_usec": (usage_ns - user) // 1000,
+    }
 
 
 def memory(read: Reader, *, current: bool) -> dict[str, int | None]:

@@ -3,7 +3,7 @@
 Owns: the names of this package. Refuses: to mount; the C child interprets the table (kernel/plan.py, native/src/mounts.c).
 """
 
-from pytest_isolate.kernel.filesystem.changes import FilesChanged, Layers, files_changed
+from pytest_isolate.kernel.filesystem.changes import Layers, files_changed
 from pytest_isolate.kernel.filesystem.context import Context
 from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
 from pytest_isolate.kernel.filesystem.places import for_tests
@@ -12,7 +12,6 @@ from pytest_isolate.kernel.filesystem.view import compile  # noqa: A004 - the wo
 
 __all__ = [
     "Context",
-    "FilesChanged",
     "Layer",
     "Layers",
     "MountPlan",

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from typing_extensions import Self
+from pytest_isolate.outcome import FilesChanged
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
     from pytest_isolate.kernel.plan import MountOp
 
@@ -32,22 +34,6 @@ _XATTR_PREFIXES = ("trusted.overlay.", "user.overlay.")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: O_NONBLOCK: should the entry have become a fifo since it was looked at, nobody waits for a writer.
 _REGULAR = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilesChanged:
-    """Absolute paths, sorted. A directory that is new is listed and so is all in it; one that is gone stands for its content.
-
-    ``incomplete``: there was more than the limits let us read.
-    """
-
-    added: tuple[str, ...] = ()
-    modified: tuple[str, ...] = ()
-    deleted: tuple[str, ...] = ()
-    incomplete: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.modified or self.deleted or self.incomplete)
 
 
 class Layers:

@@ -26,7 +26,7 @@ PEAK = CgroupUsage(memory_peak_bytes=256 * MIB, pids_peak=20)
         (CgroupEvents(oom_kill=None, oom=None, pids_max=None), []),
         (CgroupEvents(memory_max=900), []),
         (CgroupEvents(oom=1, oom_kill=1), [(Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB")]),
-        (CgroupEvents(oom=None, memory_max=7, oom_kill=2), [(Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB, 2 processes killed")]),
+        (CgroupEvents(oom=None, memory_max=7, oom_kill=2), [(Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB, 2 kills counted")]),
         (CgroupEvents(oom_kill=1), [(Cause.OOM, "OOM-killed by the host, or by a limit above the sandbox: peak 256 MiB")]),
         (CgroupEvents(pids_max=1), [(Cause.PIDS, "1 fork refused: the limit of 20 processes and threads was reached")]),
         (CgroupEvents(lost=("memory",)), [(Cause.SETUP, LOST)]),
@@ -36,6 +36,13 @@ PEAK = CgroupUsage(memory_peak_bytes=256 * MIB, pids_peak=20)
 def test_a_cause_needs_a_counter_that_moved(after, said):
     assert verdicts(NONE, after, LIMITS, usage=PEAK) == said
     assert verdicts(after, after, LIMITS, usage=PEAK) == [v for v in said if v[0] is Cause.SETUP]
+
+
+def test_a_kernel_without_peaks_still_gets_a_sentence():
+    ((_, own),) = verdicts(NONE, CgroupEvents(oom=1, oom_kill=1), LIMITS)
+    ((_, other),) = verdicts(NONE, CgroupEvents(oom_kill=1), LIMITS)
+    assert own == "OOM-killed at the limit of 256 MiB"
+    assert other == "OOM-killed by the host, or by a limit above the sandbox"
 
 
 def test_the_victim_is_named_and_the_kernels_word_on_whose_limit_it_was_outweighs_the_counters():

@@ -329,7 +329,15 @@ def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid():
     mine = stale.owner(stale.run_name("x-1"))
     assert not stale.is_dead(mine)
     child = subprocess.Popen(
-        ["unshare", "--pid", "--fork", sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"],
+        [
+            "unshare",
+            *([] if os.geteuid() == 0 else ["--user"]),
+            "--pid",
+            "--fork",
+            sys.executable,
+            "-c",
+            "import sys; print(flush=True); sys.stdin.read()",
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

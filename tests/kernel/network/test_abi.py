@@ -53,6 +53,7 @@ def test_every_number_is_the_same(dumped):
     members(layout.Where, "")
     members(layout.Flag, "F_")
     members(layout.Reason, "R_")
+    members(layout.Fast, "FAST_")
     ours.update({f"NP_{n}": int(getattr(layout.Protocol, n)) for n in ("TCP", "UDP", "ICMP", "OTHER")})
     assert ours == theirs
 

@@ -129,6 +129,6 @@ def test_a_full_table_loses_flows_but_no_packet(hive, netns, loader, listen):
         box.close()
         assert stats.packets_out == 100
         assert 0 < len(flows) <= 16
-        assert len(flows) + stats.flows_lost == 100
+        assert sum(f.packets_out for f in flows) + stats.flows_lost == 100  # a source port may come twice
     leaf.rmdir()
     home.rmdir()

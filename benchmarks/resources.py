@@ -1,0 +1,204 @@
+"""What limits, accounting and teardown of a cgroup cost per sandbox, over the same start without them.
+
+    python benchmarks/resources.py [--rounds 600] [--sequential 10000] [--at-once 200] [--gap-ms 0 5]
+
+Owns: A/B runs interleaved one by one, so that a busy neighbour hurts both alike; medians and 99th percentiles; the
+growth over many sandboxes, and what is left behind. Refuses: to print a figure it did not measure in this run.
+The child is /bin/true through the C library; v2 joins by CLONE_INTO_CGROUP, v1 by the child's writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from pytest_isolate.errors import IsolateError
+from pytest_isolate.kernel import native
+from pytest_isolate.kernel.cgroups import Cgroup, CgroupManager, open_manager
+from pytest_isolate.kernel.plan import Plan
+from pytest_isolate.policy import Limits
+
+PLAN = Plan()
+LIMITS = {"memory": {"memory_bytes": 2**28}, "pids": {"pids": 50}, "cpu": {"cpu_cores": 1.0}}
+
+
+def start(cgroup: Cgroup | None) -> native.Child:
+    """Start /bin/true with and without a cgroup: the same vfork-style clone3 and exec."""
+    return native.spawn(PLAN, ["/bin/true"], {}, joined=None if cgroup is None else _joined(cgroup))
+
+
+def _joined(cgroup: Cgroup) -> native.Joined:
+    return native.Joined(dir_fd=cgroup.dir_fd, procs_fds=cgroup.procs_fds)
+
+
+def finish(child: native.Child) -> None:
+    with child:
+        ended = child.wait(30)
+    assert ended is not None
+    assert ended.status.code == 0
+
+
+def plain() -> None:
+    finish(start(None))
+
+
+def sandboxed(manager: CgroupManager, limits: Limits, *, later: bool, marks: list[int] | None = None) -> None:
+    """One sandbox's whole life, in the order a runner goes through it."""
+    mark = marks.append if marks is not None else _ignore
+    mark(time.perf_counter_ns())
+    cgroup = manager.create("gw0-test_module.py::test_function", limits)
+    mark(time.perf_counter_ns())
+    finish(start(cgroup))
+    mark(time.perf_counter_ns())
+    usage = cgroup.usage(current=False)
+    assert cgroup.verdicts(usage=usage) == []
+    mark(time.perf_counter_ns())
+    cgroup.close(later=later)
+    mark(time.perf_counter_ns())
+
+
+def _ignore(_: int) -> None:
+    pass
+
+
+def cpu_us() -> float:
+    """CPU time of this process and of the children it has waited for: what a busy neighbour does not lengthen."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time_ns() / 1000 + (children.ru_utime + children.ru_stime) * 1e6
+
+
+def timed(work: Callable[..., object], *arguments: object, **options: object) -> tuple[float, float]:
+    """Microseconds by the clock, and of CPU time."""
+    cpu, begin = cpu_us(), time.perf_counter_ns()
+    work(*arguments, **options)
+    return (time.perf_counter_ns() - begin) / 1000, cpu_us() - cpu
+
+
+def show(name: str, costs: list[tuple[float, float]], base: list[tuple[float, float]]) -> None:
+    """One line: median and p99 over ``base``, by the clock and in CPU time."""
+    cells: list[float] = []
+    for mine, other in zip(zip(*costs, strict=True), zip(*base, strict=True), strict=True):
+        cells += [statistics.median(mine) - statistics.median(other), p99(mine) - p99(other)]
+    print(f"  {name:30} {cells[0]:8.0f} {cells[1]:9.0f} {cells[2]:8.0f} {cells[3]:9.0f}")
+
+
+def p99(values: Sequence[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]
+
+
+def usable(mode: str) -> Iterator[tuple[CgroupManager, Limits, str]]:
+    """The manager of a mode with as many of the three limits as this host has there, and a label that says so."""
+    try:
+        manager = open_manager("bench", mode=mode)  # type: ignore[arg-type]
+    except IsolateError as error:
+        print(f"{mode}: not measured: {error}")
+        return
+    with manager:
+        there = [name for name in LIMITS if manager.capabilities()[name].available]
+        asked: dict[str, int | float] = {}
+        for name in there:
+            asked |= LIMITS[name]
+        kinds = (
+            "hybrid: v1 limits, v2 kill, freeze and CPU time"
+            if mode == "auto" and manager.layout.kind == "hybrid"
+            else mode
+        )
+        yield manager, Limits(**asked), f"{kinds}, {' + '.join(there) or 'no controllers on this host'}"  # type: ignore[arg-type]
+
+
+def added(mode: str, rounds: int, gap_s: float) -> None:
+    for manager, limits, label in usable(mode):
+        without, with_it, lagging, phases = [], [], [], []
+        for _ in range(rounds):
+            time.sleep(gap_s)
+            without.append(timed(plain))
+            time.sleep(gap_s)
+            marks: list[int] = []
+            with_it.append(timed(sandboxed, manager, limits, later=False, marks=marks))
+            phases.append([(b - a) / 1000 for a, b in itertools.pairwise(marks)])
+            time.sleep(gap_s)
+            lagging.append(timed(sandboxed, manager, limits, later=True))
+            manager.tidy()  # what a runner does while the next child runs
+        create, run, read, close = (statistics.median(column) for column in zip(*phases, strict=True))
+        join = run - statistics.median(wall for wall, _ in without)
+        print(f"{label}; {gap_s * 1000:g} ms between sandboxes")
+        print(f"  {'us':30} {'by the clock':>18} {'CPU time':>18}")
+        print(f"  {'':30} {'median':>8} {'p99':>9} {'median':>8} {'p99':>9}")
+        show("the same start without", without, [(0.0, 0.0)])
+        show("added", with_it, without)
+        show("added, removal left to tidy()", lagging, without)
+        print(
+            f"  of it create+limits {create:.0f}, join {join:.0f}, usage+verdict {read:.0f}, close {close:.0f} (clock)"
+        )
+
+
+def growth(mode: str, count: int) -> None:
+    for manager, limits, label in usable(mode):
+        fds = len(os.listdir("/proc/self/fd"))
+        # The plain start goes along, so that a neighbour's load does not pass for growth; and CPU time is compared.
+        costs = []
+        for _ in range(count):
+            _, base = timed(plain)
+            costs.append(timed(sandboxed, manager, limits, later=False)[1] - base)
+        first, last = statistics.median(costs[:100]), statistics.median(costs[-100:])
+        print(f"{label}; {count} one after another, CPU time added")
+        print(f"  first hundred {first:.0f} us, last hundred {last:.0f} us: {100 * (last / first - 1):+.1f} %")
+        print(f"  left: {remaining(manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors")
+
+
+def at_once(mode: str, count: int) -> None:
+    for manager, limits, label in usable(mode):
+        fds, memory = len(os.listdir("/proc/self/fd")), kernel_kib()
+        alive: list[Cgroup] = []
+        begin = time.perf_counter()
+        children = []
+        for _ in range(count):
+            cgroup = manager.create("gw0-many", limits)
+            children.append(start(cgroup))
+            cgroup.release_procs_fds()
+            alive.append(cgroup)
+        made_s, memory = time.perf_counter() - begin, kernel_kib() - memory
+        for child in children:
+            finish(child)
+        for cgroup in alive:
+            cgroup.close()
+        print(f"{label}; {count} at once")
+        print(f"  made in {made_s * 1e6 / count:.0f} us each; kernel memory {memory / count:.0f} KiB each while alive")
+        print(f"  left: {remaining(manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors")
+
+
+def remaining(manager: CgroupManager) -> int:
+    manager.tidy()
+    return sum(entry.is_dir() for branch in manager.branches for entry in os.scandir(branch.path))
+
+
+def kernel_kib() -> int:
+    """Slab and per-CPU memory of the kernel: what cgroups are made of."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith(("Slab:", "Percpu:")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=600)
+    parser.add_argument("--sequential", type=int, default=10_000)
+    parser.add_argument("--at-once", type=int, default=200)
+    parser.add_argument("--gap-ms", type=float, nargs="*", default=[0, 5])
+    parser.add_argument("--modes", nargs="*", default=["v1", "v2", "auto"])
+    chosen = parser.parse_args()
+    load, cpus = os.getloadavg()[0], os.cpu_count()
+    print(f"load average {load:.1f} on {cpus} CPUs, Linux {os.uname().release}, nice {os.nice(0)}")
+    for mode in chosen.modes:
+        for gap_ms in chosen.gap_ms:
+            added(mode, chosen.rounds, gap_ms / 1000)
+        growth(mode, chosen.sequential)
+        at_once(mode, chosen.at_once)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What may stand in a frame: each reader returns values that the rest of the runner can rely on.
+
+Owns: the checks of a frame's content. The test may have written the frame itself.
+Refuses: to act on it; what is not as it must be raises WireError, and the test is blamed.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import pytest
+
+from pytest_isolate import wire
+
+#: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
+_LONGEST_S = 1e6
+_PHASES = ("setup", "call", "teardown")
+
+
+def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
+    """The report in a frame, checked as far as reporters rely on it."""
+    try:
+        report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+        known = report.when in _PHASES and isinstance(report.outcome, str) and report.duration >= 0
+        known = known and all(tuple(map(type, pair)) == (str, str) for pair in report.sections)
+        known = known and all(len(pair) == 2 for pair in report.user_properties)
+    except Exception as error:
+        raise wire.WireError("a report that pytest does not know") from error
+    if not known:
+        raise wire.WireError("a report that pytest does not know")
+    if report.nodeid != item.nodeid:
+        raise wire.WireError(f"a report of another test, {report.nodeid[:200]}")
+    return report
+
+
+def read_phase(data: Any) -> int:
+    """Which phase begins: 0 setup, 1 call, 2 teardown."""
+    if data not in _PHASES:
+        raise wire.WireError("a phase that pytest does not know")
+    return _PHASES.index(data)
+
+
+def read_timer(data: Any) -> float | None:
+    """The seconds of a timer frame; None: cancelled."""
+    try:
+        timeout_s = data["timeout_s"]
+        if timeout_s is None or 0 < float(timeout_s) < _LONGEST_S:
+            return None if timeout_s is None else float(timeout_s)
+    except (LookupError, TypeError, ValueError) as error:
+        raise wire.WireError("a timer without seconds") from error
+    raise wire.WireError(f"a timer of {str(timeout_s)[:20]} seconds")
+
+
+def read_done(data: Any) -> Any:
+    """The last frame of an item; how the run is to go on is one of three things."""
+    match data:
+        case {"control": None}:
+            return data
+        case {"control": {"kind": "interrupt", "text": str()}}:
+            return data
+        case {"control": {"kind": "exit", "text": str(), "returncode": int() | None}}:
+            return data
+    raise wire.WireError("an end that says nothing known")
+
+
+def read_warning(data: Any) -> dict[str, Any]:
+    """The arguments of pytest_warning_recorded out of a frame."""
+    try:
+        module, name = data["category"]
+        category = getattr(sys.modules.get(module), name, None)
+        if not (isinstance(category, type) and issubclass(category, Warning)):
+            category = UserWarning
+        message = warnings.WarningMessage(
+            UserWarning(data["text"]), category, str(data["filename"]), int(data["lineno"]), line=data["line"]
+        )
+        return {"warning_message": message, **{name: data[name] for name in ("when", "nodeid", "location")}}
+    except (LookupError, TypeError, ValueError) as error:
+        raise wire.WireError("a warning that pytest does not know") from error

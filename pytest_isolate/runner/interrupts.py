@@ -1,0 +1,47 @@
+"""Ctrl-C at the wrong moment: between the start of a test's process and the first word of it, it is held back.
+
+Owns: the Python handler of SIGINT for that moment. Raised there, KeyboardInterrupt would leave a running test that
+nobody listens to; held back, it reaches the conversation, which lets the test tear its fixtures down.
+Refuses: to touch a handler of another kind (ignored, default), or another thread than the main one.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+
+class Held:
+    """From its making until ``release``, SIGINT is only remembered."""
+
+    __slots__ = ("_came", "_handler")
+
+    def __init__(self) -> None:
+        self._came: tuple[Any, ...] = ()
+        self._handler: Any = None
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            self._handler = handler
+            signal.signal(signal.SIGINT, self._remember)
+
+    def _remember(self, *came: Any) -> None:
+        self._came = came
+
+    def restore(self) -> None:
+        """Give the handler back; what came is forgotten: the parent passes it on to a child."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+    def release(self) -> None:
+        """Give the handler back, and let it act on what came meanwhile.
+
+        Raises:
+            KeyboardInterrupt: that is what pytest's handler does.
+        """
+        handler = self._handler
+        self.restore()
+        if self._came and handler is not None:
+            came, self._came = self._came, ()
+            handler(*came)
