@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from pytest_isolate.policy import Namespace
 
-
 #: CLONE_NEW* by namespace. Source: linux/sched.h.
 CLONE_FLAGS = {
     Namespace.TIME: 0x00000080,

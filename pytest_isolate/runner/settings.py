@@ -142,7 +142,9 @@ def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool
 
 def _no_room(memory_bytes: int) -> PolicyError:
     what = f"memory limit of {units.format_bytes(memory_bytes)}"
-    return PolicyError(what, "no Python process can run in it", f"write {units.format_bytes(_LEAST_MEMORY_BYTES)} or more")
+    return PolicyError(
+        what, "no Python process can run in it", f"write {units.format_bytes(_LEAST_MEMORY_BYTES)} or more"
+    )
 
 
 def _usage(call: Any) -> Any:
