@@ -38,15 +38,24 @@ _SAMPLES = 2000
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the tool; the exit status of bin/perf-test."""
-    parser = argparse.ArgumentParser(prog="perf-test", description="loads the network policy and measures it under traffic")
+    parser = argparse.ArgumentParser(
+        prog="perf-test", description="loads the network policy and measures it under traffic"
+    )
     parser.add_argument("--duration", type=float, default=30.0, help="seconds (30)")
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between statistics (5)")
-    parser.add_argument("--interface", help="count on this interface of the host; default: a veth of our own, with a generator")
-    parser.add_argument("--rate", type=float, default=0.0, help="frames per second to generate; 0: as many as one core makes")
+    parser.add_argument(
+        "--interface", help="count on this interface of the host; default: a veth of our own, with a generator"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="frames per second to generate; 0: as many as one core makes"
+    )
     parser.add_argument("--policies", type=int, default=100, help="rules to add to the policy (100)")
     options = parser.parse_args(arguments)
     if os.geteuid():
-        print("perf-test: it must run as root: bpf(2), namespaces and tcx need CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN", file=sys.stderr)
+        print(
+            "perf-test: it must run as root: bpf(2), namespaces and tcx need CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN",
+            file=sys.stderr,
+        )
         return 2
     try:
         with contextlib.ExitStack() as stack:
@@ -60,7 +69,9 @@ def _run(stack: contextlib.ExitStack, options: argparse.Namespace) -> int:
     home = _home(stack)
     begin = time.perf_counter()
     engine = stack.enter_context(PolicyEngine(home, interfaces=True))
-    print(f"loaded with {engine.front_end} in {(time.perf_counter() - begin) * 1e3:.0f} ms, maps {engine.memory_bytes() / 1e6:.1f} MB")
+    print(
+        f"loaded with {engine.front_end} in {(time.perf_counter() - begin) * 1e3:.0f} ms, maps {engine.memory_bytes() / 1e6:.1f} MB"
+    )
     if options.interface:
         link = stack.enter_context(engine.attach_interface(-1, socket.if_nametoindex(options.interface)))
         return _watch(engine, link, options, None)
@@ -70,7 +81,9 @@ def _run(stack: contextlib.ExitStack, options: argparse.Namespace) -> int:
         policy = policy.deny(f"198.18.{number // 256}.{number % 256}")
     begin = time.perf_counter()
     link = stack.enter_context(engine.attach_interface(host.fd, index, policy))
-    print(f"attached with {options.policies + 1} rules in {(time.perf_counter() - begin) * 1e6:.0f} us, generator on one core")
+    print(
+        f"attached with {options.policies + 1} rules in {(time.perf_counter() - begin) * 1e6:.0f} us, generator on one core"
+    )
     made = Generator(generator, frame, index, host, options.rate)
     return _watch(engine, link, options, made)
 
@@ -176,7 +189,9 @@ def latencies(engine: PolicyEngine) -> tuple[int, int, int]:
 def _judge(made: Generator, stats: Stats, for_s: float) -> int:
     lost = made.made - stats.packets_out
     print(f"\ngenerated {made.made} frames, counted {stats.packets_out}, not counted {lost}, denied {stats.denied}")
-    print(f"{stats.packets_out / for_s / 1e3:.0f} Kpackets/s over {for_s:.1f} s; {made.made / max(made.busy_s, 1e-9) / 1e6:.2f} M packets per second of one core's time")
+    print(
+        f"{stats.packets_out / for_s / 1e3:.0f} Kpackets/s over {for_s:.1f} s; {made.made / max(made.busy_s, 1e-9) / 1e6:.2f} M packets per second of one core's time"
+    )
     if lost or not made.made:
         print("FAILED: frames were not counted" if lost else "FAILED: no traffic")
         return 1
