@@ -52,7 +52,7 @@ class UserProgram:
             self._plane.close()
             raise
 
-    def __enter__(self) -> UserProgram:
+    def __enter__(self) -> UserProgram:  # noqa: PYI034
         return self
 
     def __exit__(

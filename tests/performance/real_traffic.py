@@ -1,3 +1,4 @@
+# ruff: noqa: PLW1509
 """ping and iperf3 in a cgroup under a policy, over a veth: the policy's counts against what the programs say they sent.
 
 Called by benchmark_test.sh. Exit status 0: all equal. Refuses: any address but those of its own two namespaces.

@@ -10,10 +10,12 @@ import ctypes
 import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pytest_isolate.kernel.bpf.layout import MapSpec
 from pytest_isolate.kernel.bpf.libbpf import check, library
 
+_T = TypeVar("_T", bound=ctypes.Structure)
 _CHUNK = 4096  # keys of one batched read
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)  # 524: ENOTSUPP, which the kernel lets out
 

@@ -30,7 +30,7 @@ def _send(traffic, box, host, cpu, port):
         setns(box.namespace.fd, CLONE_NEWNET)
 
     argv = [traffic, "udp", str(cpu), str(EACH), str(SIZE), host, str(port)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=enter)  # noqa: PLW1509
 
 
 @pytest.mark.parametrize("flows", [False, True])
