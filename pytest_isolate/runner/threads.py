@@ -11,14 +11,12 @@ import warnings
 
 import pytest
 
+from pytest_isolate.runner import compat
+
 
 def tell(item: pytest.Item) -> bool:
     """Announce the threads that ``item`` will miss, as a warning of the run; True when there was something to tell."""
-    names = [
-        thread.name
-        for thread in threading.enumerate()
-        if thread is not threading.main_thread() and not isinstance(thread, threading._DummyThread)
-    ]
+    names = [thread.name for thread in threading.enumerate() if _matters(thread)]
     if not names:
         return False
     text = (
@@ -32,3 +30,11 @@ def tell(item: pytest.Item) -> bool:
         kwargs={"warning_message": message, "when": "runtest", "nodeid": item.nodeid, "location": None}
     )
     return True
+
+
+def _matters(thread: threading.Thread) -> bool:
+    """False for the main thread, for those Python did not start, and for what a known plugin keeps for itself."""
+    if thread is threading.main_thread() or isinstance(thread, threading._DummyThread):
+        return False
+    target = getattr(thread, "_target", None)
+    return compat.module_root(target) not in compat.KNOWN_PLUGINS
