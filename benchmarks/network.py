@@ -1,4 +1,4 @@
-# ruff: noqa: ARG001, ARG005, E501, PLW1509 - rows of one table have one signature
+
 """`python benchmarks/network.py`: what the network policy costs, against the targets it was given and against its peers.
 
 Owns: the configurations, the order (interleaved: each round runs every configuration, back and forth), medians, tables.
