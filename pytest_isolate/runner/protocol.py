@@ -16,7 +16,7 @@ from _pytest.scope import Scope
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.runner import child, compat, crash, deadline, interrupts, report, reporter, verdict
+from pytest_isolate.runner import child, compat, crash, deadline, interrupts, report, reporter, threads, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.reruns import Attempts
@@ -42,6 +42,7 @@ class Isolation(reporter.Listener):
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
         self._held: interrupts.Held | None = None
+        self._threads = threads.Watch()
         self.tally = report.Tally()
 
     def header(self) -> list[str]:
@@ -304,6 +305,7 @@ class Isolation(reporter.Listener):
         gated: bool,
         tries: int = 0,
     ) -> TestProcess:
+        self._threads.look(item)
         compat.make_base_temp(self._config)
         compat.flush(self._config)
         return self._workers.start(
