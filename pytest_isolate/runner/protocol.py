@@ -39,10 +39,10 @@ class Isolation(reporter.Listener):
         self._worker: TestProcess | None = None
         self._ahead: TestProcess | None = None
         self._may_fork_ahead: bool | None = None
-        self._threads_told = False
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
         self._held: interrupts.Held | None = None
+        self._threads = threads.Watch()
         self.tally = report.Tally()
 
     def header(self) -> list[str]:
@@ -52,6 +52,8 @@ class Isolation(reporter.Listener):
             return []
         if self._config.getoption("usepdb"):
             return ["isolate: deadlines and leak checks are off while --pdb is on"]
+        if reason := self.host.check(default):
+            return [f"isolate: isolated tests are skipped, because {reason}"]
         given = self.host.admitted(default)
         line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backend(given).name}"
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
@@ -310,10 +312,9 @@ class Isolation(reporter.Listener):
         gated: bool,
         tries: int = 0,
     ) -> TestProcess:
+        self._threads.look(item)
         compat.make_base_temp(self._config)
         compat.flush(self._config)
-        if not self._threads_told:
-            self._threads_told = threads.tell(item)
         return self._workers.start(
             item, following, settings, gated=gated, tries=tries, dump_stacks=self._deadline_s(settings) is not None
         )

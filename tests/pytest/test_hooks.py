@@ -1,4 +1,4 @@
-"""The hooks of pytest-isolate, and what a fork leaves behind: threads."""
+"""The hooks of pytest-isolate."""
 
 from __future__ import annotations
 
@@ -54,25 +54,3 @@ def test_a_report_with_a_cause_can_be_added_to(pytester: pytest.Pytester, isolat
     result.assert_outcomes(failed=2)
     assert str(result.stdout).count("the database team") == 1
     result.stdout.fnmatch_lines(["TIMEOUT of test_hangs: the database team"])
-
-
-def test_threads_that_the_tests_will_miss_are_named_once(pytester: pytest.Pytester, isolated: Any) -> None:
-    pytester.makepyfile(
-        test_it="""
-        import threading, pytest
-        @pytest.fixture(scope="session")
-        def served():
-            stop = threading.Event()
-            thread = threading.Thread(target=stop.wait, name="the-server")
-            thread.start()
-            yield thread
-            stop.set()
-            thread.join()
-        def test_one(served): assert not served.is_alive()
-        def test_two(served): pass
-        """
-    )
-    result = isolated("-W", "error")
-    result.assert_outcomes(passed=2, warnings=1)
-    assert str(result.stdout).count("the-server") == 1
-    assert "pytest_isolate_child" in str(result.stdout)
