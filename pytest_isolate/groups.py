@@ -69,11 +69,25 @@ class Groups:
         self.manager().create("probe", limits).close()
 
     def enter(self, name: str, policy: Policy) -> Cgroup | None:
-        """A group for one sandbox; None when the settled policy asks for no group limit."""
+        """A group for one sandbox; None when the settled policy asks for no group limit and counts no traffic."""
         limits = policy.limits
-        if not limits.needs_cgroup or limits.memory_fallback == "rlimit":
+        if limits.needs_cgroup and limits.memory_fallback != "rlimit":
+            return self.manager().create(name, limits)
+        if policy.network.counted:
+            return self.bare(name)
+        return None
+
+    def bare(self, name: str) -> Cgroup | None:
+        """A group without limits, to hang a network policy on; None where there is no v2 hierarchy of ours."""
+        if self.v2_directory() is None:
             return None
-        return self.manager().create(name, limits)
+        return self.manager().create(name, Limits(), accounting=frozenset())
+
+    def v2_directory(self) -> str | None:
+        """The run's directory in the v2 hierarchy; None without one."""
+        if self.mode == "none":
+            return None
+        return next((branch.path for branch in self.manager().branches if branch.version == 2), None)
 
     def tidy(self) -> None:
         """Remove what closed groups left; for idle moments."""

@@ -86,6 +86,26 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What passed and what was refused, exactly; bytes are L3. ``contacted``: destinations it opened to, under rules.
+
+    ``refused`` and ``logged``: one line for each flow, in the words of the rule that decided.
+    """
+
+    packets_out: int = 0
+    l3_bytes_out: int = 0
+    packets_in: int = 0
+    l3_bytes_in: int = 0
+    connections_out: int = 0
+    connections_in: int = 0
+    denied: int = 0
+    events_lost: int = 0
+    contacted: tuple[str, ...] = ()
+    logged: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FilesChanged:
     """Absolute paths, sorted. A directory that is new is listed and so is all in it; one that is gone stands for its content.
 
@@ -106,7 +126,7 @@ class Outcome:
     """The result of one run in a sandbox; familiar to users of subprocess.CompletedProcess.
 
     ``stdout`` and ``stderr`` are text, or bytes when asked for; empty when they were not captured.
-    ``causes`` is empty for a program that ended by itself; ``detail`` holds a line of evidence for each.
+    ``traffic`` is None where nothing counted it. ``causes`` is empty for a program that ended by itself; ``detail`` holds a line of evidence for each.
     """
 
     args: tuple[str, ...] = ()
@@ -118,6 +138,7 @@ class Outcome:
     usage: Usage = field(default_factory=Usage)
     leftovers: tuple[Leftover, ...] = ()
     files_changed: FilesChanged = field(default_factory=FilesChanged)
+    traffic: Traffic | None = None
 
     @property
     def returncode(self) -> int:

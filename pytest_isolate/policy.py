@@ -189,12 +189,40 @@ NETWORK_MODES = ("host", "none", "loopback", "private", "shared", "policy")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """Which network the sandbox sees: one of NETWORK_MODES."""
+    """Which network the sandbox sees: one of NETWORK_MODES; and what it may do there.
+
+    Rules are texts, ``WHERE[:PORT[-PORT]][/PROTOCOL]``: an address, a CIDR, ``localhost``, ``*`` or a host name, then
+    ports, then ``tcp``, ``udp`` or ``icmp``. ``default`` (``deny``, ``allow``) is for what no rule speaks of.
+    ``adjustable``: the test itself may change the rules while it runs (the fixture ``net_policy``).
+    """
 
     mode: str = "host"
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    log: tuple[str, ...] = ()
+    default: str = ""
+    errno: int | str | None = None
+    adjustable: bool = False
 
     def __post_init__(self) -> None:
         _choice("network", self.mode, NETWORK_MODES)
+        _choice("network default", self.default, ("", "deny", "allow"))
+
+    @property
+    def ruled(self) -> bool:
+        """True when an eBPF policy decides; without rules it denies everything."""
+        given = self.allow or self.deny or self.log or self.default or self.errno is not None or self.adjustable
+        return self.mode == "policy" or bool(given)
+
+    @property
+    def counted(self) -> bool:
+        """True when traffic is counted, which takes a cgroup and eBPF; ``private`` does without where it must."""
+        return self.ruled or self.mode in ("shared", "private")
+
+    @property
+    def wired(self) -> bool:
+        """True when the network namespace is made, and prepared, before the child that joins it."""
+        return self.mode == "private" or (self.mode == "loopback" and self.ruled)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,23 @@ def _network(policy: Policy, value: str) -> Policy:
     if value not in NETWORK_MODES:
         raise unknown("net", str(value), NETWORK_MODES)
     own = {Namespace.NET} if value in _OWN_NETWORK else set()
-    return replace(policy, network=Network(mode=value), namespaces=policy.namespaces - {Namespace.NET} | own)
+    network = replace(policy.network, mode=value)
+    return replace(policy, network=network, namespaces=policy.namespaces - {Namespace.NET} | own)
+
+
+def _rules(policy: Policy, verb: str, value: Any) -> Policy:
+    """A list, or one text with commas; rules make the mode ``policy`` where the host's network is seen."""
+    texts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+    if any(not isinstance(text, str) for text in texts):
+        raise PolicyError(f"net_{verb}", f"{value!r} is not a list of texts", 'write ["203.0.113.7:443/tcp"]')
+    return _ruled(policy, **{verb: tuple(texts)})
+
+
+def _ruled(policy: Policy, **fields: Any) -> Policy:
+    network = replace(policy.network, **fields)
+    if network.ruled and network.mode in ("host", "shared"):
+        network = replace(network, mode="policy")
+    return replace(policy, network=network)
 
 
 def _filesystem(policy: Policy, value: Any) -> Policy:
@@ -146,6 +162,11 @@ WORDS: Mapping[str, Callable[[Policy, Any], Policy]] = MappingProxyType(
     {
         "namespaces": _namespaces,
         "net": _network,
+        "net_allow": lambda p, v: _rules(p, "allow", v),
+        "net_deny": lambda p, v: _rules(p, "deny", v),
+        "net_log": lambda p, v: _rules(p, "log", v),
+        "net_default": lambda p, v: _ruled(p, default=str(v)),
+        "net_errno": lambda p, v: _ruled(p, errno=v),
         "fs": _filesystem,
         "memory": lambda p, v: _limits(p, memory_bytes=units.size_bytes(v, what="memory")),
         "memory_high": lambda p, v: _limits(p, memory_high_bytes=units.size_bytes(v, what="memory_high")),

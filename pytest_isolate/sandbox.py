@@ -21,11 +21,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from pytest_isolate import groups, wire
+from pytest_isolate import groups, networks, wire
 from pytest_isolate.backend import Process
 from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.kernel.native import Exited, Joined
-from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Usage
+from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Traffic, Usage
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.registry import choose
@@ -33,6 +33,7 @@ from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
+    from pytest_isolate.networks import SandboxNetwork
 
 #: More output than this per stream is cut when it is read; the program is not stopped.
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
@@ -63,12 +64,19 @@ class Running:
     """A program that was started in a sandbox. A context manager: leaving it ends the program and all it started."""
 
     def __init__(
-        self, args: Sequence[str], policy: Policy, process: Process, cgroup: Cgroup | None, files: _Files
+        self,
+        args: Sequence[str],
+        policy: Policy,
+        process: Process,
+        cgroup: Cgroup | None,
+        files: _Files,
+        network: SandboxNetwork | None = None,
     ) -> None:
         self.args = tuple(args)
         self.policy = policy
         self._process = process
         self._cgroup = cgroup
+        self._network = network
         self._files = files
         self._began = time.monotonic()
         self._outcome: Outcome | None = None
@@ -192,8 +200,9 @@ class Running:
         leftovers = self._leftovers(exited)
         self._process.kill()
         self._process.reap(block=True)
+        traffic, refusals = self._traffic()
         usage, verdicts = self._cost(exited)
-        causes = [*self._causes, *verdicts]
+        causes = [*self._causes, *verdicts, *refusals]
         if leftovers:
             causes.append((Cause.LEAK, f"LEAK: {len(leftovers)} left running: {'; '.join(map(str, leftovers))}"))
         self._outcome = Outcome(
@@ -206,9 +215,25 @@ class Running:
             usage=usage,
             leftovers=tuple(leftovers),
             files_changed=self._files_changed(),
+            traffic=traffic,
         )
         self._process.close()
         self._files.close()
+
+    @property
+    def network(self) -> SandboxNetwork | None:
+        """Its network, where rules, counts or wiring are in force: ``network.subnet``, ``network.traffic()``."""
+        return self._network
+
+    def _traffic(self) -> tuple[Traffic | None, list[tuple[Cause, str]]]:
+        """All is dead by now: the last counts, and nothing more to police."""
+        if self._network is None:
+            return None, []
+        if self._cgroup is not None:
+            self._cgroup.kill()
+        traffic = self._network.traffic()
+        self._network.close()
+        return traffic, [(Cause.NETDENIED, line) for line in (traffic.refused if traffic else ())]
 
     def _files_changed(self) -> FilesChanged:
         layers = getattr(self._process, "layers", None)
@@ -278,6 +303,7 @@ class Sandbox:
         self._backends = tuple(backends)
         self._name = name
         self._groups = groups.of_this_process()
+        self._networks = networks.of_this_process()
         self._varied: dict[str, Policy] = {}
         self._running: list[Running] = []
 
@@ -345,18 +371,21 @@ class Sandbox:
             if cgroup is not None:
                 undo.callback(cgroup.close)
             out_fd, err_fd = (files.out_fd, files.err_fd) if capture else (-1, -1)
+            network = self._networks.enter(policy, cgroup)
+            if network is not None:
+                undo.callback(network.close)
             process = backend.spawn(
                 policy,
                 args,
                 env=env,
                 cwd=None if cwd is None else os.fspath(cwd),
-                joined=joined(cgroup),
+                joined=joined(cgroup, network),
                 stdin_fd=stdin_fd,
                 stdout_fd=out_fd,
                 stderr_fd=err_fd,
             )
             undo.pop_all()
-        running = Running(args, policy, process, cgroup, files)
+        running = Running(args, policy, process, cgroup, files, network)
         self._running.append(running)
         return running
 
@@ -374,13 +403,26 @@ class Sandbox:
         chosen = self._vary(dict(policy or {}))
         backend = choose(chosen, self._backends)
         read_fd, write_fd = os.pipe()
-        cgroup = self._groups.enter(self._name, chosen)
         files = _Files(text=True, merge=False)
-        try:
-            process = backend.fork(chosen, joined(cgroup)) or _call_and_leave(function, args, kwargs, write_fd, files)
-        finally:
-            os.close(write_fd)
-        running = Running((getattr(function, "__qualname__", repr(function)),), chosen, process, cgroup, files)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, read_fd)
+            undo.callback(files.close)
+            try:
+                cgroup = self._groups.enter(self._name, chosen)
+                if cgroup is not None:
+                    undo.callback(cgroup.close)
+                network = self._networks.enter(chosen, cgroup)
+                if network is not None:
+                    undo.callback(network.close)
+                process = backend.fork(chosen, joined(cgroup, network))
+                if process is None:
+                    self._networks.leave_in_child()
+                    _call_and_leave(function, args, kwargs, write_fd, files)
+            finally:
+                os.close(write_fd)
+            undo.pop_all()
+        name = getattr(function, "__qualname__", repr(function))
+        running = Running((name,), chosen, process, cgroup, files, network)
         with open(read_fd, "rb", buffering=0) as channel:
             return _result(running, wire.Reader(channel.fileno()))
 
@@ -388,7 +430,9 @@ class Sandbox:
         """The settled policy for a call; the same words give the same value, so that its plan is compiled once."""
         key = repr(sorted(words.items()))
         if key not in self._varied:
-            self._varied[key] = self._groups.settle(vary(self.policy, **words))
+            policy = self._groups.settle(vary(self.policy, **words))
+            self._networks.settle(policy)
+            self._varied[key] = policy
         return self._varied[key]
 
     def close(self) -> None:
@@ -403,9 +447,12 @@ class Sandbox:
         self.close()
 
 
-def joined(cgroup: Cgroup | None) -> Joined | None:
-    """The descriptors through which a child starts in the group."""
-    return None if cgroup is None else Joined(cgroup.dir_fd, cgroup.procs_fds)
+def joined(cgroup: Cgroup | None, network: SandboxNetwork | None = None) -> Joined | None:
+    """The descriptors through which a child starts in the group and in its network."""
+    netns_fd = -1 if network is None else network.netns_fd
+    if cgroup is None:
+        return None if netns_fd < 0 else Joined(netns_fd=netns_fd)
+    return Joined(cgroup.dir_fd, cgroup.procs_fds, netns_fd)
 
 
 def usage_of(exited: Exited | None, wall_s: float) -> Usage:

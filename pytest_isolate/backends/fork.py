@@ -82,6 +82,8 @@ class ForkBackend:
             found.append(f"namespaces {names}: the fork backend has none. Use --isolate-profile=minimal")
         if policy.hardening.capabilities is not None or policy.hardening.no_new_privs:
             found.append("hardening: the fork backend changes no privileges. Use the native backend")
+        if policy.network.counted:
+            found.append(f"network {policy.network.mode}: the fork backend joins no cgroup v2. Use the native backend")
         return found
 
     def fork(self, policy: Policy, joined: Joined | None = None) -> ForkedProcess | None:

@@ -134,15 +134,30 @@ def _kept(launch: Callable[[], native.Child | None], layers: Layers | None) -> n
 
 
 def _not_enforced(policy: Policy) -> list[str]:
-    """What a policy can say and this backend does not do: said here, lest it be left out silently."""
+    """What a policy can say and nobody does: said here, lest it be left out silently.
+
+    Rules and private networks are guards' (networks.py), entered before this backend starts anything.
+    """
+    wired_by_stranger = policy.network.wired and Namespace.USER in _needed(policy)
     asked = {
-        f"network {policy.network.mode}": policy.network.mode in ("private", "shared", "policy"),
         f"seccomp {policy.hardening.seccomp}": policy.hardening.seccomp != "none",
         "landlock": policy.hardening.landlock,
     }
-    return [
+    lacking = [
         f"{what}: this version's native backend does not enforce it. Leave it out" for what, on in asked.items() if on
     ]
+    if wired_by_stranger:
+        mode = policy.network.mode
+        lacking.append(f"network {mode}: a user namespace cannot join what the host wired. Run as root without user")
+    return lacking
+
+
+def _needed(policy: Policy) -> frozenset[Namespace]:
+    """The policy's namespaces, and a user namespace where only its owner may make them (user_namespaces(7))."""
+    namespaces = policy.namespaces
+    if namespaces and not capabilities.has("CAP_SYS_ADMIN"):
+        namespaces = namespaces | {Namespace.USER}
+    return namespaces
 
 
 def compile_plan(policy: Policy) -> Compiled:
@@ -155,11 +170,10 @@ def compile_plan(policy: Policy) -> Compiled:
     """
     if policy.limits.memory_fallback == "rlimit":
         check_room(policy.limits)
-    namespaces = policy.namespaces
-    if namespaces and not capabilities.has("CAP_SYS_ADMIN"):
-        namespaces = namespaces | {Namespace.USER}
+    namespaces = _needed(policy)
+    made = namespaces - {Namespace.NET} if policy.network.wired else namespaces
     flags = 0
-    for namespace in namespaces:
+    for namespace in made:
         flags |= CLONE_FLAGS[namespace]
     uid_map, gid_map = _id_maps() if Namespace.USER in namespaces else ((), ())
     hardening = policy.hardening

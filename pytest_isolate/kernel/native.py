@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel import abi, processes
+from pytest_isolate.kernel.namespaces import CLONE_NEWNET
 from pytest_isolate.outcome import ExitStatus, Leftover
 
 if TYPE_CHECKING:
@@ -225,15 +226,17 @@ def _compile(plan: Plan) -> _Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A cgroup to start in: what differs from launch to launch, while the plan stays. Descriptors, borrowed.
+    """A cgroup to start in, a network to join: what differs from launch to launch. Descriptors, borrowed.
 
     Attributes:
         dir_fd: v2 directory for CLONE_INTO_CGROUP, or -1.
         procs_fds: v1 files the child writes itself into.
+        netns_fd: network namespace to enter, or -1. The plan then makes none, and joins nothing else.
     """
 
     dir_fd: int = -1
     procs_fds: tuple[int, ...] = ()
+    netns_fd: int = -1
 
     def applied(self, ready: abi.Plan) -> tuple[abi.Plan, Any]:
         """A copy of ``ready`` that joins, and the memory it points to."""
@@ -242,7 +245,11 @@ class Joined:
         plan.cgroup_fd_plus1 = self.dir_fd + 1
         plan.cgroup_procs_fds = ctypes.addressof(fds)
         plan.cgroup_procs_fds_count = len(self.procs_fds)
-        return plan, fds
+        if self.netns_fd < 0:
+            return plan, fds
+        joins = (abi.Join * 1)((self.netns_fd, CLONE_NEWNET))
+        plan.joins, plan.joins_count = ctypes.addressof(joins), 1
+        return plan, (fds, joins)
 
 
 _compiled: dict[int, tuple[Plan, _Compiled]] = {}

@@ -1,0 +1,67 @@
+"""Rules as users write them in one text: ``10.0.0.0/8:8000-8100/tcp``, ``db.test:5432``, ``[2001:db8::1]:443``.
+
+Owns: that grammar. Refuses: addresses, ports and precedence (rules.py).
+"""
+
+from __future__ import annotations
+
+import functools
+
+from pytest_isolate.errors import PolicyError
+from pytest_isolate.kernel.bpf.layout import Verdict
+from pytest_isolate.network.rules import ALL_PORTS, NetworkPolicy, is_host_name, parse_errno, split_endpoint
+from pytest_isolate.policy import Network
+
+_PROTOCOLS = ("tcp", "udp", "icmp")
+_DEFAULTS = {"": Verdict.DENY, "deny": Verdict.DENY, "allow": Verdict.ALLOW}
+
+
+@functools.lru_cache(maxsize=256)
+def policy_of(network: Network) -> NetworkPolicy:
+    """The policy that ``network`` says; the same value gives the same object, so that its rule set is shared.
+
+    Raises:
+        PolicyError: a rule without meaning.
+    """
+    if not network.ruled:
+        return NetworkPolicy(default=Verdict.ALLOW)
+    errno = {} if network.errno is None else {"errno": parse_errno(network.errno)}
+    policy = NetworkPolicy(default=_DEFAULTS[network.default], flows=True, **errno)
+    for verb, texts in (("allow", network.allow), ("deny", network.deny), ("log", network.log)):
+        for text in texts:
+            policy = add_written(policy, verb, text)
+    return policy
+
+
+def add_written(policy: NetworkPolicy, verb: str, text: str) -> NetworkPolicy:
+    """``policy`` with one more rule; a port without a protocol means TCP and UDP.
+
+    Raises:
+        PolicyError: names what of ``text`` has no meaning.
+    """
+    where, ports, protocols = _parts(text)
+    named = {name: [ports] for name in protocols if name != "icmp"}
+    if "icmp" in protocols:
+        named["icmp"] = True  # type: ignore[assignment]
+    if is_host_name(where):
+        if verb != "allow":
+            raise PolicyError(f"{verb} {text!r}", "a host name can only be allowed", "write its address")
+        return policy.allow_host(where, **named)  # type: ignore[arg-type]
+    return getattr(policy, verb)(where, **named)  # type: ignore[no-any-return]
+
+
+def _parts(text: str) -> tuple[str, str, tuple[str, ...]]:
+    """(address or name, ports as ``80`` or ``80-90``, protocols; none: every one)."""
+    what, slash, protocol = text.strip().rpartition("/")
+    if not slash or protocol not in _PROTOCOLS:
+        what, protocol = text.strip(), ""
+    if what.startswith("[") and what.partition("]")[2][:1] not in ("", ":"):
+        raise PolicyError(f"rule {text!r}", "something stands between ] and :", 'write "[2001:db8::/32]:443"')
+    where, (low, high) = split_endpoint(what)
+    some = (low, high) != ALL_PORTS
+    if protocol == "icmp" and some:
+        raise PolicyError(f"rule {text!r}", "ICMP has no ports", "leave the port out")
+    if not where:
+        raise PolicyError(f"rule {text!r}", "it names no destination", 'write "*:443" for any')
+    protocols = (protocol,) if protocol else ("tcp", "udp") if some else ()
+    return where, f"{low}-{high}", protocols

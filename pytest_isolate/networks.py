@@ -1,0 +1,233 @@
+"""The networks of this process's sandboxes: a policy on each one's cgroup, and a private network where one is asked for.
+
+Owns: the one PolicyEngine of a run, opened at the first need; and the guard of one sandbox, SandboxNetwork.
+Refuses: to let a rule go unenforced: ``settle`` raises where eBPF or cgroup v2 is not to be had; only the *counting* of a
+private network, which has no rules, may be missing, and then counts say "not available".
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_isolate import groups
+from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
+from pytest_isolate.outcome import Traffic
+from pytest_isolate.policy import Network, Policy
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.kernel.interfaces import Subnet
+    from pytest_isolate.network import AttachedPolicy, NetworkPolicy, PolicyEngine, Stats
+
+#: Conversations that all sandboxes with rules can hold at once; more are counted, and not named.
+FLOWS = 4096
+FRONT_ENDS = ("libbpf", "bcc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Where the counts stood: what came before belongs to another test of the same sandbox."""
+
+    stats: Stats | None = None
+    events: int = 0
+    flows: dict[str, int] = field(default_factory=dict)
+
+
+class SandboxNetwork:
+    """One sandbox's network, in force until ``close``. ``reason`` says why nothing is counted; empty when it is.
+
+    ``netns_fd``: the namespace its processes must join, -1 for none; ``subnet`` its addresses on a private network.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.attached: AttachedPolicy | None = None
+        self.reason = ""
+        self.netns_fd = -1
+        self.subnet: Subnet | None = None
+        self.undo = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """Detach; the counts stay readable. Idempotent."""
+        self.undo.close()
+        self.netns_fd = -1
+
+    def mark(self) -> Mark:
+        """Here and now, for ``traffic(since)``."""
+        if self.attached is None:
+            return Mark()
+        return Mark(stats=self.attached.stats, events=len(self.attached.events()), flows=self._flows())
+
+    def traffic(self, since: Mark | None = None) -> Traffic | None:
+        """What passed and what was refused since then, or since the beginning; None where nothing counts."""
+        if self.attached is None:
+            return None
+        begin = since or Mark()
+        stats = self.attached.stats if begin.stats is None else self.attached.stats - begin.stats
+        events = self.attached.events()[begin.events :]
+        opened = self._flows()
+        return Traffic(
+            packets_out=stats.packets_out,
+            l3_bytes_out=stats.l3_bytes_out,
+            packets_in=stats.packets_in,
+            l3_bytes_in=stats.l3_bytes_in,
+            connections_out=stats.connections_out,
+            connections_in=stats.connections_in,
+            denied=stats.denied,
+            events_lost=stats.events_lost,
+            contacted=tuple(sorted(name for name, count in opened.items() if count != begin.flows.get(name))),
+            logged=tuple(str(event) for event in events if event.verdict.name == "LOG"),
+            refused=tuple(str(event) for event in events if event.verdict.name == "DENY"),
+        )
+
+    def _flows(self) -> dict[str, int]:
+        """Packets sent to each destination that was opened from inside."""
+        assert self.attached is not None
+        found: dict[str, int] = {}
+        for flow in self.attached.flows() if self.network.ruled else ():
+            if not flow.opened_by_peer and flow.packets_out:
+                found[flow.destination] = found.get(flow.destination, 0) + flow.packets_out
+        return found
+
+
+class Networks:
+    """See the module. ``front_end`` as ``--isolate-bpf``."""
+
+    def __init__(self, of: groups.Groups, *, front_end: str = "libbpf") -> None:
+        self._groups = of
+        self.front_end = front_end
+        self._engine: PolicyEngine | None = None
+        self._settled: set[Network] = set()
+
+    def engine(self) -> PolicyEngine:
+        """The run's engine; loaded at the first call.
+
+        Raises:
+            BackendUnavailable: no cgroup v2 of ours, no eBPF for this user, or not this front end; each with a remedy.
+            SetupError: the kernel refused the programs.
+        """
+        if self._engine is None:
+            home = self._groups.v2_directory()
+            if home is None:
+                why = "there is no cgroup v2 hierarchy that we may use"
+                raise BackendUnavailable("network policy", why, "run `pytest-isolate doctor` for what would make one")
+            from pytest_isolate.network import PolicyEngine
+
+            self._engine = PolicyEngine(home, loader=_loader(self.front_end), flows=FLOWS).__enter__()
+            atexit.register(self.close)
+        return self._engine
+
+    @property
+    def opened(self) -> bool:
+        """True when a test has asked for it."""
+        return self._engine is not None
+
+    def settle(self, policy: Policy) -> None:
+        """Try the whole sequence once, in a throw-away group: what the kernel refuses shows now.
+
+        Raises:
+            BackendUnavailable, SetupError: this host cannot. PolicyError: a rule that has no meaning.
+        """
+        network = policy.network
+        if network in self._settled or not (network.counted or network.wired):
+            return
+        if network.ruled:
+            policy_of(network)
+        cgroup = self._groups.bare("probe") if network.counted else None
+        with cgroup or contextlib.nullcontext():
+            made = self.enter(policy, cgroup)
+            if made is not None:
+                made.close()
+        self._settled.add(network)
+
+    def enter(self, policy: Policy, cgroup: Cgroup | None) -> SandboxNetwork | None:
+        """Put the policy on the sandbox's group and make its network; None when neither is asked for.
+
+        Raises:
+            BackendUnavailable, SetupError, PolicyError: it could not be; nothing is left.
+        """
+        network = policy.network
+        if not (network.counted or network.wired):
+            return None
+        made = SandboxNetwork(network)
+        try:
+            if network.wired:
+                _wire(made)
+            if network.counted:
+                self._attach(made, cgroup)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _attach(self, made: SandboxNetwork, cgroup: Cgroup | None) -> None:
+        optional = made.network.mode == "private" and not made.network.ruled
+        try:
+            engine = self.engine()
+            if cgroup is None or cgroup.dir_fd < 0:
+                raise BackendUnavailable("network policy", "the sandbox has no cgroup v2", "use --isolate-cgroup=auto")
+            made.attached = engine.attach(cgroup.dir_fd, policy_of(made.network), netns_fd=made.netns_fd)
+        except IsolateError as error:
+            if not optional:
+                raise
+            made.reason = str(error)
+            return
+        except OSError as error:
+            raise SetupError("network policy", error.errno or 0, detail=str(error)) from error
+        made.undo.callback(made.attached.close)
+
+    def leave_in_child(self) -> None:
+        """In a forked child: give every descriptor up, detach nothing."""
+        if self._engine is not None:
+            atexit.unregister(self.close)
+            self._engine.close_in_child()
+
+    def close(self) -> None:
+        """Detach what is attached and unload. Before the groups are closed. Idempotent."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            atexit.unregister(self.close)
+            engine.__exit__(None, None, None)
+
+
+def _wire(made: SandboxNetwork) -> None:
+    """A namespace of its own, ``lo`` up; for ``private`` a veth to the host on a subnet nobody else has."""
+    from pytest_isolate.kernel.interfaces import Netns, loopback_up, private_network
+
+    made.netns_fd = made.undo.enter_context(Netns()).fd
+    loopback_up(made.netns_fd)
+    if made.network.mode == "private":
+        made.subnet, _ = made.undo.enter_context(private_network(made.netns_fd))
+
+
+def _loader(front_end: str) -> Any:
+    if front_end == "bcc":
+        from pytest_isolate.kernel import bcc
+
+        return bcc.load
+    from pytest_isolate.kernel.bpf import load
+
+    return load
+
+
+def policy_of(network: Network) -> NetworkPolicy:
+    """The policy in the engine's words. Raises PolicyError."""
+    from pytest_isolate.network.written import policy_of as parsed
+
+    return parsed(network)
+
+
+_process: Networks | None = None
+_owner = 0
+
+
+def of_this_process() -> Networks:
+    """The Networks that sandboxes use when nothing else is said; a forked child gets one of its own."""
+    global _process, _owner
+    if _process is None or _owner != os.getpid():
+        _process, _owner = Networks(groups.of_this_process()), os.getpid()
+    return _process
