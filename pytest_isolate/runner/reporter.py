@@ -6,6 +6,7 @@ Refuses: to run anything; a channel that is gone ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import os
@@ -171,7 +172,7 @@ def evidence(link: Link) -> dict[str, Any]:
     """What this process knows of its cost and of its company. A hint only: the parent checks when it matters."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "alone": link.in_pid_namespace and _alone(),
+        "alone": _alone() if link.in_pid_namespace else _without_company(),
         "user_s": own.ru_utime + children.ru_utime,
         "system_s": own.ru_stime + children.ru_stime,
         "max_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
@@ -186,4 +187,15 @@ def _alone() -> bool:
         return True
     except OSError:
         return False
+    return False
+
+
+def _without_company() -> bool:
+    """True when this process has no child and is its monitor's only one: orphans of the test would be the monitor's."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        monitor = os.getppid()
+        with contextlib.suppress(OSError), open(f"/proc/{monitor}/task/{monitor}/children", encoding="ascii") as children:
+            return children.read().split() == [str(os.getpid())]
     return False
