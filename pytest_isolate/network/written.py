@@ -6,6 +6,8 @@ Owns: that grammar. Refuses: addresses, ports and precedence (rules.py).
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
+from typing import Any
 
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import Verdict
@@ -25,8 +27,9 @@ def policy_of(network: Network) -> NetworkPolicy:
     """
     if not network.ruled:
         return NetworkPolicy(default=Verdict.ALLOW)
-    errno = {} if network.errno is None else {"errno": parse_errno(network.errno)}
-    policy = NetworkPolicy(default=_DEFAULTS[network.default], flows=True, **errno)
+    policy = NetworkPolicy(default=_DEFAULTS[network.default], flows=True)
+    if network.errno is not None:
+        policy = replace(policy, errno=parse_errno(network.errno))
     for verb, texts in (("allow", network.allow), ("deny", network.deny), ("log", network.log)):
         for text in texts:
             policy = add_written(policy, verb, text)
@@ -40,13 +43,13 @@ def add_written(policy: NetworkPolicy, verb: str, text: str) -> NetworkPolicy:
         PolicyError: names what of ``text`` has no meaning.
     """
     where, ports, protocols = _parts(text)
-    named = {name: [ports] for name in protocols if name != "icmp"}
+    named: dict[str, Any] = {name: [ports] for name in protocols if name != "icmp"}
     if "icmp" in protocols:
-        named["icmp"] = True  # type: ignore[assignment]
+        named["icmp"] = True
     if is_host_name(where):
         if verb != "allow":
             raise PolicyError(f"{verb} {text!r}", "a host name can only be allowed", "write its address")
-        return policy.allow_host(where, **named)  # type: ignore[arg-type]
+        return policy.allow_host(where, **named)
     return getattr(policy, verb)(where, **named)  # type: ignore[no-any-return]
 
 
