@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -498,7 +499,7 @@ def denied_connect(b: Bench, engine: PolicyEngine, fd: int) -> None:
     b.add("per test", "denied connect, slowest but one of 2000", high, "us", target=1000, note=f"(slowest {worst:.0f})")
 
 
-def _change_twice(attached: AttachedPolicy, one: NetworkPolicy, other: NetworkPolicy) -> None:
+def _change_twice(attached: Any, one: NetworkPolicy, other: NetworkPolicy) -> None:
     attached.update(one)
     attached.update(other)
 
