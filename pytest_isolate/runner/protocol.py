@@ -52,6 +52,8 @@ class Isolation(reporter.Listener):
             return []
         if self._config.getoption("usepdb"):
             return ["isolate: deadlines and leak checks are off while --pdb is on"]
+        if reason := self.host.check(default):
+            return [f"isolate: isolated tests are skipped, because {reason}"]
         given = self.host.admitted(default)
         line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backend(given).name}"
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
