@@ -27,7 +27,7 @@ from pytest_isolate.policy import (
     unknown,
 )
 
-_STANDARD_NAMESPACES = frozenset({Namespace.PID, Namespace.UTS, Namespace.IPC, Namespace.MOUNT})
+_STANDARD_NAMESPACES = frozenset({Namespace.UTS, Namespace.IPC, Namespace.MOUNT})
 
 #: A session of its own and nothing else: what any process may do anywhere.
 MINIMAL = Policy(filesystem=Filesystem(proc=False))
@@ -35,7 +35,7 @@ MINIMAL = Policy(filesystem=Filesystem(proc=False))
 STANDARD = Policy(namespaces=_STANDARD_NAMESPACES)
 #: Loopback only, host read-only, private /tmp and /dev/shm, no capabilities.
 STRICT = Policy(
-    namespaces=_STANDARD_NAMESPACES | {Namespace.NET},
+    namespaces=_STANDARD_NAMESPACES | {Namespace.PID, Namespace.NET},
     filesystem=Filesystem(root="readonly", tmpfs=(Tmpfs(target="/tmp"), Tmpfs(target="/dev/shm"))),
     network=Network(mode="loopback"),
     hardening=Hardening(capabilities=frozenset(), no_new_privs=True),

@@ -189,6 +189,7 @@ def compile_plan(policy: Policy) -> Compiled:
         capabilities=None if hardening.capabilities is None else capabilities.mask(hardening.capabilities),
         no_new_privs=hardening.no_new_privs,
         new_session=policy.session,
+        monitor=policy.session and Namespace.PID not in policy.namespaces,
         close_fds=hardening.close_fds,
     )
     return Compiled(plan, table)
