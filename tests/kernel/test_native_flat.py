@@ -117,9 +117,9 @@ def test_a_caller_that_ignores_sigchld_still_gets_the_status() -> None:
 
 def test_a_failed_start_says_why_and_leaves_no_process() -> None:
     before = own_children()
-    with pytest.raises(SetupError, match="exec.*ENOENT"):
+    with pytest.raises(SetupError, match=r"exec.*ENOENT"):
         native.spawn(FLAT, ["/nowhere/program"])
-    with pytest.raises(SetupError, match="mounts.*ENOENT"):
+    with pytest.raises(SetupError, match=r"mounts.*ENOENT"):
         native.fork(flat(mounts=(MountOp(kind=MountKind.BIND, source="/nowhere", target="/nowhere", flags=MS_BIND),)))
     with pytest.raises(SetupError, match="rlimits"):
         native.fork(flat(rlimits=((resource.RLIMIT_NOFILE, 64, 32),)))
@@ -465,7 +465,9 @@ def descriptors() -> list[str]:
 
 def test_a_forked_child_holds_none_of_our_descriptors() -> None:
     ours, inside = descriptors(), forked(FLAT, descriptors).json
-    held = [link for link in inside if link == "/proc" or "pidfd" in link or "socket:" in link or "isolate-init" in link]
+    held = [
+        link for link in inside if link == "/proc" or "pidfd" in link or "socket:" in link or "isolate-init" in link
+    ]
     assert held == [link for link in ours if link == "/proc" or "pidfd" in link or "socket:" in link]
 
 

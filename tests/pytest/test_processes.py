@@ -13,6 +13,7 @@ from tests.conftest import require
 from .conftest import Run
 from .test_stopping import living, start, wait_for
 
+
 def test_killing_pytest_ends_the_running_test_and_what_it_started(pytester: pytest.Pytester, plain: Run) -> None:
     """Trap 6."""
     pytester.makepyfile(
