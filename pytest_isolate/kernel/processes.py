@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pytest_isolate.outcome import Leftover
 
@@ -102,8 +102,13 @@ def _kill(pid: int) -> None:
 
 
 def _matching(belongs: Callable[[int], bool]) -> list[Leftover]:
+    return described(pids(), belongs)
+
+
+def described(candidates: Iterable[int], belongs: Callable[[int], bool] = lambda _: True) -> list[Leftover]:
+    """Those of ``candidates`` that live and ``belongs`` holds for."""
     found = []
-    for pid in pids():
+    for pid in candidates:
         with contextlib.suppress(OSError):  # it ended while we looked
             if belongs(pid) and (leftover := describe(pid)) is not None:
                 found.append(leftover)

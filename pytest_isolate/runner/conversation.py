@@ -19,22 +19,21 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
+from pytest_isolate.policy import Limits
 from pytest_isolate.runner import compat, crash, frames, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
-from pytest_isolate.sandbox import group_usage
+from pytest_isolate.sandbox import cpu_text, group_usage, living, of_group
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
-    from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
 _DUMP_S = 0.3
 _INTERRUPT_S = 5.0
 #: What a process that has said its last word may take to end before it counts as hanging.
 _EXIT_S = 10.0
-#: What is on its way out when the test ends (a resource tracker, a shell's last child) is no leak.
-LEAK_GRACE_S = 0.25
 _COSTS = ("user_s", "system_s", "max_rss_bytes")
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 
@@ -57,6 +56,7 @@ class TestProcess:
     last: pytest.Item = field(init=False)
     group: Any = None
     cgroup: Cgroup | None = None
+    limits: Limits = field(default_factory=Limits)
 
     def send_run(self, place: int, following: int | None) -> None:
         wire.send(self.orders_fd, "run", {"item": place, "next": following})
@@ -86,6 +86,7 @@ class Verdict:
     died: bool = False
     leftovers: list[Leftover] = field(default_factory=list)
     evidence: dict[str, Any] = field(default_factory=dict)
+    counted: CgroupUsage | None = None
     interrupted: bool = False
     again: bool = False
 
@@ -131,7 +132,10 @@ class Conversation:
         self._eof = False
         self._garbage = ""
         self._timed_out = False
-        self._events = worker.cgroup.events() if worker.cgroup is not None and worker.item is not item else None
+        shared = worker.cgroup is not None and worker.item is not item
+        self._before = worker.cgroup.usage(current=False) if worker.cgroup is not None and shared else None
+        self._events = self._before.events if self._before is not None else None
+        self._cause: tuple[str, str] | None = None
         self.setup_s = 0.0
         self.verdict = Verdict()
 
@@ -217,7 +221,8 @@ class Conversation:
         process.wait(_DUMP_S)
         process.signal(signal.SIGTERM)
         process.wait(self._grace_s)
-        self.verdict.leftovers = process.leftovers()
+        found = process.leftovers()
+        self.verdict.leftovers = found + of_group(self._worker.cgroup, process, found)
         self._worker.kill()
 
     def _interrupt(self) -> None:
@@ -274,6 +279,8 @@ class Conversation:
         self._sections = list(report.sections)
         if report.failed and not hasattr(report, "isolate_cause"):
             verdict.mark(report, verdict.of_group(self._worker.cgroup, self._events))
+        if hasattr(report, "isolate_cause"):
+            self._cause = (report.isolate_cause, verdict.line_of(report))
         self.flush()
         if report.when == "teardown":
             self._held = report  # the parent's own teardown may have something to add
@@ -326,8 +333,10 @@ class Conversation:
             self._worker.kill()
             exited = process.wait(_EXIT_S)
         self.verdict.died = True
-        if not self.verdict.leftovers and exited is not None and exited.leftovers:
-            self.verdict.leftovers = living_leftovers(process)
+        if exited is not None:
+            self.verdict.evidence = {name: getattr(exited.rusage, name) for name in _COSTS}
+        if not self.verdict.leftovers and exited is not None:
+            self.verdict.leftovers = living(process, self._worker.cgroup, exited.leftovers)
         if self.verdict.interrupted:
             return
         status = exited.status if exited is not None else ExitStatus(signal=signal.SIGKILL)
@@ -343,7 +352,12 @@ class Conversation:
                 cause=Cause.TIMEOUT,
             )
         if status.signal == signal.SIGXCPU:
-            return crash.Ending(text=f"CPU: the test used up its CPU time during {when} ({status})", cause=Cause.CPU)
+            used_s = sum(self.verdict.evidence.get(name, 0.0) for name in ("user_s", "system_s"))
+            text = f"{cpu_text(used_s, self._worker.limits)}, during {when}"
+            return crash.Ending(text=text, cause=Cause.CPU)
+        if status.signal == signal.SIGXFSZ:
+            text = f"FSIZE: a file grew over the limit on file size (SIGXFSZ), during {when}"
+            return crash.Ending(text=text, cause=Cause.FSIZE)
         if causes := verdict.of_group(self._worker.cgroup, self._events):
             text = "\n".join(line for _, line in causes)
             return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
@@ -354,6 +368,8 @@ class Conversation:
         if (lost := compat.lost_output(self._item.config)) is not None:
             sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
+        if ending.cause is not None:
+            self._cause = (ending.cause.value, ending.text.partition("\n")[0])
         self.verdict.again = self._attempts.again(self._tries, report)
         self.flush()
         if when == "teardown":
@@ -386,10 +402,11 @@ class Conversation:
             self._held.sections.append((LEAK_SECTION, text))
         if not hasattr(self._held, "isolate_cause"):
             self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
+        self._cause = self._cause or (Cause.LEAK.value, "; ".join(text.splitlines()))
 
     def note(self, evidence: dict[str, Any]) -> None:
-        """Put the cost of the test on its last report, where junit and other reporters find it."""
-        if self._held is None or not evidence:
+        """Put cause and cost of the test on its last report, where junit and other reporters find them."""
+        if self._held is None:
             return
         wall_s = round(time.monotonic() - self._began, 6)
         self._held.user_properties = [
@@ -397,21 +414,23 @@ class Conversation:
             ("isolate_wall_s", wall_s),
             *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
             *self._group_costs(),
+            *zip(("isolate_cause", "isolate_detail"), self._cause or (), strict=False),
         ]
 
     def _group_costs(self) -> list[tuple[str, Any]]:
-        if self._worker.cgroup is None:
+        """The cgroup's figures; of one that ran other tests before, what was added since. A peak stays that of all."""
+        counted = self.verdict.counted
+        if counted is None and self._worker.cgroup is not None:
+            counted = self._worker.cgroup.usage(current=False)
+        if counted is None:
             return []
-        counted = group_usage(self._worker.cgroup.usage(current=False))
-        return [(f"isolate_{name}", value) for name, value in counted.items() if value is not None]
-
-
-def living_leftovers(process: Process) -> list[Leftover]:
-    """What is still alive after a short grace for what is on its way out."""
-    end = time.monotonic() + LEAK_GRACE_S
-    while (found := process.leftovers()) and time.monotonic() < end:
-        time.sleep(0.01)
-    return found
+        before = group_usage(self._before) if self._before is not None else {}
+        costs = ((name, value, before.get(name) or 0) for name, value in group_usage(counted).items())
+        return [
+            (f"isolate_{name}", value if "peak" in name else value - had)
+            for name, value, had in costs
+            if value is not None
+        ]
 
 
 def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> None:

@@ -6,6 +6,7 @@ that exit codes, --lf and junit hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,22 @@ def summarize(terminal: Any, tally: Tally) -> None:
             terminal.line(f"    {line}")
 
 
+def _by_rlimit(policy: Policy) -> str:
+    if policy.limits.memory_fallback != "rlimit":
+        return ""
+    return " for each process (RLIMIT_DATA: does not see shared memory, MAP_SHARED, nor the sum of processes)"
+
+
+def _group_limits(policy: Policy) -> Iterator[tuple[str, str]]:
+    limits = policy.limits
+    yield "swap", "none" if limits.swap_bytes == 0 else format_bytes(limits.swap_bytes or 0) * bool(limits.swap_bytes)
+    yield "pids", str(limits.pids or "")
+    yield "cores", f"{limits.cpu_cores:g}" if limits.cpu_cores else ""
+    yield "cpuset", limits.cpuset or ""
+    yield "io", f"on {', '.join(limit.path for limit in limits.io)}" if limits.io else ""
+    yield "rlimits", ",".join(sorted(limits.rlimits))
+
+
 def describe(policy: Policy) -> str:
     """What a policy enforces, in a line."""
     parts = []
@@ -75,7 +92,8 @@ def describe(policy: Policy) -> str:
     if policy.network.mode != "host":
         parts.append(f"network {policy.network.mode}")
     if policy.limits.memory_bytes:
-        parts.append(f"memory {format_bytes(policy.limits.memory_bytes)}")
+        parts.append(f"memory {format_bytes(policy.limits.memory_bytes)}{_by_rlimit(policy)}")
+    parts += [f"{name} {value}" for name, value in _group_limits(policy) if value]
     if policy.limits.cpu_time_s:
         parts.append(f"CPU {format_seconds(policy.limits.cpu_time_s)}")
     if policy.timeout_s:

@@ -6,7 +6,6 @@ Refuses: to run anything; a channel that is gone ends the process.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import faulthandler
 import os
