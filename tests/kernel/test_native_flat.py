@@ -177,7 +177,7 @@ def test_without_a_session_of_its_own_main_stays_in_ours_and_the_monitor_does_no
     with native.spawn(flat(new_session=False), ["sleep", "60"]) as child:
         assert os.getsid(child.pid) == os.getsid(0)
         assert os.getpgid(child.pid) == os.getpgid(0)
-        assert os.getsid(child.init_pid) == child.init_pid
+        assert os.getpgid(child.init_pid) == child.init_pid
 
 
 def test_terminal_signals_do_not_reach_the_monitor() -> None:
