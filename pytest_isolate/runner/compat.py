@@ -155,6 +155,14 @@ def set_up_wide_fixtures(item: pytest.Item, widest: Scope) -> None:
         return
     if not getattr(item, "_request", None):
         item._initrequest()  # type: ignore[attr-defined]
+    try:
+        _make_wide_fixtures(item, info, widest)
+    except BaseException:
+        forget_item(item)  # before 8.1, a request that has failed cannot ask for the same fixture again
+        raise
+
+
+def _make_wide_fixtures(item: pytest.Item, info: Any, widest: Scope) -> None:
     with _active(item):
         for name in info.names_closure:
             definitions = info.name2fixturedefs.get(name)
@@ -303,6 +311,11 @@ def is_skipped(item: pytest.Item) -> bool:
         return evaluate_skip_marks(item) is not None
     except BaseException:
         return False
+
+
+def verbosity(config: pytest.Config) -> int:
+    """-1 with -q, 1 with -v. Config.get_verbosity() is new in pytest 8.0."""
+    return int(config.getoption("verbose"))
 
 
 def flush(config: pytest.Config) -> None:
