@@ -218,6 +218,7 @@ def phase(item: pytest.Item, when: str) -> Iterator[None]:
     """What runs here on behalf of an item is named in the environment, captured and logged as a phase of it."""
     logs = item.config.pluginmanager.getplugin("logging-plugin")
     capture = item.config.pluginmanager.getplugin("capturemanager")
+    error: BaseException | None = None
     with contextlib.ExitStack() as stack:
         current_test(item, when)
         stack.callback(current_test, item, None)
@@ -225,7 +226,13 @@ def phase(item: pytest.Item, when: str) -> Iterator[None]:
             stack.enter_context(capture.item_capture(when, item))
         if logs is not None:
             stack.enter_context(_logged(logs, item, when))
-        yield
+        # pytest before 8.4 keeps no output of a phase that an exception leaves: it would appear in the next one.
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+    if error is not None:
+        raise error
 
 
 @contextlib.contextmanager
