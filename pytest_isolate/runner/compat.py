@@ -22,6 +22,7 @@ from _pytest.fixtures import FixtureDef
 from _pytest.outcomes import OutcomeException
 from _pytest.scope import Scope
 from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
+from _pytest.unittest import TestCaseFunction
 
 try:
     from _pytest.subtests import SubtestReport, failed_subtests_key
@@ -163,13 +164,26 @@ def set_up_wide_fixtures(item: pytest.Item, widest: Scope) -> None:
 
 
 def _make_wide_fixtures(item: pytest.Item, info: Any, widest: Scope) -> None:
-    with _active(item):
+    with _active(item), _bound(item):
         for name in info.names_closure:
             definitions = info.name2fixturedefs.get(name)
             if not definitions or fixture_scope(item, name, definitions[-1]) <= widest:
                 continue
             if not _bound_to_loop(name, info.name2fixturedefs, set()):
                 item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _bound(item: pytest.Item) -> Iterator[None]:
+    """Before pytest 8.2, setUpClass needs an instance that unittest's items have only from their own setup on."""
+    if pytest.version_tuple >= (8, 2) or not isinstance(item, TestCaseFunction):
+        yield
+        return
+    item._testcase = item.parent.obj(item.name)  # type: ignore[attr-defined,union-attr]
+    try:
+        yield
+    finally:
+        item._testcase = None  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
