@@ -436,7 +436,7 @@ class Conversation:
 def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> None:
     """One line on the terminal while the test runs; nothing with -q."""
     terminal = item.config.pluginmanager.getplugin("terminalreporter")
-    if terminal is None or item.config.get_verbosity() < 0:
+    if terminal is None or compat.verbosity(item.config) < 0:
         return
     ends = f", ends in {format_seconds(deadline - time.monotonic())}" if deadline is not None else ""
     terminal.ensure_newline()

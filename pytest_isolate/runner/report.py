@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Policy
+from pytest_isolate.runner import compat
 from pytest_isolate.units import format_bytes, format_seconds
 
 _LETTERS = {
@@ -57,7 +58,7 @@ def status(report: Any) -> tuple[str, str, str] | None:
 
 def summarize(terminal: Any, tally: Tally) -> None:
     """Name, at the end of the run, what tests left behind: a test that passed shows its sections nowhere else."""
-    if not tally.leaks or terminal.config.get_verbosity() < 0:
+    if not tally.leaks or compat.verbosity(terminal.config) < 0:
         return
     terminal.section("leaked processes (killed)", yellow=True)
     for nodeid, lines in tally.leaks:
