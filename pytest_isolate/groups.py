@@ -82,10 +82,9 @@ class Groups:
             if policy.limits.memory_fallback == "rlimit":
                 self._try(replace(policy.limits, memory_bytes=None))
                 return policy
-            else:
-                if not error.remedy and policy.limits.memory_bytes:
-                    raise BackendUnavailable(error.what, error.why, _BY_RLIMIT) from error
-                raise
+            if not error.remedy and policy.limits.memory_bytes:
+                raise BackendUnavailable(error.what, error.why, _BY_RLIMIT) from error
+            raise
         return replace(policy, limits=replace(policy.limits, memory_fallback="none"))
 
     def _try(self, limits: Limits) -> None:
