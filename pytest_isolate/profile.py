@@ -108,6 +108,10 @@ def _capabilities(policy: Policy, value: Any) -> Policy:
     return _hardening(policy, capabilities=full)
 
 
+#: At the hard limit the kernel sends SIGKILL, which tells nothing; so one value means SIGXCPU at it, SIGKILL this much later.
+_WARNED_FIRST = {"CPU": 1, "RTTIME": 1_000_000}
+
+
 def _rlimits(policy: Policy, value: Mapping[str, Any]) -> Policy:
     """``{"NOFILE": 64}`` sets soft and hard; ``{"NOFILE": (64, 128)}`` each; "64M" where the unit is bytes."""
     if not isinstance(value, Mapping):
@@ -117,6 +121,8 @@ def _rlimits(policy: Policy, value: Mapping[str, Any]) -> Policy:
         key = str(name).upper().removeprefix("RLIMIT_")
         if key not in RLIMIT_UNITS:
             raise unknown("rlimit", str(name), RLIMIT_UNITS)
+        if key in _WARNED_FIRST and not isinstance(pair, tuple) and (soft := _rlimit_value(key, pair)) != UNLIMITED:
+            pair = (soft, soft + _WARNED_FIRST[key])
         both = pair if isinstance(pair, tuple) else (pair, pair)
         if len(both) != 2:
             raise PolicyError(f"rlimit {key}", f"{pair!r} is not one value or (soft, hard)", "write one or two values")

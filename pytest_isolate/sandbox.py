@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import math
 import os
 import re
 import signal as signals
@@ -588,11 +589,20 @@ def status_verdicts(exited: Exited | None, limits: Limits) -> list[tuple[Cause, 
     if exited is None:
         return []
     number = exited.status.signal
+    used_s = exited.rusage.user_s + exited.rusage.system_s
     if number == signals.SIGXCPU:
-        return [(Cause.CPU, cpu_text(exited.rusage.user_s + exited.rusage.system_s, limits))]
+        return [(Cause.CPU, cpu_text(used_s, limits))]
+    if number == signals.SIGKILL and used_s >= hard_cpu_s(limits):
+        return [(Cause.CPU, f"CPU: the hard limit RLIMIT_CPU = {hard_cpu_s(limits):g} s was reached (SIGKILL)")]
     if number == signals.SIGXFSZ:
         return [(Cause.FSIZE, "FSIZE: a file grew over the limit on file size (SIGXFSZ)")]
     return []
+
+
+def hard_cpu_s(limits: Limits) -> float:
+    """Where the kernel kills a process that did not heed SIGXCPU; infinite without such a limit."""
+    hard = next((hard for number, _, hard in compile_rlimits(limits) if number == number_of("CPU")), UNLIMITED)
+    return math.inf if hard == UNLIMITED else hard
 
 
 def cpu_text(used_s: float, limits: Limits) -> str:

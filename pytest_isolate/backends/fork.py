@@ -114,7 +114,9 @@ class ForkBackend:
 def _join(joined: Joined) -> None:
     """In the child: enter the group in every hierarchy; ``0`` is the writer."""
     if joined.dir_fd >= 0:
-        with open(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=joined.dir_fd), "wb", buffering=0) as procs:
+        with open(
+            os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=joined.dir_fd), "wb", buffering=0
+        ) as procs:
             procs.write(b"0")
     for fd in joined.procs_fds:
         os.write(fd, b"0")

@@ -23,7 +23,7 @@ from pytest_isolate.policy import Limits
 from pytest_isolate.runner import compat, crash, frames, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
-from pytest_isolate.sandbox import cpu_text, group_usage, living, of_group
+from pytest_isolate.sandbox import cpu_text, group_usage, hard_cpu_s, living, of_group
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
@@ -351,9 +351,13 @@ class Conversation:
                 "it was ended with all it had started",
                 cause=Cause.TIMEOUT,
             )
+        used_s = sum(self.verdict.evidence.get(name, 0.0) for name in ("user_s", "system_s"))
+        if status.signal == signal.SIGKILL and used_s >= (hard_s := hard_cpu_s(self._worker.limits)):
+            text = f"CPU: the test reached the hard limit RLIMIT_CPU = {hard_s:g} s during {when} ({status})"
+            return crash.Ending(text=text, cause=Cause.CPU)
         if status.signal == signal.SIGXCPU:
-            used_s = sum(self.verdict.evidence.get(name, 0.0) for name in ("user_s", "system_s"))
-            text = f"{cpu_text(used_s, self._worker.limits)}, during {when}"
+            why = cpu_text(used_s, self._worker.limits).removeprefix("CPU: ")
+            text = f"CPU: the test used up its CPU time during {when} ({status}): {why}"
             return crash.Ending(text=text, cause=Cause.CPU)
         if status.signal == signal.SIGXFSZ:
             text = f"FSIZE: a file grew over the limit on file size (SIGXFSZ), during {when}"

@@ -64,7 +64,9 @@ class Costs:
         self._tests: dict[str, Figures] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        found = {name.removeprefix(_PREFIX): value for name, value in report.user_properties if name.startswith(_PREFIX)}
+        found = {
+            name.removeprefix(_PREFIX): value for name, value in report.user_properties if name.startswith(_PREFIX)
+        }
         test = self._tests.setdefault(report.nodeid, {})
         test.setdefault("outcome", "")
         category = self._config.hook.pytest_report_teststatus(report=report, config=self._config)[0]
@@ -116,7 +118,9 @@ def _heaviest(resource: Resource, tests: dict[str, Figures]) -> list[tuple[float
 
 def _checked_count(value: str) -> int:
     if not str(value).isdigit():
-        raise pytest.UsageError(f"--isolate-durations: {value!r} is not a number. Write how many tests to list; 0: all.")
+        raise pytest.UsageError(
+            f"--isolate-durations: {value!r} is not a number. Write how many tests to list; 0: all."
+        )
     return int(value)
 
 

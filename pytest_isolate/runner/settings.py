@@ -133,7 +133,9 @@ def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool
         for name in mark.kwargs:
             if name in _BY_NAME and _BY_NAME[name].per_run:
                 flag = _BY_NAME[name].flag
-                raise _usage_error(item.nodeid, PolicyError(f"marker isolate {name}=", "it holds for a whole run", f"use {flag}"))
+                raise _usage_error(
+                    item.nodeid, PolicyError(f"marker isolate {name}=", "it holds for a whole run", f"use {flag}")
+                )
             if name not in _BY_NAME and name not in WORDS and name not in _MARKER_ONLY:
                 known = {*_BY_NAME, *WORDS, *_MARKER_ONLY}
                 raise _usage_error(item.nodeid, unknown("marker isolate keyword", name, known))
