@@ -19,7 +19,7 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.runner import compat, crash, frames, reporter, verdict
+from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.sandbox import group_usage
@@ -27,6 +27,7 @@ from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.networks import SandboxNetwork
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
 _DUMP_S = 0.3
@@ -57,6 +58,7 @@ class TestProcess:
     last: pytest.Item = field(init=False)
     group: Any = None
     cgroup: Cgroup | None = None
+    network: SandboxNetwork | None = None
 
     def send_run(self, place: int, following: int | None) -> None:
         wire.send(self.orders_fd, "run", {"item": place, "next": following})
@@ -132,6 +134,7 @@ class Conversation:
         self._garbage = ""
         self._timed_out = False
         self._events = worker.cgroup.events() if worker.cgroup is not None and worker.item is not item else None
+        self._traffic = network.Window(worker.network, whole=worker.item is item)
         self.setup_s = 0.0
         self.verdict = Verdict()
 
@@ -247,6 +250,8 @@ class Conversation:
                 self._finish_pending = True
             case "timer":
                 self._set_timer(frames.read_timer(data))
+            case "network":
+                self._traffic.answer(data, self._worker.orders_fd)
             case "debugger":
                 self._debugging = True
             case "done":
@@ -274,6 +279,7 @@ class Conversation:
         self._sections = list(report.sections)
         if report.failed and not hasattr(report, "isolate_cause"):
             verdict.mark(report, verdict.of_group(self._worker.cgroup, self._events))
+        self._traffic.tell(report)
         self.flush()
         if report.when == "teardown":
             self._held = report  # the parent's own teardown may have something to add
@@ -351,6 +357,7 @@ class Conversation:
         if (lost := compat.lost_output(self._item.config)) is not None:
             sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
+        self._traffic.tell(report)
         self.verdict.again = self._attempts.again(self._tries, report)
         self.flush()
         if when == "teardown":
@@ -394,6 +401,7 @@ class Conversation:
             ("isolate_wall_s", wall_s),
             *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
             *self._group_costs(),
+            *self._traffic.properties(),
         ]
 
     def _group_costs(self) -> list[tuple[str, Any]]:
