@@ -247,7 +247,7 @@ class Joined:
         plan.cgroup_procs_fds_count = len(self.procs_fds)
         if self.netns_fd < 0:
             return plan, fds
-        joins = (abi.Join * 1)((self.netns_fd, CLONE_NEWNET))
+        joins = (abi.Join * 1)(abi.Join(self.netns_fd, CLONE_NEWNET))
         plan.joins, plan.joins_count = ctypes.addressof(joins), 1
         return plan, (fds, joins)
 

@@ -6,6 +6,7 @@ Owns: that grammar. Refuses: addresses, ports and precedence (rules.py).
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import Verdict
@@ -25,8 +26,8 @@ def policy_of(network: Network) -> NetworkPolicy:
     """
     if not network.ruled:
         return NetworkPolicy(default=Verdict.ALLOW)
-    errno = {} if network.errno is None else {"errno": parse_errno(network.errno)}
-    policy = NetworkPolicy(default=_DEFAULTS[network.default], flows=True, **errno)
+    errno = parse_errno("EPERM" if network.errno is None else network.errno)
+    policy = NetworkPolicy(default=_DEFAULTS[network.default], flows=True, errno=errno)
     for verb, texts in (("allow", network.allow), ("deny", network.deny), ("log", network.log)):
         for text in texts:
             policy = add_written(policy, verb, text)
@@ -40,14 +41,17 @@ def add_written(policy: NetworkPolicy, verb: str, text: str) -> NetworkPolicy:
         PolicyError: names what of ``text`` has no meaning.
     """
     where, ports, protocols = _parts(text)
-    named = {name: [ports] for name in protocols if name != "icmp"}
-    if "icmp" in protocols:
-        named["icmp"] = True  # type: ignore[assignment]
+    named: dict[str, Any] = {name: True if name == "icmp" else [ports] for name in protocols}
     if is_host_name(where):
         if verb != "allow":
             raise PolicyError(f"{verb} {text!r}", "a host name can only be allowed", "write its address")
-        return policy.allow_host(where, **named)  # type: ignore[arg-type]
-    return getattr(policy, verb)(where, **named)  # type: ignore[no-any-return]
+        if "icmp" in named:
+            raise PolicyError(
+                f"{verb} {text!r}", "a host name is allowed by ports", "leave /icmp out, or add its address"
+            )
+        return policy.allow_host(where, **named)
+    changed: NetworkPolicy = getattr(policy, verb)(where, **named)
+    return changed
 
 
 def _parts(text: str) -> tuple[str, str, tuple[str, ...]]:

@@ -33,9 +33,7 @@ class NetPolicy:
         self._lock = threading.Lock()
         self._reader = wire.Reader(reporter.link.command_fd)
 
-    def allow(
-        self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None
-    ) -> None:
+    def allow(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> None:
         """Allow opening to an address, a CIDR, ``"localhost"`` or ``"*"``; all protocols when none is named.
 
         Raises:
@@ -153,15 +151,15 @@ def of(reporter: Reporter | None) -> NetPolicy:
 
 def _ports(ports: Ports) -> Any:
     """Numbers and texts, as the wire can hold them."""
-    if ports is None or isinstance(ports, (bool, int, str)):
-        return ports
-    assert isinstance(ports, Iterable)
-    return [part if isinstance(part, (int, str)) else str(part) for part in ports]
+    return list(ports) if isinstance(ports, Iterable) and not isinstance(ports, str) else ports
 
 
 def _error(kind: str, what: str, why: str, remedy: str) -> IsolateError:
     found = getattr(errors, kind, IsolateError)
-    return IsolateError(what, why, remedy) if found is errors.SetupError else found(what, why, remedy)  # type: ignore[no-any-return]
+    if found is errors.SetupError:
+        found = IsolateError
+    error: IsolateError = found(what, why, remedy)
+    return error
 
 
 def _event(row: dict[str, Any]) -> Event:

@@ -37,9 +37,7 @@ _MARKER_WORDS = (*_MARKER_LISTS, "default", "errno")
 _ANSWER_S = 5.0
 
 #: What the fixture may call of NetworkPolicy: each answers the policy with a rule more.
-VERBS = frozenset(
-    "allow deny log allow_inbound deny_inbound allow_bind deny_bind allow_host redirect limit".split()
-)
+VERBS = frozenset("allow deny log allow_inbound deny_inbound allow_bind deny_bind allow_host redirect limit".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,9 @@ class Asked:
             for name, value in mark.kwargs.items():
                 if name not in _MARKER_WORDS:
                     raise unknown("marker netpolicy keyword", name, _MARKER_WORDS)
-                words[f"net_{name}"] = [*words.get(f"net_{name}", ()), *_listed(value)] if name in _MARKER_LISTS else value
+                words[f"net_{name}"] = (
+                    [*words.get(f"net_{name}", ()), *_listed(value)] if name in _MARKER_LISTS else value
+                )
         words.setdefault("net_default", "deny")
         policy = vary(policy, **words)
         return replace(policy, network=replace(policy.network, adjustable=self.adjustable))
@@ -105,7 +105,7 @@ class Window:
         if text:
             report.sections.append((SECTION, text))
         if report.failed and traffic is not None and traffic.refused and not hasattr(report, "isolate_cause"):
-            report.isolate_cause = Cause.NETDENIED.value
+            report.isolate_cause = Cause.NETDENIED.value  # type: ignore[attr-defined]
 
     def properties(self) -> list[tuple[str, Any]]:
         """Counts and destinations, for junit and other reporters."""
@@ -141,7 +141,9 @@ class Window:
         network = self._network
         if network is None or network.attached is None or not network.network.adjustable:
             why = "no network policy of the test's own is in force"
-            return {"error": ["BackendUnavailable", "net_policy", why, "see the header of the run for what was given up"]}
+            return {
+                "error": ["BackendUnavailable", "net_policy", why, "see the header of the run for what was given up"]
+            }
         try:
             return {"value": self._do(network.attached, call, args, words)}
         except IsolateError as error:
@@ -198,19 +200,34 @@ def _set(attached: AttachedPolicy, _window: Window, name: str, value: Any) -> No
     attached.update(replace(attached.policy, **fields))
 
 
+def _reset(attached: AttachedPolicy, window: Window) -> None:
+    base = window.base()
+    if attached.policy is not base:
+        attached.update(base)
+
+
+def _flows(attached: AttachedPolicy, _window: Window) -> list[dict[str, Any]]:
+    return [_plain(flow) for flow in attached.flows()]
+
+
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "set": _set,
-    "reset": lambda attached, window: attached.update(window.base()),
-    "stats": lambda attached, window: window.stats(),
-    "events": lambda attached, window: window.events(),
-    "flows": lambda attached, window: [_plain(flow) for flow in attached.flows()],
+    "reset": _reset,
+    "stats": lambda _attached, window: window.stats(),
+    "events": lambda _attached, window: window.events(),
+    "flows": _flows,
 }
 
 
 def _plain(value: Any) -> dict[str, Any]:
     """A dataclass of numbers, enums, addresses and texts as the wire can hold it."""
-    found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {n: v if isinstance(v, (bool, float, str)) else int(v) if hasattr(v, "bit_length") else str(v) for n, v in found.items()}
+    return {field.name: _flat(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, bool | float | str):
+        return value
+    return int(value) if isinstance(value, int) else str(value)
 
 
 def _send(fd: int, answer: dict[str, Any]) -> None:
@@ -238,7 +255,9 @@ def worded(traffic: Traffic | None, network: SandboxNetwork) -> str:
     """The section's text; empty where there is nothing to tell."""
     lines = []
     if network.subnet is not None:
-        lines.append(f"private network: {network.subnet.test[0]}, {network.subnet.test[1]}; host {network.subnet.host[0]}")
+        lines.append(
+            f"private network: {network.subnet.test[0]}, {network.subnet.test[1]}; host {network.subnet.host[0]}"
+        )
     if traffic is None:
         return "\n".join([*lines, f"counts: not available: {network.reason}"])
     if not any(getattr(traffic, field.name) for field in dataclasses.fields(Traffic)):

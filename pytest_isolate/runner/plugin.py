@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from pytest_isolate.runner.protocol import Isolation
     from pytest_isolate.runner.settings import Resolver
 
-__all__ = ["net_policy", "sandbox", "sandbox_capabilities", "sandbox_session"]  # pytest finds fixtures in the module it loads
+__all__ = [
+    "net_policy",
+    "sandbox",
+    "sandbox_capabilities",
+    "sandbox_session",
+]  # pytest finds fixtures in the module it loads
 
 _NAME = "isolate-runner"
 _resolver_key = pytest.StashKey[Any]()
@@ -83,7 +88,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Check every item's settings before the first test runs: a typing error is not found an hour later."""
     if config.stash.get(_inside_key, False):
         return
-    if not is_asked_for(config) and not any(item.get_closest_marker("isolate") or asks_for_network(item) for item in items):
+    if not is_asked_for(config) and not any(
+        item.get_closest_marker("isolate") or asks_for_network(item) for item in items
+    ):
         return
     resolver = _resolver(config)
     for item in items:

@@ -75,7 +75,14 @@ class Workers:
         self._live: list[TestProcess] = []
 
     def start(
-        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool, tries: int, dump_stacks: bool
+        self,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        settings: Settings,
+        *,
+        gated: bool,
+        tries: int,
+        dump_stacks: bool,
     ) -> TestProcess:
         """Fork a child for ``item``; ``gated``: it waits for its turn, and runs the whole protocol itself.
 
