@@ -24,7 +24,7 @@ from pytest_isolate.kernel.plan import Plan
 from pytest_isolate.policy import Limits
 
 PLAN = Plan()
-LIMITS = {"memory": {"memory_bytes": 2**28}, "pids": {"pids": 50}, "cpu": {"cpu_cores": 1.0}}
+LIMITS: dict[str, dict[str, int | float]] = {"memory": {"memory_bytes": 2**28}, "pids": {"pids": 50}, "cpu": {"cpu_cores": 1.0}}
 
 
 def start(cgroup: Cgroup | None) -> native.Child:
@@ -102,7 +102,7 @@ def usable(mode: str) -> Iterator[tuple[CgroupManager, Limits, str]]:
         there = [name for name in LIMITS if manager.capabilities()[name].available]
         asked: dict[str, int | float] = {}
         for name in there:
-            asked |= LIMITS[name]
+            asked.update(LIMITS[name])
         kinds = (
             "hybrid: v1 limits, v2 kill, freeze and CPU time"
             if mode == "auto" and manager.layout.kind == "hybrid"

@@ -351,9 +351,12 @@ class Sandbox:
         cwd: str | os.PathLike[str] | None = None,
         text: bool = True,
         merge_stderr: bool = False,
+        capture: bool = True,
         **words: Any,
     ) -> Running:
         """Start a program and return while it runs; it is ended when the sandbox is closed, at the latest.
+
+        Without ``capture`` it writes to this process's own standard output and error.
 
         Raises:
             PolicyError, BackendUnavailable, SetupError: the sandbox could not be made as asked; nothing was run.
@@ -367,6 +370,7 @@ class Sandbox:
             cgroup = self._groups.enter(self._name, policy)
             if cgroup is not None:
                 undo.callback(cgroup.close)
+            out_fd, err_fd = (files.out_fd, files.err_fd) if capture else (-1, -1)
             network = self._networks.enter(policy, cgroup)
             if network is not None:
                 undo.callback(network.close)
@@ -377,8 +381,8 @@ class Sandbox:
                 cwd=None if cwd is None else os.fspath(cwd),
                 joined=joined(cgroup, network),
                 stdin_fd=stdin_fd,
-                stdout_fd=files.out_fd,
-                stderr_fd=files.err_fd,
+                stdout_fd=out_fd,
+                stderr_fd=err_fd,
             )
             undo.pop_all()
         running = Running(args, policy, process, cgroup, files, network)

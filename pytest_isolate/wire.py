@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 MAGIC = b"iso1"
@@ -113,18 +114,16 @@ class Reader:
         self.eof = False
         self.received = 0
 
-    def frames(self) -> list[tuple[str, Any]]:
-        """Read what is there; return the frames that are complete. Sets ``eof`` at the end of the stream,
-        ``received`` counts bytes.
+    def frames(self) -> Iterator[tuple[str, Any]]:
+        """Read what is there; yield the frames that are complete. Sets ``eof`` at the end of the stream,
+        ``received`` counts bytes. What came whole before a broken frame is yielded first.
 
         Raises:
             WireError: not a frame of ours. Nothing after it can be trusted.
         """
         self._fill()
-        found = []
         while (frame := self._next()) is not None:
-            found.append(frame)
-        return found
+            yield frame
 
     def _fill(self) -> None:
         # One read per call: a writer that never stops must not keep the reader from its deadline.

@@ -40,6 +40,12 @@ ISO_API int iso_fork(const struct iso_plan *plan, const struct iso_hooks *hooks,
  */
 ISO_API int iso_await(const struct iso_child *child, int timeout_ms, struct iso_exit *result);
 
+/*
+ * End the tree of a child with a monitor: SIGKILL to its main process, a byte to its monitor, which kills the rest and
+ * leaves. Does not wait. Returns 0, or -ESRCH when the monitor is gone, with which went everything but orphans.
+ */
+ISO_API int iso_end_tree(const struct iso_child *child);
+
 /* Collect the child behind pidfd. block: 0 or 1. Returns 1 and fills *result, 0: still running, -ECHILD: not ours. */
 ISO_API int iso_wait(int pidfd, int block, struct iso_exit *result);
 

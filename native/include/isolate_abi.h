@@ -43,7 +43,8 @@
 	X(FDS, 22, "fds")     /* index: entry of keep_fds, -1 for close_range(2) */                                    \
 	X(SECCOMP, 23, "seccomp")                                                                                      \
 	X(EXEC, 24, "exec")                                                                                            \
-	X(INIT, 25, "init") /* isolate-init could not be executed, or died early */
+	X(INIT, 25, "init") /* isolate-init could not be executed, or died early */                                    \
+	X(PROC, 26, "proc") /* /proc is not that of the caller's PID namespace */
 
 #define ISO_DECLARE_STEP(name, number, text) ISO_STEP_##name = number,
 enum iso_step { ISO_STEPS(ISO_DECLARE_STEP) };
@@ -55,7 +56,8 @@ enum iso_step { ISO_STEPS(ISO_DECLARE_STEP) };
 #define ISO_CLOSE_FDS (1u << 3)
 #define ISO_SET_UMASK (1u << 4)
 #define ISO_SET_CAPABILITIES (1u << 5)
-#define ISO_FLAGS_ALL ((1u << 6) - 1)
+#define ISO_MONITOR (1u << 6) /* isolate-init watches and ends the tree; a PID namespace has that by itself */
+#define ISO_FLAGS_ALL ((1u << 7) - 1)
 
 /* What one entry of the mount table does. Mirrored by plan.MountKind. */
 enum iso_mount_kind {
@@ -122,7 +124,7 @@ struct iso_mount {
 	X(uint32_t, version, 4)		  /* ISO_ABI_VERSION */                                                        \
 	X(uint64_t, namespaces, 8)	  /* CLONE_NEW* */                                                             \
 	X(uint64_t, flags, 16)		  /* ISO_NEW_SESSION ... */                                                    \
-	X(uint64_t, init, 24)		  /* const char *: path of isolate-init; needed with a PID namespace */        \
+	X(uint64_t, init, 24)		  /* const char *: path of isolate-init, where there is an init */             \
 	X(uint64_t, hostname, 32)	  /* const char * */                                                           \
 	X(uint64_t, cwd, 40)		  /* const char * */                                                           \
 	X(uint64_t, uid_map, 48)	  /* const struct iso_idmap * */                                               \
@@ -195,7 +197,7 @@ struct iso_failure {
 	X(int32_t, init_pid, 8)                                                                                        \
 	X(int32_t, init_pidfd, 12)                                                                                     \
 	X(int32_t, status_fd, 16) /* one struct iso_exit will be written there by the init */                          \
-	X(uint32_t, pad, 20)
+	X(uint32_t, monitor, 20)  /* 1: the init is a monitor in the caller's PID namespace: iso_end_tree() */
 struct iso_child {
 	ISO_CHILD_FIELDS(ISO_DECLARE_FIELD)
 };
@@ -204,7 +206,7 @@ struct iso_child {
 #define ISO_EXIT_FIELDS(X)                                                                                             \
 	X(uint32_t, magic, 0)	  /* ISO_EXIT_MAGIC */                                                                 \
 	X(int32_t, status, 4)	  /* as wait(2) has it */                                                              \
-	X(uint32_t, leftovers, 8) /* 1: processes remain in the PID namespace */                                       \
+	X(uint32_t, leftovers, 8) /* 1: other processes of the tree remain */                                          \
 	X(uint32_t, pad, 12)                                                                                           \
 	X(uint64_t, user_usec, 16)                                                                                     \
 	X(uint64_t, system_usec, 24)                                                                                   \

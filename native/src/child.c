@@ -274,6 +274,12 @@ void iso_enter_namespaces(struct launch *l)
 	change_directory(l);
 }
 
+static void start_session(struct launch *l)
+{
+	if (l->plan->flags & ISO_NEW_SESSION)
+		check(l, setsid(), ISO_STEP_SESSION, -1);
+}
+
 /*
  * An inherited SIG_IGN or SA_NOCLDWAIT would let the kernel collect the main process, status and all, before the init
  * can. Our table of handlers is our own; the forked main process gets the caller's action back.
@@ -285,19 +291,33 @@ void iso_hear_of_children(struct launch *l)
 	check(l, sigaction(SIGCHLD, &by_default, &l->caller_sigchld), ISO_STEP_SIGNALS, SIGCHLD);
 }
 
-/* ---- the main process ---- */
-
-static void start_session(struct launch *l)
+/*
+ * The monitor, before the main process exists: orphans come to it from now on. The death of the caller no longer ends
+ * it, for it has a tree to end first; it will see that death by the caller's pidfd. A session of its own keeps it out
+ * of the reach of a signal to the caller's process group; where main stays in that session, the monitor leaves later.
+ */
+void iso_watch_over(struct launch *l)
 {
-	if (l->plan->flags & ISO_NEW_SESSION)
-		check(l, setsid(), ISO_STEP_SESSION, -1);
+	if (!l->flat)
+		return;
+	check(l, prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), ISO_STEP_INIT, -1);
+	check(l, prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0), ISO_STEP_PDEATHSIG, -1);
+	if (caller_is_gone(l))
+		iso_fail(l, ISO_STEP_PDEATHSIG, ESRCH, -1);
+	start_session(l);
+	l->monitor_pid = getpid();
 }
 
-/* In a joined PID namespace our monitor is not its init: nobody would end us with it. */
+/* ---- the main process ---- */
+
+/* A monitor, and the init of a joined PID namespace, are not PID 1: nobody would end us with them. */
 static void die_with_monitor(struct launch *l)
 {
-	if (l->has_init && !(l->plan->namespaces & CLONE_NEWPID))
-		check(l, prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), ISO_STEP_PDEATHSIG, -1);
+	if (!l->has_init || (l->plan->namespaces & CLONE_NEWPID))
+		return;
+	check(l, prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), ISO_STEP_PDEATHSIG, -1);
+	if (l->flat && getppid() != l->monitor_pid)
+		iso_fail(l, ISO_STEP_PDEATHSIG, ESRCH, -1);
 }
 
 static void set_umask(struct launch *l)
@@ -558,17 +578,31 @@ static char *decimal(char text[12], int number)
 	return at;
 }
 
-/* From here on an own fd table: the two fds lose close-on-exec here only. */
+static void pass_to_init(struct launch *l, int fd)
+{
+	check(l, fcntl(fd, F_SETFD, 0), ISO_STEP_INIT, -1);
+}
+
+/* From here on an own fd table: the fds lose close-on-exec here only. A fourth argument makes it a monitor. */
 _Noreturn void iso_exec_init(struct launch *l, pid_t main_pid)
 {
-	char texts[3][12];
-	char *argv[] = {(char *)"isolate-init", decimal(texts[0], main_pid), decimal(texts[1], l->status_fd[1]),
-			decimal(texts[2], l->parent_pidfd), NULL};
+	char texts[4][12];
+	char *argv[] = {(char *)"isolate-init",
+			decimal(texts[0], main_pid),
+			decimal(texts[1], l->status_fd[1]),
+			decimal(texts[2], l->parent_pidfd),
+			l->flat ? decimal(texts[3], l->proc_fd) : NULL,
+			NULL};
 	char *envp[] = {NULL};
 
 	check(l, unshare(CLONE_FILES), ISO_STEP_INIT, -1);
-	check(l, fcntl(l->status_fd[1], F_SETFD, 0), ISO_STEP_INIT, -1);
-	check(l, fcntl(l->parent_pidfd, F_SETFD, 0), ISO_STEP_INIT, -1);
+	pass_to_init(l, l->status_fd[1]);
+	pass_to_init(l, l->parent_pidfd);
+	if (l->flat) {
+		pass_to_init(l, l->proc_fd);
+		if (!(l->plan->flags & ISO_NEW_SESSION))
+			setsid();
+	}
 	syscall(SYS_execveat, l->init_fd, "", argv, envp, AT_EMPTY_PATH);
 	iso_fail(l, ISO_STEP_INIT, errno, -1);
 }

@@ -5,6 +5,7 @@
  * With a PID namespace the test must not be PID 1, which ignores its own abort(). So a helper that shares our memory
  * becomes PID 1, does the mounts and so on, calls fork(2) - one copy of the page tables, all of libc's own handlers -
  * and then executes isolate-init. The forked process, PID 2, goes on upon the caller's stack, of which it has a copy.
+ * A monitor comes to be in the same way, without the PID namespace.
  */
 #define _GNU_SOURCE
 #undef _FORTIFY_SOURCE /* the jump back to the caller's stack is not "up" as longjmp's check would have it */
@@ -23,7 +24,7 @@ static void call(uint64_t hook)
 		((void (*)(void))(uintptr_t)hook)();
 }
 
-/* Child: PID 1, in the caller's memory. */
+/* Child: PID 1 or the monitor, in the caller's memory. */
 static int run_init(void *arg)
 {
 	struct launch *l = arg;
@@ -31,6 +32,7 @@ static int run_init(void *arg)
 
 	iso_enter_namespaces(l);
 	iso_hear_of_children(l);
+	iso_watch_over(l);
 	pid = fork();
 	if (pid == 0)
 		longjmp(l->caller_stack, 1);
@@ -45,8 +47,8 @@ static int run_init(void *arg)
 /* What belongs to the caller, or to nobody any more. */
 static void drop_caller_fds(struct launch *l)
 {
-	int *fds[] = {&l->clone.pidfd,	&l->status_fd[0], &l->status_fd[1],
-		      &l->report_fd[0], &l->parent_pidfd, &l->init_fd};
+	int *fds[] = {&l->clone.pidfd,	&l->status_fd[0], &l->status_fd[1], &l->report_fd[0],
+		      &l->parent_pidfd, &l->init_fd,	  &l->proc_fd};
 	size_t i;
 
 	for (i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {

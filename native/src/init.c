@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
- * init.c - isolate-init, PID 1 of a sandbox: `isolate-init <pid of main> <status fd> <pidfd of the caller>`.
+ * init.c - isolate-init, PID 1 of a sandbox or, with a fourth argument, the monitor of one without a PID namespace:
+ * `isolate-init <pid of main> <status fd> <pidfd of the caller> [<fd of /proc>]`.
  *
  * Collects every orphan, writes one struct iso_exit when the main process ends, leaves when nothing is left, and ends
  * (and with it the whole PID namespace) when the caller dies. A static program without libc: it starts in
  * microseconds and holds nothing open. All signals are blocked; the kernel lets nobody inside kill PID 1.
+ *
+ * The monitor is the subreaper of main's tree: whoever in it loses its parent becomes the monitor's child. So killing
+ * its children until it has none ends the whole tree, whatever sessions were made in it. It does so when the caller
+ * dies, and when the caller writes a byte. It refuses to look for its children anywhere but in the /proc it was given.
  */
 #include <linux/signal.h>
 #include <linux/resource.h>
@@ -22,8 +27,14 @@
 
 #define MSG_NOSIGNAL 0x4000 /* linux/socket.h keeps it from user space */
 
-enum { CALLER, OTHER, WATCHED };
-enum { STATUS_FD, CALLER_FD };
+#ifndef CHILDREN_FILE /* a test names one that is not there */
+#define CHILDREN_FILE "thread-self/children"
+#endif
+#define KILL_AGAIN_MS 5 /* at first; a process in an uninterruptible sleep is asked ever less often */
+#define KILL_SELDOM_MS 200
+
+enum { CALLER, STATUS, CHILDREN, WATCHED };
+enum { STATUS_FD, CALLER_FD, PROC_FD };
 
 static int number(const char *text)
 {
@@ -50,14 +61,17 @@ static void close_range_of_fds(unsigned int first, unsigned int last)
 		raw1(__NR_close, fd);
 }
 
-/* The status socket and the caller's pidfd become 0 and 1; nothing else stays open. */
-static void keep_only(int status_fd, int caller_pidfd)
+/* The status socket, the caller's pidfd and /proc become 0, 1 and 2; nothing else stays open. proc_fd -1: none. */
+static void keep_only(int status_fd, int caller_pidfd, int proc_fd)
 {
 	long status = raw3(__NR_fcntl, status_fd, F_DUPFD, 3), caller = raw3(__NR_fcntl, caller_pidfd, F_DUPFD, 3);
+	long proc = raw3(__NR_fcntl, proc_fd, F_DUPFD, 3);
 
 	raw3(__NR_dup3, status, STATUS_FD, 0);
 	raw3(__NR_dup3, caller, CALLER_FD, 0);
-	close_range_of_fds(2, ~0u);
+	raw1(__NR_close, PROC_FD);
+	raw3(__NR_dup3, proc, PROC_FD, 0);
+	close_range_of_fds(PROC_FD + 1, ~0u);
 }
 
 static uint64_t usec(long sec, long micro)
@@ -96,23 +110,139 @@ static int collect(int main_pid, struct iso_exit *record)
 	}
 }
 
-/* Tells the caller once. Closing the socket says that nothing more will come. */
-static void tell(struct iso_exit *record, int leftovers)
+/* Tells the caller, once the main process has ended, once. Without a further word to hear, the socket is closed. */
+static void tell(struct iso_exit *record, int leftovers, int monitors)
 {
+	if (!record->magic || record->pad)
+		return;
 	record->leftovers = (uint32_t)leftovers;
 	raw6(__NR_sendto, STATUS_FD, (long)record, sizeof(*record), MSG_NOSIGNAL, 0, 0);
-	raw1(__NR_close, STATUS_FD);
+	record->pad = 1;
+	if (!monitors)
+		raw1(__NR_close, STATUS_FD);
 }
 
-/* Sleeps until other_fd can be read; leaves, and so ends the namespace, when the caller is gone. */
-static void wait_for(int other_fd)
+/* ---- the end of a tree ---- */
+
+static int is_digit(char c)
 {
-	struct pollfd watched[WATCHED] = {{CALLER_FD, POLLIN, 0}, {other_fd, POLLIN, 0}};
-
-	raw5(__NR_ppoll, watched, WATCHED, 0, 0, 0);
-	if (watched[CALLER].revents)
-		leave(1);
+	return c >= '0' && c <= '9';
 }
+
+static void kill_child(int pid)
+{
+	if (pid > 1) /* 1 and 0 are nobody's children, and -1 is everybody */
+		raw2(__NR_kill, pid, SIGKILL);
+}
+
+/* Numbers with a space after each, as proc(5) has them; one may be cut in two by the end of the buffer. */
+static void kill_listed(int fd)
+{
+	char text[1024];
+	long n, i;
+	int pid = 0;
+
+	while ((n = raw3(__NR_read, fd, text, sizeof(text))) > 0)
+		for (i = 0; i < n; i++) {
+			if (is_digit(text[i])) {
+				pid = pid * 10 + (text[i] - '0');
+				continue;
+			}
+			kill_child(pid);
+			pid = 0;
+		}
+	kill_child(pid);
+}
+
+/* The parent in /proc/PID/stat: the second field after the last parenthesis, which ends the command's name. */
+static int parent_in(const char *stat, long n)
+{
+	while (n > 0 && stat[n - 1] != ')')
+		n--;
+	return n > 0 ? number(stat + n + 3) : 0;
+}
+
+static int parent_of(const char *pid)
+{
+	char path[24], stat[512];
+	const char *tail = "/stat";
+	long fd, n, i = 0;
+
+	while (*pid && i < 16)
+		path[i++] = *pid++;
+	while (*tail)
+		path[i++] = *tail++;
+	path[i] = 0;
+	fd = raw4(__NR_openat, PROC_FD, path, O_RDONLY, 0);
+	if (fd < 0)
+		return 0;
+	n = raw3(__NR_read, fd, stat, sizeof(stat) - 1);
+	raw1(__NR_close, fd);
+	stat[n > 0 ? n : 0] = 0;
+	return parent_in(stat, n);
+}
+
+struct entry { /* struct linux_dirent64, getdents64(2) */
+	uint64_t ino;
+	int64_t off;
+	unsigned short reclen;
+	unsigned char type;
+	char name[];
+};
+
+/* A kernel without CONFIG_PROC_CHILDREN: all processes whose parent we are. */
+static void kill_found(void)
+{
+	char entries[4096] __attribute__((aligned(8)));
+	int self = (int)raw1(__NR_getpid, 0);
+	struct entry *one;
+	long n, at;
+
+	raw3(__NR_lseek, PROC_FD, 0, 0);
+	while ((n = raw3(__NR_getdents64, PROC_FD, entries, sizeof(entries))) > 0)
+		for (at = 0; at < n; at += one->reclen) {
+			one = (struct entry *)(entries + at);
+			if (is_digit(one->name[0]) && parent_of(one->name) == self)
+				kill_child(number(one->name));
+		}
+}
+
+static void kill_children(void)
+{
+	long fd = raw4(__NR_openat, PROC_FD, CHILDREN_FILE, O_RDONLY, 0);
+
+	if (fd < 0) {
+		kill_found();
+		return;
+	}
+	kill_listed((int)fd);
+	raw1(__NR_close, fd);
+}
+
+/* Until nobody is left. A child cannot be mistaken for a stranger: its number is free only when we have collected it. */
+static _Noreturn void end_tree(int main_pid, struct iso_exit *record, int children_fd)
+{
+	struct pollfd ended = {children_fd, POLLIN, 0};
+	struct timespec pause = {0, KILL_AGAIN_MS * 1000000};
+	char drained[512];
+	int alive;
+
+	if (!record->magic)
+		kill_child(main_pid);
+	raw3(__NR_setpriority, 0, 0, -20); /* faster than who forks without end; a plain user is refused, and goes on */
+	while ((alive = collect(main_pid, record))) {
+		tell(record, alive, 1);
+		kill_children();
+		if (raw5(__NR_ppoll, &ended, 1, &pause, 0, 0) > 0)
+			raw3(__NR_read, children_fd, drained, sizeof(drained));
+		else if (pause.tv_nsec < KILL_SELDOM_MS * 1000000)
+			pause.tv_nsec *= 2;
+	}
+	tell(record, 0, 1);
+	leave(0);
+}
+
+/* ---- watching ---- */
 
 /* An inherited SIG_IGN would make the kernel collect the children and lose their statuses. */
 static int open_child_signals(void)
@@ -124,43 +254,85 @@ static int open_child_signals(void)
 	return (int)raw4(__NR_signalfd4, -1, &child_signal, sizeof(child_signal), 0);
 }
 
-/* The caller sends one byte when it has read the main process's number from its pidfd: until then nobody collects it. */
-static void wait_for_go(void)
+/* Sleeps until a child ended (1), or the caller said something (0) or is gone (-1). An fd of -1 is not watched. */
+static int wait_for(int status_fd, int children_fd)
 {
-	char go;
+	struct pollfd watched[WATCHED] = {{CALLER_FD, POLLIN, 0}, {status_fd, POLLIN, 0}, {children_fd, POLLIN, 0}};
 
-	wait_for(STATUS_FD);
-	raw3(__NR_read, STATUS_FD, &go, 1);
+	while (raw5(__NR_ppoll, watched, WATCHED, 0, 0, 0) <= 0)
+		;
+	if (watched[CALLER].revents)
+		return -1;
+	return !watched[STATUS].revents;
+}
+
+static int hear(void)
+{
+	char word;
+
+	return raw3(__NR_read, STATUS_FD, &word, 1) == 1;
+}
+
+/* The caller sends one byte when it has read the main process's number from its pidfd: until then nobody collects it. */
+static int wait_for_go(void)
+{
+	return wait_for(STATUS_FD, -1) >= 0 && hear();
 }
 
 static _Noreturn void serve(int main_pid)
 {
-	int children_fd = open_child_signals(), alive, told = 0;
+	int children_fd = open_child_signals(), alive;
 	struct iso_exit record = {0};
 	char drained[512];
 
 	raw5(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0); /* it is bound to a thread of the caller; the pidfd is not */
-	wait_for_go();
+	if (!wait_for_go())
+		leave(1);
 	for (;;) {
 		alive = collect(main_pid, &record);
-		if (record.magic && !told) {
-			tell(&record, alive);
-			told = 1;
-		}
+		tell(&record, alive, 0);
 		if (!alive)
 			leave(0);
-		wait_for(children_fd);
+		if (wait_for(-1, children_fd) < 0)
+			leave(1);
 		raw3(__NR_read, children_fd, drained, sizeof(drained));
+	}
+}
+
+/* The caller may close its end, having heard all it wants: then only its death ends the tree. */
+static _Noreturn void monitor(int main_pid)
+{
+	int children_fd = open_child_signals(), status_fd = STATUS_FD, alive, event;
+	struct iso_exit record = {0};
+	char drained[512];
+
+	if (!wait_for_go())
+		end_tree(main_pid, &record, children_fd);
+	for (;;) {
+		alive = collect(main_pid, &record);
+		tell(&record, alive, 1);
+		if (!alive)
+			leave(0);
+		event = wait_for(status_fd, children_fd);
+		if (event < 0 || (event == 0 && hear()))
+			end_tree(main_pid, &record, children_fd);
+		if (event == 0)
+			status_fd = -1;
+		else
+			raw3(__NR_read, children_fd, drained, sizeof(drained));
 	}
 }
 
 __attribute__((used)) static _Noreturn void begin(long *stack)
 {
 	char **argv = (char **)(stack + 1);
+	long argc = stack[0];
 
-	if (stack[0] < 4)
+	if (argc < 4)
 		leave(2);
-	keep_only(number(argv[2]), number(argv[3]));
+	keep_only(number(argv[2]), number(argv[3]), argc > 4 ? number(argv[4]) : -1);
+	if (argc > 4)
+		monitor(number(argv[1]));
 	serve(number(argv[1]));
 }
 

@@ -9,7 +9,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <sched.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -28,6 +30,7 @@
 #ifndef CLONE_CLEAR_SIGHAND
 #define CLONE_CLEAR_SIGHAND 0x100000000ULL
 #endif
+#define MONITOR_ENDS_MS 2000
 #define ALL_NAMESPACES                                                                                                 \
 	((uint64_t)CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID |        \
 	 CLONE_NEWNET | CLONE_NEWTIME)
@@ -105,6 +108,8 @@ static void decide(struct launch *l)
 	uint64_t joined = joined_namespaces(plan);
 
 	l->has_init = (plan->namespaces | joined) & CLONE_NEWPID;
+	l->flat = !l->has_init && (plan->flags & ISO_MONITOR);
+	l->has_init |= l->flat;
 	l->private_main = l->exec && (joined & CLONE_NEWTIME);
 	l->shared_memory = l->has_init || (l->exec && !l->private_main);
 	l->parent_maps = !is_own_id(iso_ptr(plan->uid_map), plan->uid_map_count, l->caller_uid) ||
@@ -194,6 +199,20 @@ static int open_init(struct launch *l)
 	return iso_launch_note(l, ISO_STEP_INIT, path ? errno : ENOENT);
 }
 
+/* The monitor finds its children there; numbers of another PID namespace would make it kill strangers. */
+static int open_proc(struct launch *l)
+{
+	char self[16];
+	ssize_t n;
+
+	if (!l->flat)
+		return 0;
+	l->proc_fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	n = l->proc_fd < 0 ? -1 : readlinkat(l->proc_fd, "self", self, sizeof(self) - 1);
+	self[n > 0 ? n : 0] = 0;
+	return atoi(self) == l->caller_pid ? 0 : iso_launch_note(l, ISO_STEP_PROC, ESRCH);
+}
+
 static void block_signals(struct launch *l)
 {
 	uint64_t all = ~0ull;
@@ -215,7 +234,7 @@ int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct 
 	memset(l, 0, sizeof(*l));
 	l->plan = plan;
 	l->exec = exec;
-	l->init_fd = l->parent_pidfd = l->main_pidfd = l->clone.pidfd = l->clone.cgroup_fd = -1;
+	l->init_fd = l->proc_fd = l->parent_pidfd = l->main_pidfd = l->clone.pidfd = l->clone.cgroup_fd = -1;
 	l->status_fd[0] = l->status_fd[1] = l->report_fd[0] = l->report_fd[1] = -1;
 	l->failure.index = -1;
 	l->caller_pid = getpid();
@@ -228,6 +247,8 @@ int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct 
 		return iso_launch_note(l, ISO_STEP_PLAN, EINVAL);
 	decide(l);
 	err = open_init(l);
+	if (!err)
+		err = open_proc(l);
 	if (err)
 		return err;
 	err = open_arena(l);
@@ -361,10 +382,23 @@ static void kill_and_collect(int pidfd)
 		;
 }
 
+/* The byte that lets it begin and the one that tells it to end. It collects the main process, lest that come to us. */
+static void let_monitor_end(struct launch *l)
+{
+	struct pollfd monitor = {.fd = l->clone.pidfd, .events = POLLIN};
+
+	if (l->clone.pidfd < 0 || l->main_pidfd < 0)
+		return;
+	send(l->status_fd[0], "xx", 2, MSG_NOSIGNAL);
+	poll(&monitor, 1, MONITOR_ENDS_MS);
+}
+
 static void give_up(struct launch *l)
 {
 	if (l->main_pidfd >= 0 && l->main_pidfd != l->clone.pidfd)
 		syscall(SYS_pidfd_send_signal, l->main_pidfd, SIGKILL, NULL, 0);
+	if (l->flat && l->status_fd[0] >= 0)
+		let_monitor_end(l);
 	kill_and_collect(l->clone.pidfd);
 	if (l->main_pidfd != l->clone.pidfd)
 		close_fd(&l->main_pidfd);
@@ -379,7 +413,7 @@ static void hand_over(struct launch *l, struct iso_child *child)
 	child->init_pidfd = l->has_init ? l->clone.pidfd : -1;
 	child->init_pid = l->has_init ? iso_pid_of(l->clone.pidfd) : 0;
 	child->status_fd = l->status_fd[0];
-	child->pad = 0;
+	child->monitor = l->flat;
 	if (l->has_init)
 		send(l->status_fd[0], "", 1, MSG_NOSIGNAL); /* from now on the init may collect the main process */
 }
@@ -391,6 +425,7 @@ void iso_launch_close(struct launch *l)
 	close_fd(&l->report_fd[1]);
 	close_fd(&l->parent_pidfd);
 	close_fd(&l->init_fd);
+	close_fd(&l->proc_fd);
 	if (l->arena)
 		munmap(l->arena, ISO_ARENA_BYTES);
 	unblock_signals(l);

@@ -41,7 +41,8 @@ struct launch {
 	const struct iso_plan *plan;
 	const struct iso_exec *exec; /* NULL: iso_fork */
 	uint64_t late_namespaces;    /* made by unshare(2) after the cgroup step, not by the clone */
-	bool has_init;		     /* a PID namespace is made or joined: init and main are two processes */
+	bool has_init;		     /* a PID namespace is made or joined, or flat: init and main are two processes */
+	bool flat;		     /* no PID namespace: the init is a monitor, the subreaper of main's tree */
 	bool parent_maps;	     /* the caller writes uid_map and gid_map */
 	bool shared_memory;	     /* the first child runs in the caller's memory */
 	bool private_main;	     /* spawned main must not share memory: it enters a time namespace by itself */
@@ -50,6 +51,8 @@ struct launch {
 	int init_fd;		     /* isolate-init, opened for this launch; -1 without init */
 	int parent_pidfd;	     /* the caller, watched by the init; -1 without init */
 	int status_fd[2];	     /* caller, init: one byte down, one struct iso_exit up; -1 without init */
+	int proc_fd;		     /* flat: /proc as the caller has it, whatever is mounted there later; else -1 */
+	pid_t monitor_pid;	     /* flat: written by the monitor before it starts the main process */
 	int report_fd[2];	     /* caller, main: struct iso_failure up; -1 when memory is shared up to exec */
 	pid_t caller_pid;
 	uint32_t caller_uid, caller_gid; /* effective */
@@ -71,6 +74,7 @@ struct launch {
 /* child.c: code that runs in the child. Both return only on success; failure is recorded and the child ends. */
 void iso_enter_namespaces(struct launch *l);
 void iso_hear_of_children(struct launch *l);
+void iso_watch_over(struct launch *l);
 void iso_become_main(struct launch *l);
 _Noreturn void iso_exec_program(struct launch *l);
 _Noreturn void iso_exec_init(struct launch *l, pid_t main_pid);

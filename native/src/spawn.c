@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "launch.h"
@@ -33,7 +34,15 @@ static int run_direct(void *arg)
 	iso_exec_program(l);
 }
 
-/* Child: PID 1. Its only child is in the program's exec when the clone returns, or has failed. */
+/* A failed main process: where no PID namespace ends with us, nobody else knows that it is ours to collect. */
+static _Noreturn void leave_after(pid_t pid)
+{
+	syscall(SYS_wait4, pid, NULL, __WALL, NULL);
+	for (;;)
+		syscall(SYS_exit_group, 127);
+}
+
+/* Child: PID 1 or the monitor. Its only child is in the program's exec when the clone returns, or has failed. */
 static int run_init(void *arg)
 {
 	struct launch *l = arg;
@@ -42,13 +51,14 @@ static int run_init(void *arg)
 
 	iso_enter_namespaces(l);
 	iso_hear_of_children(l);
+	iso_watch_over(l);
 	main_clone.flags = CLONE_CLEAR_SIGHAND | (l->private_main ? 0 : CLONE_VM | CLONE_VFORK);
 	pid = iso_clone(&main_clone, run_main, l);
 	if (pid < 0)
 		iso_fail(l, ISO_STEP_FORK, -pid, -1);
 	l->main_pidfd = main_clone.pidfd;
 	if (l->failure.step)
-		syscall(SYS_exit_group, 127);
+		leave_after(pid);
 	iso_exec_init(l, pid);
 }
 

@@ -21,6 +21,9 @@
 #ifndef P_PIDFD
 #define P_PIDFD 3
 #endif
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
@@ -115,6 +118,14 @@ int iso_wait(int pidfd, int block, struct iso_exit *result)
 		return 0;
 	fill_exit(result, &info, &usage);
 	return 1;
+}
+
+int iso_end_tree(const struct iso_child *child)
+{
+	syscall(SYS_pidfd_send_signal, child->main_pidfd, SIGKILL, NULL, 0);
+	if (syscall(SYS_pidfd_send_signal, child->init_pidfd, SIGCONT, NULL, 0)) /* the test may have stopped it */
+		return -errno;
+	return send(child->status_fd, "", 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -ESRCH : 0;
 }
 
 /* The record of the init. Never waits for the end of the stream: who forked from us meanwhile may hold it open. */

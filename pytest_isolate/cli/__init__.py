@@ -14,7 +14,10 @@ from types import MappingProxyType
 
 #: Subcommand -> what it does, as ``--help`` shows it.
 COMMANDS: Mapping[str, str] = MappingProxyType(
-    {"doctor": "what this host can isolate, what it cannot, why, and the fix"}
+    {
+        "doctor": "what this host can isolate, what it cannot, why, and the fix",
+        "run": "run a program in a sandbox: pytest-isolate run --memory 64M --net none -- cmd",
+    }
 )
 
 EXIT_OK = 0

@@ -41,6 +41,7 @@ class Step(enum.IntEnum):
     SECCOMP = 23
     EXEC = 24
     INIT = 25
+    PROC = 26
 
 
 class Flag(enum.IntFlag):
@@ -52,6 +53,7 @@ class Flag(enum.IntFlag):
     CLOSE_FDS = 8
     SET_UMASK = 16
     SET_CAPABILITIES = 32
+    MONITOR = 64
 
 
 class IdMap(Structure):
@@ -141,7 +143,7 @@ class Child(Structure):
         ("init_pid", c_int32),
         ("init_pidfd", c_int32),
         ("status_fd", c_int32),
-        ("pad", c_uint32),
+        ("monitor", c_uint32),
     )
 
 

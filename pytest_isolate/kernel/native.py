@@ -16,12 +16,12 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Union
 
-from pytest_isolate.errors import BackendUnavailable, SetupError
+from pytest_isolate.errors import BackendUnavailable, CleanupError, SetupError
 from pytest_isolate.kernel import abi, processes
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET
 from pytest_isolate.outcome import ExitStatus, Leftover
@@ -49,6 +49,7 @@ _REMEDIES: Mapping[tuple[str, int], str] = {
     ("unshare", errno.EPERM): "run as root, or add a user namespace",
     ("maps", errno.EACCES): "the calling process is not dumpable: prctl(PR_SET_DUMPABLE, 1) after it changed its uid",
     ("maps", errno.EPERM): "map only your own uid and gid, or run as root",
+    ("proc", errno.ESRCH): "mount a /proc of this PID namespace, or give the sandbox a PID namespace",
     ("init", errno.EACCES): "isolate-init must be executable and not on a noexec mount",
 }
 
@@ -64,6 +65,7 @@ class _Library:
     fork: Any
     wait: Any
     await_: Any
+    end_tree: Any
     step_name: Any
     hooks: abi.Hooks
 
@@ -118,6 +120,7 @@ def _functions() -> _Library:
         fork=_prototype(held.iso_fork, plan, ctypes.POINTER(abi.Hooks), child, failure),
         wait=_prototype(released.iso_wait, ctypes.c_int, ctypes.c_int, ctypes.POINTER(abi.Exit)),
         await_=_prototype(released.iso_await, child, ctypes.c_int, ctypes.POINTER(abi.Exit)),
+        end_tree=_prototype(released.iso_end_tree, child),
         step_name=name,
         hooks=abi.Hooks(
             prepare=_hook("PyOS_BeforeFork"),
@@ -178,6 +181,7 @@ def _flags(plan: Plan) -> int:
         abi.Flag.CLOSE_FDS: plan.close_fds,
         abi.Flag.SET_UMASK: plan.umask >= 0,
         abi.Flag.SET_CAPABILITIES: plan.capabilities is not None,
+        abi.Flag.MONITOR: plan.monitor,
     }
     return sum(flag for flag, wanted in chosen.items() if wanted)
 
@@ -317,7 +321,10 @@ class Rusage:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """How the main process ended. ``leftovers``: other processes remain in its PID namespace."""
+    """How the main process ended. ``leftovers``: others remain in its PID namespace or its monitor's tree, else in its group.
+
+    SIGKILL is also what is told when the init or the monitor was killed before it could say: the main process dies with it.
+    """
 
     status: ExitStatus
     rusage: Rusage
@@ -345,7 +352,8 @@ def _exited(record: abi.Exit) -> Exited:
     return Exited(_exit_status(record.status), rusage, bool(record.leftovers))
 
 
-#: The init was killed before it could say anything: so was everything in its namespace.
+#: The init was killed before it could say anything: so was everything in its namespace. With a monitor: so was the main
+#: process, by its PDEATHSIG, or by us where it gave that up by changing its user.
 _KILLED = Exited(ExitStatus(signal=signal.SIGKILL), Rusage(), leftovers=False)
 
 
@@ -356,6 +364,10 @@ def _milliseconds(deadline: float | None) -> int:
     return min(math.ceil(max(0.0, deadline - time.monotonic()) * 1000), 86_400_000)
 
 
+_MONITOR_S = 0.5  # a monitor ends a tree in milliseconds; after this we help
+_KILL_S = 10.0
+
+
 @dataclass(slots=True)
 class Child:
     """A started child: the owner of its fds. A context manager; leaving it kills and collects what is left.
@@ -363,8 +375,8 @@ class Child:
     Attributes:
         pid: host pid of the main process (the test or the program).
         pidfd: pidfd of it; readable when it has ended.
-        init_pid, init_pidfd: the init of its PID namespace; 0 and -1 without one.
-        status_fd: the init's one record arrives here; -1 without an init.
+        init_pid, init_pidfd: the init of its PID namespace, or its monitor; 0 and -1 without either.
+        status_fd: the one record of init or monitor arrives here; -1 without either.
     """
 
     pid: int
@@ -373,9 +385,11 @@ class Child:
     init_pidfd: int
     status_fd: int
     own_session: bool
+    monitored: bool  # the init is a monitor: the tree lives in our PID namespace
     _raw: abi.Child
     _exited: Exited | None = None
     _collected: bool = False
+    _killed: bool = False
     layers: Any = None  # kernel.filesystem.Layers of this launch, when its view has overlays; closed with it
 
     def __enter__(self) -> Child:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
@@ -383,8 +397,11 @@ class Child:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if self.pidfd >= 0:
-            self.kill()
-            self.reap(block=True)
+            try:
+                self.kill()
+                self.reap(block=True)
+            finally:
+                self.close()
         self.close()
 
     def poll(self) -> Exited | None:
@@ -405,6 +422,8 @@ class Child:
 
     def _ended(self, answer: int, record: abi.Exit) -> Exited:
         if answer == -errno.EPIPE:
+            if self.monitored:
+                self._end_orphans()
             return _KILLED
         if self.init_pidfd < 0:
             self._collected = True
@@ -412,7 +431,18 @@ class Child:
             raise ChildProcessError(errno.ECHILD, f"pid {self.pid} was collected by someone else's wait()")
         if answer < 0:
             raise OSError(-answer, os.strerror(-answer))
-        return _exited(record)
+        exited = _exited(record)
+        return replace(exited, leftovers=True) if self._group_lives() else exited
+
+    def _group_lives(self) -> bool:
+        """Without a PID namespace: True when its process group has members yet. Its number is theirs until they end."""
+        if self.init_pidfd >= 0 or not self.own_session:
+            return False
+        try:
+            os.killpg(self.pid, 0)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return bool(leftovers(self))  # a zombie counts for killpg, and holds nothing
 
     def signal(self, signum: int) -> None:
         """Send a signal to the main process only; nothing happens when it has ended."""
@@ -420,11 +450,19 @@ class Child:
             signal.pidfd_send_signal(self.pidfd, signum)
 
     def leftovers(self) -> list[Leftover]:
-        """What else still lives in its PID namespace, and in those nested in it: see leftovers()."""
+        """What else of its tree still lives: see leftovers()."""
         return leftovers(self)
 
     def kill(self) -> None:
-        """End the whole tree at once: the PID namespace with its init, else the process group and the main process."""
+        """End the whole tree: the PID namespace with its init, what the monitor finds, else group and main process.
+
+        A monitor works on by itself; reap(block=True) waits until it has done.
+        """
+        self._killed = True
+        if self.monitored:
+            if not self._collected and _functions().end_tree(self._raw) < 0 and self._monitor_left_some():
+                self._end_orphans()
+            return
         if self.init_pidfd < 0:
             self._kill_group()
             self.signal(signal.SIGKILL)
@@ -434,9 +472,14 @@ class Child:
         self.signal(signal.SIGKILL)  # in a joined PID namespace the init is only a monitor
 
     def _kill_group(self) -> None:
-        if self.own_session and not self._collected:  # a collected pid may be someone else's by now
+        if not self.own_session or (self._collected and not (self._exited and self._exited.leftovers)):
+            return  # a collected pid is someone else's by now, unless its group went on
+        if not self._collected:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+        for leftover in leftovers(self):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(leftover.pid, signal.SIGKILL)
 
     def reap(self, block: bool) -> bool:
         """Collect what ended. True when there is nothing left to collect; with ``block``, wait for that."""
@@ -445,6 +488,8 @@ class Child:
         if self.init_pidfd < 0:
             self.wait(None if block else 0)
             return self._collected
+        if block and self._killed and self.monitored:
+            self._await_monitor()
         if block and self._exited is None:
             self.wait(None)
         answer = _functions().wait(self.init_pidfd, int(block), abi.Exit())
@@ -452,6 +497,35 @@ class Child:
             answer = _functions().wait(self.init_pidfd, 1, abi.Exit())
         self._collected = answer in (1, -errno.ECHILD)
         return self._collected
+
+    def _await_monitor(self) -> None:
+        """The monitor leaves when its tree is gone. When it does not (it was stopped, it is traced), end the tree from here.
+
+        Raises:
+            CleanupError: processes that not even SIGKILL ends.
+        """
+        if processes.ended(self.init_pidfd, _MONITOR_S):
+            return
+        left = processes.kill_all(lambda: processes.descendants(self.init_pid), _KILL_S)
+        if left:
+            remedy = "see /proc/PID/stack for what they wait for"
+            raise CleanupError(f"the processes of sandbox {self.pid}", f"{left} do not end", remedy)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)
+
+    def _monitor_left_some(self) -> bool:
+        """A monitor leaves when all have ended; one that was killed may have said before that others remain."""
+        exited = self.poll()
+        return exited is not None and exited.leftovers
+
+    def _end_orphans(self) -> None:
+        """The monitor is gone. What is left of its tree is the main process, until it dies too, and its session.
+
+        A daemon with a session of its own has become a stranger to us: only a cgroup or a PID namespace still holds it.
+        """
+        self.signal(signal.SIGKILL)
+        if self.own_session and processes.ended(self.pidfd, _KILL_S):
+            processes.kill_all(lambda: processes.orphans_of_session(self.pid), _KILL_S)
 
     def close(self) -> None:
         """Give the fds back. The child is not touched."""
@@ -466,7 +540,16 @@ class Child:
 
 
 def _child(plan: Plan, raw: abi.Child) -> Child:
-    return Child(raw.main_pid, raw.main_pidfd, raw.init_pid, raw.init_pidfd, raw.status_fd, plan.new_session, raw)
+    return Child(
+        raw.main_pid,
+        raw.main_pidfd,
+        raw.init_pid,
+        raw.init_pidfd,
+        raw.status_fd,
+        plan.new_session,
+        bool(raw.monitor),
+        raw,
+    )
 
 
 # ---- starting ----
@@ -547,33 +630,15 @@ def fork(plan: Plan, joined: Joined | None = None) -> Child | None:
 # ---- leftovers ----
 
 
-def _parents() -> dict[int, int]:
-    """pid -> parent of all processes this /proc shows. Source: proc(5), stat field 4."""
-    found = {}
-    for pid in processes.pids():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
-            found[pid] = int(stat.read().rpartition(b")")[2].split()[1])
-    return found
-
-
-def _descendants(root: int) -> set[int]:
-    """All below ``root``, which is not counted. Orphans of a PID namespace are children of its init."""
-    parents, found, before = _parents(), {root}, 0
-    while len(found) > before:
-        before = len(found)
-        found |= {pid for pid, parent in parents.items() if parent in found}
-    return found - {root}
-
-
 def leftovers(child: Child) -> list[Leftover]:
-    """Processes still in the child's PID namespace or in one nested in it; [] when it has none of its own.
+    """Processes still in the child's PID namespace or its monitor's tree, nested ones too; without either, those of its session.
 
-    Init and main process are not counted, zombies neither. To be asked while the init lives, before kill().
+    Init or monitor and main process are not counted, zombies neither. To be asked while the init lives, before kill().
     """
     if child.init_pid <= 0:
-        return []
+        return processes.leftovers_of_session(child.pid) if child.own_session else []
     found = []
-    for pid in sorted(_descendants(child.init_pid) - {child.pid}):
+    for pid in sorted(processes.descendants(child.init_pid) - {child.pid}):
         with contextlib.suppress(OSError):  # it ended while we looked
             if (leftover := processes.describe(pid)) is not None:
                 found.append(leftover)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from pytest_isolate.policy import Namespace
 
-
 #: CLONE_NEW* by namespace. Source: linux/sched.h.
 CLONE_FLAGS = {
     Namespace.TIME: 0x00000080,
@@ -72,6 +71,8 @@ class Plan:
         cgroup_fd: directory fd for CLONE_INTO_CGROUP (v2), or -1.
         cgroup_procs_fds: open files the child writes ``0`` into (v1's ``tasks``, or v2's ``cgroup.procs``).
         rlimits: (resource number, soft, hard); -1 means RLIM_INFINITY.
+        monitor: without a PID namespace, a tiny process between this one and the main process collects its
+            orphans, names them and ends the whole tree; with a PID namespace the init does that anyway.
         capabilities: mask of what remains in every set (bit n = capability n), or None to keep all.
         seccomp: a BPF program, struct sock_filter[] as bytes; empty for none.
         landlock_fd: a ruleset to enforce, or -1.
@@ -93,6 +94,7 @@ class Plan:
     landlock_fd: int = -1
     seccomp: bytes = b""
     new_session: bool = True
+    monitor: bool = False
     pdeathsig: int = 9
     close_fds: bool = False
     keep_fds: tuple[int, ...] = ()

@@ -1,12 +1,14 @@
-"""Who lives where: processes of a session or of a PID namespace, with command line and age, out of /proc.
+"""Who lives where: processes of a session, a PID namespace or a tree, with command line and age, out of /proc.
 
-Owns: reading /proc/PID. Refuses: to signal anything.
+Owns: reading /proc/PID, and ending what was found there. Refuses: to decide whose processes are to end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -30,6 +32,62 @@ def leftovers_of_namespace(init: int, *but_not: int) -> list[Leftover]:
     namespace = os.readlink(f"/proc/{init}/ns/pid")
     ours = {init, *but_not}
     return _matching(lambda pid: pid not in ours and os.readlink(f"/proc/{pid}/ns/pid") == namespace)
+
+
+def descendants(root: int) -> set[int]:
+    """All below ``root``, which is not counted. Orphans of a PID namespace or of a subreaper are children of that."""
+    parents, found, before = _parents(), {root}, 0
+    while len(found) > before:
+        before = len(found)
+        found |= {pid for pid, parent in parents.items() if parent in found}
+    return found - {root}
+
+
+def _parents() -> dict[int, int]:
+    """pid -> parent of all processes this /proc shows. Source: proc(5), stat field 4."""
+    found = {}
+    for pid in pids():
+        with contextlib.suppress(OSError):
+            found[pid] = int(_stat(pid)[1])
+    return found
+
+
+def orphans_of_session(leader: int) -> set[int]:
+    """The members of a session whose leader is gone; none while a process has that number: it may be another's."""
+    members = set()
+    for pid in pids():
+        with contextlib.suppress(OSError):
+            if _session(pid) == leader:
+                members.add(pid)
+    return set() if leader in members else members
+
+
+def ended(pidfd: int, timeout_s: float) -> bool:
+    """Wait until the process behind ``pidfd`` has ended; False when it has not after ``timeout_s``."""
+    watched = select.poll()
+    watched.register(pidfd, select.POLLIN)
+    return bool(watched.poll(timeout_s * 1000))
+
+
+def kill_all(listed: Callable[[], set[int]], timeout_s: float) -> list[int]:
+    """SIGKILL what ``listed`` gives until it gives only zombies; those that still live after ``timeout_s``."""
+    end = time.monotonic() + timeout_s
+    while (alive := sorted(filter(_alive, listed()))) and time.monotonic() < end:
+        for pid in alive:
+            _kill(pid)
+        time.sleep(0.005)
+    return alive
+
+
+def _alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return _stat(pid)[0] not in "ZX"
+    return False
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _matching(belongs: Callable[[int], bool]) -> list[Leftover]:

@@ -54,8 +54,10 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
     compat.keep_only(config, ours, REPORTING_HOOKS)
     reporter.tells_phases = next(compat.protocol_owners(item, ours)).plugin_name != "runner"
     reruns.resume(item, link.tries)
-    for call in link.atfork:
-        call(item)
+    try:
+        item.ihook.pytest_isolate_child(item=item)
+    except Exception as error:
+        reporter.refusal = error
 
 
 def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> None:

@@ -50,18 +50,23 @@ def protocol_owners(item: pytest.Item, ours: object) -> Iterator[Any]:
         yield impl
 
 
-#: Whose wrappers around the protocol may run once more inside themselves, with the next item.
-_NESTING = frozenset(
+#: Whose wrappers around the protocol may run once more inside themselves, and whose threads no test misses.
+KNOWN_PLUGINS = frozenset(
     "_pytest pytest_isolate pytest_timeout pytest_cov pytest_asyncio anyio xdist pytest_randomly pytest_rerunfailures "
     "_hypothesis_pytestplugin".split()
 )
+
+
+def module_root(function: object) -> str:
+    """The top-level package that a function was defined in; empty for what has none."""
+    return str(getattr(function, "__module__", "")).partition(".")[0]
 
 
 def wrappers_may_nest(item: pytest.Item, ours: object) -> bool:
     """True when every wrapper of the protocol is known to bear nesting; a stranger's may count, lock or print."""
     for impl in item.config.hook.pytest_runtest_protocol.get_hookimpls():
         wraps = impl.hookwrapper or getattr(impl, "wrapper", False)
-        if wraps and impl.plugin is not ours and impl.function.__module__.partition(".")[0] not in _NESTING:
+        if wraps and impl.plugin is not ours and module_root(impl.function) not in KNOWN_PLUGINS:
             return False
     return True
 
@@ -103,7 +108,10 @@ def is_set_up(item: pytest.Item, parent: Any, parameters: tuple[tuple[str, int],
         definitions = info.name2fixturedefs.get(name)
         if not definitions or fixture_scope(item, name, definitions[-1]) <= Scope.Function:
             continue
-        if definitions[-1].cached_result is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
+        made = definitions[-1].cached_result
+        if made is not None and made[2] is not None:
+            return False  # it failed: whoever asks for it gets the exception
+        if made is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
             return False
     return True
 

@@ -287,6 +287,9 @@ class Conversation:
             self._log(report)
 
     def _log(self, report: pytest.TestReport) -> None:
+        cause = getattr(report, "isolate_cause", None)
+        if cause is not None:
+            self._ihook.pytest_isolate_report(item=self._item, report=report, cause=cause)
         self._ihook.pytest_runtest_logreport(report=report)
 
     def _restart(self) -> None:

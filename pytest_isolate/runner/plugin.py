@@ -29,6 +29,12 @@ _resolver_key = pytest.StashKey[Any]()
 _inside_key = pytest.StashKey[bool]()
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_isolate import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     _refuse_namesake(pluginmanager)
     add_options(parser)

@@ -16,7 +16,7 @@ from _pytest.scope import Scope
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.runner import child, compat, crash, deadline, interrupts, report, reporter, verdict
+from pytest_isolate.runner import child, compat, crash, deadline, interrupts, report, reporter, threads, verdict
 from pytest_isolate.runner.conversation import Conversation, TestProcess, Verdict
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.reruns import Attempts
@@ -42,6 +42,7 @@ class Isolation(reporter.Listener):
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
         self._held: interrupts.Held | None = None
+        self._threads = threads.Watch()
         self.tally = report.Tally()
 
     def header(self) -> list[str]:
@@ -51,6 +52,8 @@ class Isolation(reporter.Listener):
             return []
         if self._config.getoption("usepdb"):
             return ["isolate: deadlines and leak checks are off while --pdb is on"]
+        if reason := self.host.check(default):
+            return [f"isolate: isolated tests are skipped, because {reason}"]
         given = self.host.admitted(default)
         line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backend(given).name}"
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
@@ -160,7 +163,7 @@ class Isolation(reporter.Listener):
             attempts=attempts,
         )
         talk.setup_s = time.monotonic() - began
-        result = talk.run(self._release_interrupts, lambda: self._fork_ahead(item, nextitem, settings))
+        result = talk.run(self._release_interrupts, lambda: self._meanwhile(item, nextitem, settings))
         stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted or result.control)
         if result.over or following is None:
             self._bury(result)
@@ -240,6 +243,11 @@ class Isolation(reporter.Listener):
         """True when nothing is left to set up here: the usual case from a module's second test on."""
         return settings.scope == "function" and compat.is_set_up(item, item.parent, ())
 
+    def _meanwhile(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
+        """What can be done while ``item`` runs: fork the next child, remove the cgroups of those before."""
+        self._fork_ahead(item, nextitem, settings)
+        self.host.groups.tidy()
+
     def _fork_ahead(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
         """While ``item`` runs, fork the child of the next one, where nothing has to change here before its turn."""
         if nextitem is None or not self._can_go_ahead(item, nextitem, settings):
@@ -306,6 +314,7 @@ class Isolation(reporter.Listener):
         gated: bool,
         tries: int = 0,
     ) -> TestProcess:
+        self._threads.look(item)
         compat.make_base_temp(self._config)
         compat.flush(self._config)
         return self._workers.start(

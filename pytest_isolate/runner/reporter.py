@@ -13,7 +13,6 @@ import resource
 import signal
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +54,6 @@ class Link:
     dump_stacks: bool = False
     in_pid_namespace: bool = False
     limits: Limits = field(default_factory=Limits)
-    atfork: tuple[Callable[[pytest.Item], object], ...] = ()
 
 
 class Reporter:
@@ -66,6 +64,7 @@ class Reporter:
         self.link = link
         #: For an owner of the protocol that repeats tests: it logs the reports of a try when all of them are known.
         self.tells_phases = False
+        self.refusal: BaseException | None = None  # of a pytest_isolate_child hook; raised in the item's setup
 
     def send(self, kind: str, data: Any = None) -> None:
         try:
@@ -130,6 +129,8 @@ class Listener:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
         self._tell_phase("setup")
+        if self.reporter is not None and self.reporter.refusal is not None:
+            raise self.reporter.refusal
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:

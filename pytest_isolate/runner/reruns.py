@@ -23,7 +23,7 @@ class Attempts:
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
-        self._plugin = next(filter(None, map(item.config.pluginmanager.getplugin, _PLUGINS)), None)
+        self._plugin: Any = next(filter(None, map(item.config.pluginmanager.getplugin, _PLUGINS)), None)
         self.made = 0
 
     def again(self, made_there: int, found: pytest.TestReport) -> bool:

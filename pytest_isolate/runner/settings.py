@@ -21,6 +21,8 @@ from pytest_isolate.runner import network
 from pytest_isolate.runner.options import OPTIONS, Option, asks_for_network
 
 _BY_NAME = {option.name: option for option in OPTIONS}
+#: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
+_LEAST_MEMORY_BYTES = 1024 * 1024
 #: Words of the marker that are no option: `resources` is pytest-isolate's, and is not enforced.
 _MARKER_ONLY = ("resources", "enabled")
 
@@ -107,6 +109,8 @@ class Resolver:
         except IsolateError as error:
             raise _usage_error(where, error) from error
         if policy.limits.memory_bytes:
+            if policy.limits.memory_bytes < _LEAST_MEMORY_BYTES:
+                raise _usage_error(where, _no_room(policy.limits.memory_bytes))
             policy = replace(policy, limits=replace(policy.limits, memory_fallback="rlimit"))
         return Settings(
             enabled=enabled,
@@ -151,6 +155,13 @@ def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool
                 raise _usage_error(item.nodeid, unknown("marker isolate keyword", name, known))
         words.update(mark.kwargs)
     return bool(enabled), words
+
+
+def _no_room(memory_bytes: int) -> PolicyError:
+    what = f"memory limit of {units.format_bytes(memory_bytes)}"
+    return PolicyError(
+        what, "no Python process can run in it", f"write {units.format_bytes(_LEAST_MEMORY_BYTES)} or more"
+    )
 
 
 def _usage(call: Any) -> Any:

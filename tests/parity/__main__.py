@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,14 +59,16 @@ class Result:
         return [difference for difference in self.differences if difference.nodeid not in self.flaky]
 
 
-def run_suite(python: Path, tree: Path, record: Path, args: Sequence[str], timeout_s: float) -> compare.Run:
+def run_suite(
+    python: Path, tree: Path, record: Path, args: Sequence[str], timeout_s: float, more: Mapping[str, str]
+) -> compare.Run:
     """Run pytest once in the suite's directory; the wall time is that of the whole process."""
     for name in STATE:
         shutil.rmtree(tree / name, ignore_errors=True)
     record.unlink(missing_ok=True)
     log = record.with_suffix(".log")
     command = [str(python), "-m", "pytest", "-p", "parity_recorder", f"--basetemp={record.with_suffix('.tmp')}", *args]
-    environment = suite_environment(python) | {"PARITY_RECORD": str(record)}
+    environment = suite_environment(python) | {"PARITY_RECORD": str(record), **more}
     started = time.monotonic()
     with open(log, "w") as output:
         process = subprocess.Popen(
@@ -130,8 +132,9 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
         shutil.rmtree(runs, ignore_errors=True)
         runs.mkdir(parents=True)
         for number in range(1, options.plain_runs + 1):
+            plainly = ["-p", "no:isolate", *suite.args]
             plain = run_suite(
-                python, tree, runs / f"plain-{number}.json", ["-p", "no:isolate", *suite.args], options.timeout
+                python, tree, runs / f"plain-{number}.json", plainly, options.timeout, dict(suite.environment)
             )
             if reason := compare.incomplete(plain):
                 raise RunError(
@@ -140,7 +143,7 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
             result.plain.append(plain)
         if not options.plain_only:
             args = [*shlex.split(options.args), *suite.args]
-            result.other = run_suite(python, tree, runs / "other.json", args, options.timeout)
+            result.other = run_suite(python, tree, runs / "other.json", args, options.timeout, dict(suite.environment))
     except (venvs.PrepareError, RunError) as error:
         result.error = str(error)
     return result

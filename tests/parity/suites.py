@@ -20,6 +20,7 @@ class Suite:
     version: str
     requires: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
     @property
@@ -62,6 +63,9 @@ SUITES: Sequence[Suite] = (
         version="7.2.2",
         requires=("psleak", "pytest-instafail==0.5.0", _XDIST, "setuptools"),
         args=("-o", "verbosity_subtests=0"),
+        # Its test_invocation imports setuptools, which refuses a process whose earlier tests imported distutils: plainly it
+        # fails by the others' doing, alone in its process it passes. So setuptools is told to leave distutils alone.
+        environment=(("SETUPTOOLS_USE_DISTUTILS", "stdlib"),),
         note="its configuration sets -s (no capture) and asks for instafail and xdist; its verbosity_subtests is a string, which "
         "pytest 9.2 refuses in the middle of the run: given again with -o. Looks at the processes of the host",
     ),

@@ -1,3 +1,4 @@
+# ruff: noqa: PLW1509
 """ping and iperf3 in a cgroup under a policy, over a veth: the policy's counts against what the programs say they sent.
 
 Called by benchmark_test.sh. Exit status 0: all equal. Refuses: any address but those of its own two namespaces.
@@ -77,11 +78,18 @@ def main() -> int:
                     text = run(["iperf3", "-c", peer, "-u", "-b", "200M", "-t", seconds, "-J"], test, leaf)
                     udp = json.loads(text)["end"]["sum"]
                     # Its control connection and the datagrams that open and close the test are not in its own count.
-                    compare("iperf3 UDP datagrams (and its control traffic)", net.stats.packets_out, udp["packets"], lambda c, s: s <= c <= s + 60)
+                    compare(
+                        "iperf3 UDP datagrams (and its control traffic)",
+                        net.stats.packets_out,
+                        udp["packets"],
+                        lambda c, s: s <= c <= s + 60,
+                    )
                 with engine.attach(fd, NetworkPolicy().allow(peer, tcp=[5201])) as net:
                     text = run(["iperf3", "-c", peer, "-t", seconds, "-J"], test, leaf)
                     sent = json.loads(text)["end"]["sum_sent"]
-                    print(f"       iperf3 TCP {sent['bits_per_second'] / 1e9:.2f} Gbit/s, {net.stats.wire_packets_out} wire packets")
+                    print(
+                        f"       iperf3 TCP {sent['bits_per_second'] / 1e9:.2f} Gbit/s, {net.stats.wire_packets_out} wire packets"
+                    )
                     payload = net.stats.wire_l3_bytes_out - 52 * net.stats.wire_packets_out
                     # Between what the server got and what was written (some of it never left) plus what was sent again.
                     got = json.loads(text)["end"]["sum_received"]["bytes"]

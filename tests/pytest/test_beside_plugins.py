@@ -96,7 +96,12 @@ def test_rerunfailures_repeats_crashes_and_time_outs_in_a_fresh_process(
     pids = (pytester.path / "tries of always").read_text().split()
     assert len(pids) == len((pytester.path / "tries of fails first").read_text().split()) == 3
     result.stdout.fnmatch_lines(
-        ["*::test_crashes_once RERUN*", "*::test_crashes_once PASSED*", "*killed by SIGABRT during call*", "RERUN *::test_crashes_once*"]
+        [
+            "*::test_crashes_once RERUN*",
+            "*::test_crashes_once PASSED*",
+            "*killed by SIGABRT during call*",
+            "RERUN *::test_crashes_once*",
+        ]
     )
     assert words(diary(pytester)) == ["make of_module", "end of_module"]
 
@@ -235,7 +240,10 @@ def test_coverage_counts_what_children_ran(pytester: pytest.Pytester, isolated: 
     def measured(run: Run, *args: str) -> dict[str, object]:
         run(*COV, "--cov=.", "--cov-branch", "--cov-report=json", *args).assert_outcomes(passed=2, failed=1)
         files = json.loads((pytester.path / "coverage.json").read_text())["files"]
-        return {name: (file["executed_lines"], file["missing_lines"], file["missing_branches"]) for name, file in files.items()}
+        return {
+            name: (file["executed_lines"], file["missing_lines"], file["missing_branches"])
+            for name, file in files.items()
+        }
 
     expected = measured(plain)
     assert measured(isolated) == expected
@@ -533,7 +541,15 @@ def test_all_of_them_together(pytester: pytest.Pytester, isolated: Run, need: Ne
     )
     began = time.monotonic()
     result = isolated(
-        *loaded, "-n2", "--cov=.", "--timeout=30", "--reruns=1", "-o", "asyncio_default_fixture_loop_scope=function", "-k", "not trio"
+        *loaded,
+        "-n2",
+        "--cov=.",
+        "--timeout=30",
+        "--reruns=1",
+        "-o",
+        "asyncio_default_fixture_loop_scope=function",
+        "-k",
+        "not trio",
     )
     assert result.parseoutcomes() == {"passed": 6, "failed": 2, "rerun": 3}
     result.stdout.fnmatch_lines(["TOTAL *"])

@@ -45,7 +45,7 @@ def told(result: pytest.RunResult) -> str:
 def test_nothing_is_isolated_unless_asked(pytester: pytest.Pytester, plain: Run) -> None:
     result = plain("-rP")
     assert told(result) == "IN PROCESS"
-    assert "isolate:" not in str(result.stdout)
+    assert not [line for line in result.outlines if line.startswith("isolate")]
 
 
 @pytest.mark.usefixtures("tells")
@@ -135,10 +135,14 @@ def test_a_profile_of_ones_own_in_ini_builds_on_another(pytester: pytest.Pyteste
     )
     result = isolated("--isolate-profile=offline", "-v")
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines(["isolate: profile offline (*network none*time-out 300 ms*)*", "*::test_hangs TIMEOUT*"])
+    result.stdout.fnmatch_lines(
+        ["isolate: profile offline (*network none*time-out 300 ms*)*", "*::test_hangs TIMEOUT*"]
+    )
 
 
-def test_minimal_has_no_namespaces_and_still_contains_crashes_and_leaks(pytester: pytest.Pytester, isolated: Run) -> None:
+def test_minimal_has_no_namespaces_and_still_contains_crashes_and_leaks(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
     pytester.makepyfile(
         test_it="""
         import os, subprocess
@@ -149,7 +153,9 @@ def test_minimal_has_no_namespaces_and_still_contains_crashes_and_leaks(pytester
     )
     result = isolated("--isolate-profile=minimal", "-v")
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines(["isolate: profile minimal (a process and session of its own)*", "*::test_leaks LEAK*", "*sleep 6730*"])
+    result.stdout.fnmatch_lines(
+        ["isolate: profile minimal (a process and session of its own)*", "*::test_leaks LEAK*", "*sleep 6730*"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,7 +243,9 @@ def test_the_other_distribution_of_the_same_name_is_named_with_the_fix(
 ) -> None:
     """It owns pytest_isolate/plugin.py and --isolate; pip installs both into one folder."""
     shutil.copytree(
-        pathlib.Path(ROOT) / "pytest_isolate", pytester.path / "site" / "pytest_isolate", ignore=shutil.ignore_patterns("__pycache__")
+        pathlib.Path(ROOT) / "pytest_isolate",
+        pytester.path / "site" / "pytest_isolate",
+        ignore=shutil.ignore_patterns("__pycache__"),
     )
     (pytester.path / "site" / "pytest_isolate" / "plugin.py").write_text(
         "def pytest_addoption(parser):\n    parser.addoption('--isolate', action='store_true')\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 
 import pytest
 
@@ -216,7 +216,7 @@ def test_junit_holds_outcomes_crashes_properties_and_costs(pytester: pytest.Pyte
         """
     )
     isolated("--junitxml=out.xml", "-o", "junit_logging=all").assert_outcomes(passed=1, failed=2)
-    suite = next(iter(ElementTree.parse(pytester.path / "out.xml").getroot()))
+    suite = next(iter(ET.parse(pytester.path / "out.xml").getroot()))
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "2", "0")
     cases = {case.get("name"): case for case in suite}
     properties = {p.get("name"): p.get("value") for p in cases["test_passes"].iter("property")}

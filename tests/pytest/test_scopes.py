@@ -30,7 +30,8 @@ def test_a_module_in_one_child_keeps_its_state_and_its_fixtures(pytester: pytest
         """
     pytester.makepyfile(test_a=body, test_b=body.replace("of_session = wide", "of_session_here = wide"))
     pytester.makeconftest("from diarist import wide\nof_session = wide('of_session', 'session')")
-    pytester.makepyfile(test_a=body.replace('of_session = wide("of_session", "session")', ""), test_b=body.replace('of_session = wide("of_session", "session")', ""))
+    narrow = body.replace('of_session = wide("of_session", "session")', "")
+    pytester.makepyfile(test_a=narrow, test_b=narrow)
     isolated(MODULE).assert_outcomes(passed=4)
     module = ["make of_module", *["make of_function", "end of_function"] * 2, "end of_module"]
     assert words(diary(pytester)) == ["make of_session", *module, *module, "end of_session"]
@@ -58,7 +59,14 @@ def test_a_crash_blames_the_test_in_flight_and_the_rest_goes_on_in_a_new_child(
     result = isolated(MODULE, "--isolate-timeout=2", "-v")
     result.assert_outcomes(passed=3, failed=3)
     result.stdout.fnmatch_lines(
-        ["*::test_1 PASSED*", "*::test_2 FAILED*", "*::test_3 PASSED*", "*::test_4 TIMEOUT*", "*::test_5 PASSED*", "*::test_6 FAILED*"]
+        [
+            "*::test_1 PASSED*",
+            "*::test_2 FAILED*",
+            "*::test_3 PASSED*",
+            "*::test_4 TIMEOUT*",
+            "*::test_5 PASSED*",
+            "*::test_6 FAILED*",
+        ]
     )
     assert words(diary(pytester)) == ["make of_module", "1", "make of_module", "3", "make of_module", "5"]
 
@@ -208,7 +216,10 @@ def test_class_scope_groups_classes_and_leaves_functions_alone(pytester: pytest.
     )
     isolated(CLASS).assert_outcomes(passed=6)
     lines = diary(pytester)
-    pids = {word: {line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == word} for word in set(words(lines))}
+    pids = {
+        word: {line.rpartition(" ")[2] for line in lines if line.rpartition(" ")[0] == word}
+        for word in set(words(lines))
+    }
     assert [len(pids[name]) for name in ("A", "B", "setup_class", "setUpClass")] == [1] * 4
     assert pids["A"] == pids["setup_class"] == pids["make of_class"] == pids["end of_class"]
     assert len(pids["A"] | pids["B"] | pids["free"] | pids["free too"] | pids["make of_module"]) == 5

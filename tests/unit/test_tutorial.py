@@ -23,7 +23,7 @@ def block(language: str, holding: str) -> str:
 
 
 def run(cwd: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", *words]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60).stdout
 
 

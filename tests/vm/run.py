@@ -17,7 +17,7 @@ from pytest_isolate.errors import IsolateError
 from . import debian, kernels
 from .machine import Disk, Machine, Result, Share
 from .rows import OURS, SUITES
-from .table import Tested, answers, judge
+from .table import Tested, answers, besides, judge
 
 if TYPE_CHECKING:
     from .rows import Row
@@ -81,9 +81,11 @@ def _everything(row: Row) -> str:
 
 def _tested(row: Row, done: Result) -> Tested:
     found = answers(done.output)
-    error = "" if found else f"status {done.status}, said: {done.output[-2000:]}"
+    cells = judge(row, found)
+    missing = any(cell.state == "untested" for cell in cells)
+    error = f"status {done.status}, and it said: {besides(done.output)}" if missing else ""
     words = found.get(("kernel", "machine"), {}).get("evidence", "")
-    return Tested(row=row, cells=judge(row, found), machine=words, error=error, boot_s=done.boot_s, wall_s=done.wall_s)
+    return Tested(row=row, cells=cells, machine=words, error=error, boot_s=done.boot_s, wall_s=done.wall_s)
 
 
 def _host_python() -> str:

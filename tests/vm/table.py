@@ -13,6 +13,8 @@ from typing import Any
 
 from .rows import LAYERS, Row
 
+_NOISE_LINES = 12
+
 #: (layer, check) -> the line the guest printed for it.
 Answers = Mapping[tuple[str, str], Mapping[str, str]]
 
@@ -83,6 +85,12 @@ def _cell(row: Row, layer: str, limit: str, found: Answers) -> Cell:
     return Cell(layer=layer, limit=limit, state=told["state"], expected=expected, evidence=told["evidence"])
 
 
+def besides(output: str) -> str:
+    """The last lines of ``output`` that answer nothing: where a check that never came about says why."""
+    noise = [line for line in output.splitlines() if line.strip() and not line.startswith('{"layer": ')]
+    return "\n".join(noise[-_NOISE_LINES:])
+
+
 def render(tested: Sequence[Tested]) -> str:
     """Limits down, rows across; what is not as the row expects stands in capitals."""
     lines = [["", *(done.row.name for done in tested)]]
@@ -100,7 +108,7 @@ def render(tested: Sequence[Tested]) -> str:
 
 def evidence(done: Tested) -> str:
     """One line per cell of a row: the state and the guest's words; what was expected where it differs."""
-    lines = [f"{done.row.name}: {done.row.why}", f"  {done.machine or done.error}"]
+    lines = [f"{done.row.name}: {done.row.why}", *(f"  {said}" for said in (done.machine, done.error) if said)]
     for cell in done.cells:
         if cell.limit == LAYERS[cell.layer][0]:
             lines.append(f"  [{cell.layer}]")

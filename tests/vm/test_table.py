@@ -52,6 +52,10 @@ def test_a_limit_without_a_line_is_untested_and_fails() -> None:
     assert "1 untested, 0 not as the row says" in table.summary([done])
 
 
+def test_what_a_guest_said_besides_is_kept_for_who_asks_why() -> None:
+    assert table.besides("Traceback\n" + lines()) == 'Traceback\nnoise\n{"other": 1}'
+
+
 def test_a_row_that_could_not_boot_has_every_cell_untested() -> None:
     done = table.Tested(row=ROW, cells=table.judge(ROW, {}), error="no kernel")
     assert not done.ok

@@ -15,7 +15,7 @@ from typing import TypeVar
 from pytest_isolate.kernel.bpf.layout import MapSpec
 from pytest_isolate.kernel.bpf.libbpf import check, library
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=ctypes.Structure)
 _CHUNK = 4096  # keys of one batched read
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)  # 524: ENOTSUPP, which the kernel lets out
 

@@ -22,7 +22,7 @@ class Run:
     duration_ns: int
 
 
-def test_run(program_fd: int, frame: bytes, repeat: int = 1) -> Run:
+def test_run(program_fd: int, frame: bytes, repeat: int = 1) -> Run:  # noqa: PT028 - the kernel's name, no test
     """Run on one Ethernet frame, ``repeat`` times."""
     options = TestRunOpts(sz=ctypes.sizeof(TestRunOpts), repeat=repeat)
     options.data_in, options.data_size_in = ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p), len(frame)

@@ -64,8 +64,8 @@ def _lost(controller: str) -> Verdict:
 def _oom(
     before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: CgroupUsage, largest: Victim | None
 ) -> list[Verdict]:
-    kills = _grown(before.oom_kill, after.oom_kill)
-    if not kills:
+    # Only whether, not how many: with memory.oom.group the kernel counts the first victim twice.
+    if not _grown(before.oom_kill, after.oom_kill):
         return []
     hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0
     own = limits.memory_bytes and (largest.own_limit if largest is not None else hit)
@@ -75,8 +75,6 @@ def _oom(
         said = f"OOM-killed: {peak} of {limit}" if peak else f"OOM-killed at the limit of {limit}"
     else:
         said = f"OOM-killed by the host, or by a limit above the sandbox{': ' if peak else ''}{peak}"
-    if kills > 1:
-        said += f", {kills} kills counted"
     if largest is not None:
         said += f", largest: {largest.name} pid {largest.pid}, rss {format_bytes(largest.rss_bytes)}"
     return [(Cause.OOM, said)]

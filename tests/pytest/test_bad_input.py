@@ -1,0 +1,189 @@
+"""Tests that do what no test should: the run goes on, the right test is blamed, one clear line says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Run
+
+_NEIGHBOURS = """
+    import ctypes, os, resource, signal, socket, struct, sys, threading, time, pytest
+
+    def test_before(): pass
+
+    def test_hostile():
+{body}
+
+    def test_after(tmp_path):
+        assert os.getcwd() and tmp_path.exists()
+        assert os.getuid() == 0
+"""
+
+
+def run_hostile(pytester: pytest.Pytester, run: Run, body: str, *args: str) -> pytest.RunResult:
+    lines = "\n".join(" " * 8 + line for line in body.splitlines())
+    pytester.makepyfile(test_it=_NEIGHBOURS.format(body=lines))
+    result = run("-rA", *args, timeout=90)
+    text = str(result.stdout)
+    assert "INTERNALERROR" not in text + str(result.stderr)
+    result.stdout.fnmatch_lines_random(["PASSED test_it.py::test_before", "PASSED test_it.py::test_after"])
+    return result
+
+
+FAILS = {
+    "closes every descriptor": (
+        "os.closerange(3, 65536)",
+        "*test closed pytest-isolate's report channel during call*",
+    ),
+    "closes every descriptor and opens others": (
+        "os.closerange(3, 65536)\nglobals()[\"keep\"] = [open('/dev/null', 'w') for _ in range(64)]\ntime.sleep(0.1)",
+        "*exited with status * before reporting*",
+    ),
+    "closes everything, stdio included": ("os.closerange(0, 65536)", "*report channel during call*"),
+    "leaves with status 0": ("os._exit(0)", "*exited with status 0 before reporting, during call*"),
+    "kills itself": ("os.kill(os.getpid(), 9)", "*killed by SIGKILL during call*"),
+    "kills its whole world": ("assert os.getpid() < 10, 'in a PID namespace of its own'\nos.fork() or time.sleep(60)\nos.kill(-1, 9)\nos.kill(os.getpid(), 9)", "*killed by SIGKILL during call*"),
+    "kills its session": ("os.killpg(0, 9)", "*killed by SIGKILL during call*"),
+    "overflows the stack in C": (
+        "@ctypes.CFUNCTYPE(None)\ndef down(): down()\nsys.setrecursionlimit(10**8)\ndown()",
+        "*killed by SIGSEGV during call*",
+    ),
+    "raises SystemExit in a thread and dies": ("threading.Thread(target=os._exit, args=(3,)).start()\ntime.sleep(5)", "*exited with status 3 before*"),
+}
+
+
+@pytest.mark.parametrize(("body", "line"), FAILS.values(), ids=FAILS)
+def test_a_test_that_ends_its_own_process_fails_alone(
+    pytester: pytest.Pytester, isolated: Run, body: str, line: str
+) -> None:
+    result = run_hostile(pytester, isolated, body)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines([line])
+    result.stdout.fnmatch_lines(["FAILED test_it.py::test_hostile - *"])
+
+
+PASSES = {
+    "forks without reaping": "for _ in range(20):\n    if os.fork() == 0: os._exit(0)",
+    "forks children that live on": "for _ in range(5):\n    if os.fork() == 0: time.sleep(600)",
+    "changes user and group": "os.setgid(65534)\nos.setuid(65534)",
+    "deletes its working directory": (
+        "import pathlib, tempfile\nd = tempfile.mkdtemp()\nos.chdir(d)\nos.rmdir(d)"
+    ),
+    "has a thread that never ends": "threading.Thread(target=time.sleep, args=(600,)).start()",
+    "kills its parent": "os.kill(os.getppid(), 9)",
+    "ignores every signal": "for s in set(range(1, 65)) - {9, 19, 32, 33}: signal.signal(s, signal.SIG_IGN)",
+    "leaves nothing of its limits": "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))",
+    "renames itself and changes its session": "os.setsid() if os.getsid(0) != os.getpid() else None",
+    "empties its environment": "os.environ.clear()",
+    "changes its root": "os.chroot('/usr')",
+}
+
+
+@pytest.mark.parametrize("body", PASSES.values(), ids=PASSES)
+def test_a_test_that_spoils_its_process_harms_nobody(pytester: pytest.Pytester, isolated: Run, body: str) -> None:
+    result = run_hostile(pytester, isolated, body, "--isolate-timeout=30")
+    outcomes = result.parseoutcomes()
+    assert outcomes.get("passed") == 3 or (outcomes["passed"], outcomes.get("failed", 0) + outcomes.get("errors", 0)) in ((2, 1), (3, 1))
+    if outcomes["passed"] == 2:
+        result.stdout.fnmatch_lines(["* test_it.py::test_hostile - *"])
+
+
+_CHANNEL = """
+import struct, json
+def our_pipes():
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            link = os.readlink(f"/proc/self/fd/{{fd}}")
+            flags = [l for l in open(f"/proc/self/fdinfo/{{fd}}") if l.startswith("flags")][0].split()[1]
+        except OSError:
+            continue
+        if link.startswith(("pipe:", "socket:")) and fd > 2 and flags[-1] in "12":
+            yield fd
+assert list(our_pipes()), "no channel found"
+def frame(body, size=None):
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return struct.pack("!4sI", b"iso1", len(body) if size is None else size) + body
+for fd in our_pipes():
+    os.write(fd, {content})
+time.sleep(5)
+"""
+GARBAGE = {
+    "10 000 lines of noise": ('b"garbage\\n" * 10000', "*does not start with a frame header*"),
+    "a frame that claims 4 GB": ("frame(b'x', 2**32 - 1)", "*claims 4294967295 bytes*"),
+    "a frame that holds no JSON": ("frame(b'{{{')", "*no JSON of ours*"),
+    "JSON nested too deep": ("frame(b'[' * 100000)", "*no JSON of ours*"),
+    "a frame of an unknown kind": ("frame(['launch', 1])", "*a frame of kind 'launch'*"),
+    "a report that is none": ("frame(['report', {'a': 1}])", "*a report that pytest does not know*"),
+    "a report of an unknown type": ("frame(['report', {'$report_type': 'Evil'}])", "*a report that pytest does not know*"),
+    "a timer of no time": ("frame(b'[\"timer\", {\"timeout_s\": NaN}]')", "*a timer of nan seconds*"),
+    "a timer for ever": ("frame(['timer', {'timeout_s': 1e300}])", "*a timer of 1e+300 seconds*"),
+    "a warning that is none": ("frame(['warning', 3])", "*a warning that pytest does not know*"),
+    "an end that is none": ("frame(['done', {'control': {'kind': 'exit', 'text': 1}}])", "*an end that says nothing known*"),
+    "a report of another test": (
+        "frame(['report', {'nodeid': 'test_it.py::test_after', 'location': ['test_it.py', 1, 'test_after'], 'keywords': {}, "
+        "'outcome': 'failed', 'longrepr': 'forged', 'when': 'call', 'sections': [], 'user_properties': [], "
+        "'duration': 1, 'start': 1, 'stop': 2, '$report_type': 'TestReport'}])",
+        "*a report of another test, test_it.py::test_after*",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "line"), GARBAGE.values(), ids=GARBAGE)
+def test_garbage_on_our_channel_is_the_fault_of_the_test_that_wrote_it(
+    pytester: pytest.Pytester, isolated: Run, content: str, line: str
+) -> None:
+    result = run_hostile(pytester, isolated, _CHANNEL.replace("{{", "{").replace("}}", "}").replace("{content}", content))
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["the test wrote to pytest-isolate's report channel during call: " + line])
+
+
+def test_a_hundred_megabytes_of_output_are_cut_in_the_middle(pytester: pytest.Pytester, isolated: Run) -> None:
+    body = """
+chunk = "x" * 999 + chr(10)
+print("the beginning")
+for _ in range(100_000): print(chunk, end="")
+print("the end")
+os.write(2, b"y" * 1_000_000)
+assert False
+"""
+    result = run_hostile(pytester, isolated, body)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["the beginning", "*characters not shown*", "the end"])
+    assert len(str(result.stdout)) < 10_000_000
+
+
+def test_a_hundred_megabytes_before_a_crash_are_cut_as_well(pytester: pytest.Pytester, isolated: Run) -> None:
+    body = """
+print("the beginning")
+for _ in range(100): os.write(1, b"x" * 1_000_000)
+os.abort()
+"""
+    result = run_hostile(pytester, isolated, body)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*killed by SIGABRT during call*", "the beginning*", "*not shown*"])
+    assert len(str(result.stdout)) < 10_000_000
+
+
+@pytest.mark.parametrize("how", ["bytearray(10**9)", "[bytearray(10**6) for _ in range(1000)]", "mmap.mmap(-1, 10**9).write(b'x' * 10**9)"])
+def test_a_test_that_fills_the_memory_is_stopped_at_its_limit(
+    pytester: pytest.Pytester, isolated: Run, how: str
+) -> None:
+    """The third is shared memory, which RLIMIT_DATA does not see."""
+    result = run_hostile(pytester, isolated, f"import mmap\nkeep = {how}", "--isolate-mem-limit=200M")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["OOM test_it.py::test_hostile*"])
+
+
+def test_the_working_directory_of_the_run_may_vanish(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import os, shutil
+        def test_1(): pass
+        def test_2():
+            os.mkdir("inside")
+            os.chdir("inside")
+            os.rmdir(os.getcwd())
+        def test_3(): assert os.getcwd()
+        """
+    )
+    isolated().assert_outcomes(passed=3)

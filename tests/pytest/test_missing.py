@@ -1,0 +1,71 @@
+"""A host that cannot enforce what is asked: --isolate-missing=error|skip|warn, on a process really without means."""
+
+from __future__ import annotations
+
+import pathlib
+import platform
+import sys
+
+import pytest
+
+from tests.conftest import require
+
+from .conftest import HANGS_S, Run
+
+RESTRICTED = pathlib.Path(__file__).with_name("restricted.py")
+
+
+@pytest.fixture(name="restricted")
+def restricted_run(pytester: pytest.Pytester, plain: Run) -> Run:
+    """``isolated`` where clone and unshare refuse every namespace."""
+    require("seccomp filter", platform.machine() in ("x86_64", "aarch64"), "its numbers are known for two machines")
+
+    def run(*args: object) -> pytest.RunResult:
+        command = [sys.executable, RESTRICTED, sys.executable, "-m", "pytest", "-p", "pytest_isolate.runner.plugin", "--isolate"]
+        return pytester.run(*command, *args, timeout=HANGS_S)
+
+    return run
+
+
+@pytest.fixture(name="suite", autouse=True)
+def suite_of_three(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import errno, ctypes, os, time, pytest
+        def test_refused():
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.unshare(0x10000000) == -1 and ctypes.get_errno() == errno.EPERM
+        def test_crashes(): os.abort()
+        @pytest.mark.isolate(False)
+        def test_exempt(): pass
+        """
+    )
+
+
+def test_by_default_the_run_is_refused_in_one_line_that_says_what_to_do(restricted: Run) -> None:
+    result = restricted()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    errors = [line for line in result.errlines if line.strip()]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("ERROR: pytest-isolate: no backend on this host can enforce the policy: native lacks")
+    assert "EPERM" in errors[0]
+    assert "--isolate-missing=skip|warn" in errors[0]
+    assert "test_it.py" not in str(result.stdout)
+
+
+def test_skip_skips_the_isolated_tests_and_says_why(restricted: Run) -> None:
+    result = restricted("--isolate-missing=skip", "-rs")
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["isolate: isolated tests are skipped, because *EPERM*", "SKIPPED *pytest-isolate: no backend on this host*EPERM*"])
+
+
+def test_warn_goes_on_with_less_and_says_so_in_the_header(restricted: Run) -> None:
+    result = restricted("--isolate-missing=warn")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["isolate: DEGRADED standard -> minimal, because *EPERM*", "*killed by SIGABRT during call*"])
+
+
+def test_asking_for_less_works_without_a_word(restricted: Run) -> None:
+    result = restricted("--isolate-profile=minimal")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.no_fnmatch_line("*DEGRADED*")

@@ -1,0 +1,71 @@
+"""`pytest-isolate run`, as a shell sees it: output, exit status, and what is left on the host."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_isolate.kernel import probe
+
+ALLOCATE = "x = bytearray(200 << 20)"
+
+
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest_isolate.cli", "run", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
+
+
+@pytest.fixture(autouse=True)
+def _sandboxes(require: Callable[[str, bool, str], None]) -> None:
+    feature = probe.feature("sandbox")
+    require("namespaces", feature.available, feature.reason)
+
+
+def test_the_programs_status_and_output_are_passed_through() -> None:
+    done = run("--", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+
+
+def test_a_time_out_is_124_as_timeout_1_has_it() -> None:
+    assert run("--timeout", "30", "--", "true").returncode == 0
+    done = run("--timeout", "0.3", "--", "sleep", "9")
+    assert done.returncode == 124
+    assert "TIMEOUT" in done.stderr
+
+
+def test_a_signal_is_128_and_its_number() -> None:
+    assert run("--", "sh", "-c", "kill -9 $$").returncode == 137
+
+
+def test_a_program_that_is_not_there_is_127_and_one_that_cannot_be_executed_126(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no program")
+    assert run("--", "no-such-program-anywhere").returncode == 127
+    assert run("--", str(tmp_path / "text")).returncode == 126
+
+
+def test_a_memory_limit_is_hit_and_said(require: Callable[[str, bool, str], None]) -> None:
+    feature = probe.feature("cgroup_memory")
+    require("cgroup-memory", feature.available, feature.reason)
+    assert run("--memory", "400M", "--", sys.executable, "-c", ALLOCATE).returncode == 0
+    done = run("--memory", "64M", "--json", "--", sys.executable, "-c", ALLOCATE)
+    outcome = json.loads(done.stderr.splitlines()[-1])
+    assert (done.returncode, outcome["causes"]) == (137, ["OOM"])
+    assert outcome["usage"]["cgroup_memory_peak_bytes"] >= 60 << 20
+
+
+def test_changes_below_an_overlay_are_listed_and_thrown_away(tmp_path: Path) -> None:
+    done = run("--fs", "overlay:.", "--", "touch", "x", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, f"pytest-isolate run: added: {tmp_path}/x\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_no_meaning_is_one_line_and_status_2() -> None:
+    for words in (["--memory", "-1", "--", "true"], ["--fs", "overlay:/no/such/place", "--", "true"], ["--"]):
+        done = run(*words)
+        assert done.returncode == 2, words
+        assert "Traceback" not in done.stderr
