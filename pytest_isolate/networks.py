@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_isolate import groups
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
@@ -94,6 +94,42 @@ class SandboxNetwork:
         return found
 
 
+class PrivateNetwork:
+    """A private network that outlives one run: all of a Sandbox's runs with ``net="private"`` are in it together.
+
+    ``subnet.host`` is where they reach this process, ``subnet.test`` where this process reaches them.
+    """
+
+    def __init__(self) -> None:
+        self._undo = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:
+            self.netns_fd, self.subnet = _private(undo)
+            self._undo = undo.pop_all()
+
+    def join(self, other: Sandboxed) -> tuple[str, str]:
+        """Put a wire between this network and another sandbox's: (our address, theirs), IPv4, on a subnet of its own.
+
+        Raises:
+            SetupError: the kernel refused it.
+        """
+        from pytest_isolate.kernel.interfaces import wire
+
+        subnet = wire(self.netns_fd, other.network.netns_fd)
+        ours, theirs = (ends[0].partition("/")[0] for ends in (subnet.host, subnet.test))
+        return ours, theirs
+
+    def close(self) -> None:
+        """Let it go; wires go with it. Idempotent."""
+        self._undo.close()
+
+
+class Sandboxed(Protocol):
+    """What can be joined: a Sandbox."""
+
+    @property
+    def network(self) -> PrivateNetwork: ...
+
+
 class Networks:
     """See the module. ``front_end`` as ``--isolate-bpf``."""
 
@@ -144,8 +180,12 @@ class Networks:
                 made.close()
         self._settled.add(network)
 
-    def enter(self, policy: Policy, cgroup: Cgroup | None) -> SandboxNetwork | None:
+    def enter(
+        self, policy: Policy, cgroup: Cgroup | None, private: PrivateNetwork | None = None
+    ) -> SandboxNetwork | None:
         """Put the policy on the sandbox's group and make its network; None when neither is asked for.
+
+        ``private``: a network that is there already, for a policy that asks for a private one.
 
         Raises:
             BackendUnavailable, SetupError, PolicyError: it could not be; nothing is left.
@@ -155,7 +195,9 @@ class Networks:
             return None
         made = SandboxNetwork(network)
         try:
-            if network.wired:
+            if network.mode == "private" and private is not None:
+                made.netns_fd, made.subnet = private.netns_fd, private.subnet
+            elif network.wired:
                 _wire(made)
             if network.counted:
                 self._attach(made, cgroup)
@@ -196,12 +238,26 @@ class Networks:
 
 def _wire(made: SandboxNetwork) -> None:
     """A namespace of its own, ``lo`` up; for ``private`` a veth to the host on a subnet nobody else has."""
-    from pytest_isolate.kernel.interfaces import Netns, loopback_up, private_network
-
-    made.netns_fd = made.undo.enter_context(Netns()).fd
-    loopback_up(made.netns_fd)
     if made.network.mode == "private":
-        made.subnet, _ = made.undo.enter_context(private_network(made.netns_fd))
+        made.netns_fd, made.subnet = _private(made.undo)
+    else:
+        made.netns_fd = _namespace(made.undo)
+
+
+def _namespace(undo: contextlib.ExitStack) -> int:
+    from pytest_isolate.kernel.interfaces import Netns, loopback_up
+
+    netns_fd = undo.enter_context(Netns()).fd
+    loopback_up(netns_fd)
+    return netns_fd
+
+
+def _private(undo: contextlib.ExitStack) -> tuple[int, Subnet]:
+    from pytest_isolate.kernel.interfaces import private_network
+
+    netns_fd = _namespace(undo)
+    subnet, _ = undo.enter_context(private_network(netns_fd))
+    return netns_fd, subnet
 
 
 def _loader(front_end: str) -> Any:

@@ -122,8 +122,9 @@ def _rlimits(policy: Policy, value: Mapping[str, Any]) -> Policy:
         if key not in RLIMIT_UNITS:
             raise unknown("rlimit", str(name), RLIMIT_UNITS)
         if key in _WARNED_FIRST and not isinstance(pair, tuple) and (soft := _rlimit_value(key, pair)) != UNLIMITED:
-            pair = (soft, soft + _WARNED_FIRST[key])
-        both = pair if isinstance(pair, tuple) else (pair, pair)
+            both: tuple[Any, ...] = (soft, soft + _WARNED_FIRST[key])
+        else:
+            both = pair if isinstance(pair, tuple) else (pair, pair)
         if len(both) != 2:
             raise PolicyError(f"rlimit {key}", f"{pair!r} is not one value or (soft, hard)", "write one or two values")
         soft, hard = (_rlimit_value(key, part) for part in both)

@@ -351,6 +351,7 @@ class Sandbox:
         self._name = name
         self._groups = groups.of_this_process()
         self._networks = networks.of_this_process()
+        self._private: networks.PrivateNetwork | None = None
         self._varied: dict[str, Policy] = {}
         self._running: list[Running] = []
 
@@ -418,7 +419,7 @@ class Sandbox:
             if cgroup is not None:
                 undo.callback(cgroup.close)
             out_fd, err_fd = (files.out_fd, files.err_fd) if capture else (-1, -1)
-            network = self._networks.enter(policy, cgroup)
+            network = self._networks.enter(policy, cgroup, self._private)
             if network is not None:
                 undo.callback(network.close)
             with no_room_said(policy.limits):
@@ -459,7 +460,7 @@ class Sandbox:
                 cgroup = self._groups.enter(self._name, chosen)
                 if cgroup is not None:
                     undo.callback(cgroup.close)
-                network = self._networks.enter(chosen, cgroup)
+                network = self._networks.enter(chosen, cgroup, self._private)
                 if network is not None:
                     undo.callback(network.close)
                 process = backend.fork(chosen, joined(cgroup, network))
@@ -474,6 +475,19 @@ class Sandbox:
         with open(read_fd, "rb", buffering=0) as channel:
             return _result(running, wire.Reader(channel.fileno()))
 
+    @property
+    def network(self) -> networks.PrivateNetwork:
+        """A private network for all further runs with ``net="private"``, until the sandbox is closed.
+
+        ``client.network.join(server)`` connects two sandboxes.
+
+        Raises:
+            SetupError, BackendUnavailable: it cannot be made here.
+        """
+        if self._private is None:
+            self._private = networks.PrivateNetwork()
+        return self._private
+
     def _vary(self, words: Mapping[str, Any]) -> Policy:
         """The settled policy for a call; the same words give the same value, so that its plan is compiled once."""
         key = repr(sorted(words.items()))
@@ -487,6 +501,9 @@ class Sandbox:
         """End what still runs, last started first."""
         while self._running:
             self._running.pop().terminate()
+        private, self._private = self._private, None
+        if private is not None:
+            private.close()
 
     def __enter__(self) -> Sandbox:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
         return self

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ipaddress
+import itertools
 import os
 import struct
 import threading
@@ -240,6 +241,28 @@ def private_network(
     finally:
         with contextlib.suppress(SetupError):  # gone already when the namespace went first
             inside(host_netns_fd, lambda route: route.link("del", index=index_of(route, name)))
+
+
+def wire(a_netns_fd: int, b_netns_fd: int) -> Subnet:
+    """A veth between two namespaces, ``host`` addresses at ``a``, ``test`` addresses at ``b``; it dies with either.
+
+    Numbers are counted from the other half of the range, so that they never meet those of ``private_network``.
+    """
+    for _ in range(64):
+        number = (SUBNETS // 2 + os.getpid() * 61 + next(_wires)) % SUBNETS
+        subnet = Subnet(number)
+        ends = ((a_netns_fd, subnet.host), (b_netns_fd, subnet.test))
+        try:
+            veth(*(End(netns_fd=fd, name=f"iso{number:x}", addresses=addresses) for fd, addresses in ends))
+        except SetupError as error:
+            if error.errno != 17:  # EEXIST
+                raise
+        else:
+            return subnet
+    raise SetupError("interfaces", 17, detail="64 subnets in a row are taken")
+
+
+_wires = itertools.count()
 
 
 # -- programs at an interface --------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Owns: that grammar. Refuses: addresses, ports and precedence (rules.py).
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from typing import Any
 
 from pytest_isolate.errors import PolicyError
@@ -27,9 +26,8 @@ def policy_of(network: Network) -> NetworkPolicy:
     """
     if not network.ruled:
         return NetworkPolicy(default=Verdict.ALLOW)
-    policy = NetworkPolicy(default=_DEFAULTS[network.default], flows=True)
-    if network.errno is not None:
-        policy = replace(policy, errno=parse_errno(network.errno))
+    errno = parse_errno("EPERM" if network.errno is None else network.errno)
+    policy = NetworkPolicy(default=_DEFAULTS[network.default], flows=True, errno=errno)
     for verb, texts in (("allow", network.allow), ("deny", network.deny), ("log", network.log)):
         for text in texts:
             policy = add_written(policy, verb, text)
@@ -43,14 +41,17 @@ def add_written(policy: NetworkPolicy, verb: str, text: str) -> NetworkPolicy:
         PolicyError: names what of ``text`` has no meaning.
     """
     where, ports, protocols = _parts(text)
-    named: dict[str, Any] = {name: [ports] for name in protocols if name != "icmp"}
-    if "icmp" in protocols:
-        named["icmp"] = True
+    named: dict[str, Any] = {name: True if name == "icmp" else [ports] for name in protocols}
     if is_host_name(where):
         if verb != "allow":
             raise PolicyError(f"{verb} {text!r}", "a host name can only be allowed", "write its address")
+        if "icmp" in named:
+            raise PolicyError(
+                f"{verb} {text!r}", "a host name is allowed by ports", "leave /icmp out, or add its address"
+            )
         return policy.allow_host(where, **named)
-    return getattr(policy, verb)(where, **named)  # type: ignore[no-any-return]
+    changed: NetworkPolicy = getattr(policy, verb)(where, **named)
+    return changed
 
 
 def _parts(text: str) -> tuple[str, str, tuple[str, ...]]:

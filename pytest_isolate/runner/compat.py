@@ -179,11 +179,12 @@ def _bound(item: pytest.Item) -> Iterator[None]:
     if pytest.version_tuple >= (8, 2) or not isinstance(item, TestCaseFunction):
         yield
         return
-    item._testcase = item.parent.obj(item.name)  # type: ignore[attr-defined,union-attr]
+    held = vars(item)
+    held["_testcase"] = item.parent.obj(item.name)  # type: ignore[union-attr]
     try:
         yield
     finally:
-        item._testcase = None  # type: ignore[attr-defined]
+        held["_testcase"] = None
 
 
 @contextlib.contextmanager

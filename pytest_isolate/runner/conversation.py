@@ -20,7 +20,7 @@ from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
 from pytest_isolate.policy import Limits
-from pytest_isolate.runner import compat, crash, frames, reporter, verdict
+from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.sandbox import cpu_text, group_usage, hard_cpu_s, living, of_group
@@ -28,6 +28,7 @@ from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
+    from pytest_isolate.networks import SandboxNetwork
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
 _DUMP_S = 0.3
@@ -57,6 +58,7 @@ class TestProcess:
     group: Any = None
     cgroup: Cgroup | None = None
     limits: Limits = field(default_factory=Limits)
+    network: SandboxNetwork | None = None
 
     def send_run(self, place: int, following: int | None) -> None:
         wire.send(self.orders_fd, "run", {"item": place, "next": following})
@@ -136,6 +138,7 @@ class Conversation:
         self._before = worker.cgroup.usage(current=False) if worker.cgroup is not None and shared else None
         self._events = self._before.events if self._before is not None else None
         self._cause: tuple[str, str] | None = None
+        self._traffic = network.Window(worker.network, whole=worker.item is item)
         self.setup_s = 0.0
         self.verdict = Verdict()
 
@@ -252,6 +255,8 @@ class Conversation:
                 self._finish_pending = True
             case "timer":
                 self._set_timer(frames.read_timer(data))
+            case "network":
+                self._traffic.answer(data, self._worker.orders_fd)
             case "debugger":
                 self._debugging = True
             case "done":
@@ -281,6 +286,7 @@ class Conversation:
             verdict.mark(report, verdict.of_group(self._worker.cgroup, self._events))
         if hasattr(report, "isolate_cause"):
             self._cause = (report.isolate_cause, verdict.line_of(report))
+        self._traffic.tell(report)
         self.flush()
         if report.when == "teardown":
             self._held = report  # the parent's own teardown may have something to add
@@ -374,6 +380,7 @@ class Conversation:
         report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
         if ending.cause is not None:
             self._cause = (ending.cause.value, ending.text.partition("\n")[0])
+        self._traffic.tell(report)
         self.verdict.again = self._attempts.again(self._tries, report)
         self.flush()
         if when == "teardown":
@@ -419,6 +426,7 @@ class Conversation:
             *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
             *self._group_costs(),
             *zip(("isolate_cause", "isolate_detail"), self._cause or (), strict=False),
+            *self._traffic.properties(),
         ]
 
     def _group_costs(self) -> list[tuple[str, Any]]:

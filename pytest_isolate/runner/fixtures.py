@@ -1,4 +1,4 @@
-"""The fixtures: ``sandbox``, ``sandbox_session`` and ``sandbox_capabilities``.
+"""The fixtures: ``net_policy``, ``sandbox``, ``sandbox_session`` and ``sandbox_capabilities``.
 
 Owns: their life: what a test started is ended with it. Refuses: to import the sandbox before one is asked for.
 """
@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.probe import Feature
+    from pytest_isolate.runner.netpolicy import NetPolicy
     from pytest_isolate.sandbox import Sandbox
 
 
@@ -22,6 +23,16 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
     with Sandbox(name=request.node.name) as made:
         yield made
+
+
+@pytest.fixture
+def net_policy(request: pytest.FixtureRequest) -> Iterator[NetPolicy]:
+    """The running test's network policy: ``net_policy.allow("10.0.0.0/8", tcp=[80])``; see docs/how-to/network.md."""
+    from pytest_isolate.runner import netpolicy
+
+    policy = netpolicy.of(getattr(request.config.pluginmanager.get_plugin("isolate-runner"), "reporter", None))
+    yield policy
+    policy.reset()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from pytest_isolate.backend import Backend
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.groups import Groups
 from pytest_isolate.kernel.filesystem import for_tests
+from pytest_isolate.networks import Networks
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL
 from pytest_isolate.registry import choose
@@ -38,6 +39,7 @@ class Host:
             run_id=getattr(config, "workerinput", {}).get("workerid", "main"),
             account=resolver.accounts,
         )
+        self.networks = Networks(self.groups, front_end=resolver.bpf_front_end)
 
     def check(self, settings: Settings) -> str:
         """Find a backend; return why not, with --isolate-missing=skip, or an empty string.
@@ -51,6 +53,7 @@ class Host:
             return self._refused[id(settings)]
         try:
             settled = self._with_places(self._settled(settings))
+            self.networks.settle(settled)
             given = settings if settled is settings.policy else replace(settings, policy=settled)
             backend = choose(settled, settings.backends)
             if settings.mode == "fork":

@@ -44,7 +44,20 @@ OPTIONS = (
     Option(name="slow", metavar="SECONDS", default="60", help="say SLOW when a test has run this long"),
     Option(name="mem_limit", metavar="SIZE", word="memory", help="memory of one test's processes together, as 512M"),
     Option(name="cpu_limit", metavar="SECONDS", word="cpu_time", help="CPU seconds a process of a test may use"),
-    Option(name="net", metavar="MODE", word="net", help="network of a test: host, none, loopback, private, ..."),
+    Option(
+        name="net",
+        metavar="MODE",
+        word="net",
+        help="network of a test: host, none, loopback, private (a veth to the host), shared (the host's, counted), or "
+        "policy (the host's, denied but for isolate_net_allow and the marker netpolicy)",
+    ),
+    Option(
+        name="bpf",
+        metavar="HOW",
+        default="libbpf",
+        choices=("libbpf", "bcc"),
+        help="what loads the network policy's eBPF: the object made with the package (default), or bcc at run time",
+    ),
     Option(
         name="missing",
         metavar="HOW",
@@ -100,6 +113,11 @@ MARKER_HELP = (
     "its own, also without --isolate; the keywords change what is enforced. isolate(False) exempts it."
 )
 
+NETPOLICY_HELP = (
+    "netpolicy(allow=[...], deny=[...], log=[...], default='deny', errno=...): run this test isolated, and let it "
+    "open connections only as said: '203.0.113.7:443/tcp', '10.0.0.0/8', 'localhost', 'db.test:5432'."
+)
+
 
 def add_options(parser: pytest.Parser) -> None:
     """Add the command-line and ini forms of OPTIONS."""
@@ -110,6 +128,7 @@ def add_options(parser: pytest.Parser) -> None:
     for option in OPTIONS:
         group.addoption(option.flag, metavar=option.metavar, default=None, dest=option.dest, help=option.help)
         parser.addini(option.dest, option.help, default=None)
+    parser.addini("isolate_net_allow", "what every network policy allows, as WHERE:PORT/PROTOCOL", type="linelist")
     parser.addini("isolate_profiles", "profiles of your own, as NAME: BASE, WORD=VALUE, ...", type="linelist")
 
 
@@ -127,6 +146,11 @@ def is_asked_for(config: pytest.Config) -> bool:
     if config.getoption("no_isolate"):
         return False
     return bool(config.getoption("isolate") or os.environ.get("PYTEST_ISOLATE") or config.getini("isolate"))
+
+
+def asks_for_network(item: pytest.Item) -> bool:
+    """True for a test that is isolated because of its network policy."""
+    return item.get_closest_marker("netpolicy") is not None or "net_policy" in getattr(item, "fixturenames", ())
 
 
 def documented() -> Iterator[tuple[str, str, str, str]]:

@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_isolate.runner.fixtures import sandbox, sandbox_capabilities, sandbox_session
-from pytest_isolate.runner.options import MARKER_HELP, add_options, configured, is_asked_for
+from pytest_isolate.runner.fixtures import net_policy, sandbox, sandbox_capabilities, sandbox_session
+from pytest_isolate.runner.options import (
+    MARKER_HELP,
+    NETPOLICY_HELP,
+    add_options,
+    asks_for_network,
+    configured,
+    is_asked_for,
+)
 
 if TYPE_CHECKING:
     from pytest_isolate.runner.protocol import Isolation
     from pytest_isolate.runner.settings import Resolver
 
-__all__ = ["sandbox", "sandbox_capabilities", "sandbox_session"]  # pytest finds fixtures in the module it loads
+__all__ = [
+    "net_policy",
+    "sandbox",
+    "sandbox_capabilities",
+    "sandbox_session",
+]  # pytest finds fixtures in the module it loads
 
 _NAME = "isolate-runner"
 _resolver_key = pytest.StashKey[Any]()
@@ -49,6 +61,7 @@ def _refuse_namesake(pluginmanager: pytest.PytestPluginManager) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER_HELP)
+    config.addinivalue_line("markers", NETPOLICY_HELP)
     channel = os.environ.pop("PYTEST_ISOLATE_CHANNEL", None)
     if channel is not None:  # we are the new interpreter of one isolated test
         from pytest_isolate.runner.fresh import Fresh
@@ -100,7 +113,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Check every item's settings before the first test runs: a typing error is not found an hour later."""
     if config.stash.get(_inside_key, False):
         return
-    if not is_asked_for(config) and not any(item.get_closest_marker("isolate") for item in items):
+    if not is_asked_for(config) and not any(
+        item.get_closest_marker("isolate") or asks_for_network(item) for item in items
+    ):
         return
     resolver = _resolver(config)
     for item in items:

@@ -59,6 +59,7 @@ class Isolation(reporter.Listener):
         given = self.host.admitted(default)
         line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backend(given).name}"
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
+        line += f", eBPF by {self.host.networks.front_end}" if self.host.networks.opened else ""
         return [line + scope, *self.given_up()]
 
     def given_up(self) -> list[str]:
@@ -104,6 +105,7 @@ class Isolation(reporter.Listener):
         if self.reporter is None:
             self._retire()
             self._workers.close()
+            self.host.networks.close()
             self.host.groups.close()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:

@@ -17,7 +17,8 @@ from pytest_isolate import units
 from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.policy import Policy, unknown
 from pytest_isolate.profile import WORDS, parse_profiles, truth, vary
-from pytest_isolate.runner.options import OPTIONS, configured
+from pytest_isolate.runner import network
+from pytest_isolate.runner.options import OPTIONS, asks_for_network, configured
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 #: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
@@ -48,6 +49,7 @@ class Resolver:
         self._off = bool(config.getoption("no_isolate"))
         self._words = {option.name: configured(config, option.name) for option in OPTIONS}
         self._profiles = _usage(lambda: parse_profiles(config.getini("isolate_profiles") or ()))
+        self._always = tuple(config.getini("isolate_net_allow") or ())
         self._all = not self._off and _all_isolated(config)
         self._cache: dict[tuple[int, ...], Settings] = {}
         self._kept: list[pytest.Mark] = []
@@ -63,6 +65,10 @@ class Resolver:
         return any(self._words[name] is not None for name in ("durations", "record"))
 
     @property
+    def bpf_front_end(self) -> str:
+        return str(self._words["bpf"])
+
+    @property
     def isolates_all(self) -> bool:
         return self._all
 
@@ -73,16 +79,23 @@ class Resolver:
             pytest.UsageError: a keyword or value of its marker has no meaning.
         """
         marks = tuple(item.iter_markers(name="isolate"))
-        if not marks or self._off:
+        networked = asks_for_network(item)
+        if not (marks or networked) or self._off:
             return self.default
-        key = tuple(id(mark) for mark in marks)
+        rules = tuple(item.iter_markers(name="netpolicy"))
+        adjustable = "net_policy" in getattr(item, "fixturenames", ())
+        key = (adjustable, *(id(mark) for mark in (*marks, *rules)))
         if key not in self._cache:
-            self._kept.extend(marks)  # ids stay unique as long as the marks live
-            enabled, words = _marker_words(item, marks)
-            self._cache[key] = self._settings(enabled, words, f"marker isolate of {item.nodeid}")
+            self._kept.extend((*marks, *rules))  # ids stay unique as long as the marks live
+            enabled, words = _marker_words(item, marks) if marks else (self._all or networked, {})
+            where = f"markers of {item.nodeid}" if rules else f"marker isolate of {item.nodeid}"
+            asked = network.Asked(rules, adjustable, item.nodeid) if networked else None
+            self._cache[key] = self._settings(enabled, words, where, asked)
         return self._cache[key]
 
-    def _settings(self, enabled: bool, marker: Mapping[str, Any], where: str) -> Settings:
+    def _settings(
+        self, enabled: bool, marker: Mapping[str, Any], where: str, asked: network.Asked | None = None
+    ) -> Settings:
         values = {**self._words, **{name: value for name, value in marker.items() if name in _BY_NAME}}
         for option in OPTIONS:
             if option.choices and values[option.name] not in option.choices:
@@ -93,6 +106,10 @@ class Resolver:
         words |= {name: value for name, value in marker.items() if name in WORDS}
         try:
             policy = vary(self._profiles[values["profile"]], **words)
+            if asked is not None:
+                asked.check(exempt=not enabled, mode=values["mode"])
+                policy = asked.add_to(policy)
+            policy = network.with_always_allowed(policy, self._always)
             slow_s = units.duration_s(values["slow"], what="--isolate-slow")
         except IsolateError as error:
             raise _usage_error(where, error) from error

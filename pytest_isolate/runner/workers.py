@@ -23,6 +23,7 @@ from pytest_isolate.sandbox import joined, living, no_room_said
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.networks import SandboxNetwork
 
 #: More bodies than this are not left lying: the next test waits for the oldest.
 _MAX_BODIES = 4
@@ -34,15 +35,15 @@ class Reaper:
     """Processes that have said their last word: their ends are collected while the next test already runs."""
 
     def __init__(self) -> None:
-        self._bodies: list[tuple[Process, Cgroup | None]] = []
+        self._bodies: list[tuple[Process, Cgroup | None, SandboxNetwork | None]] = []
 
-    def add(self, process: Process, cgroup: Cgroup | None) -> None:
-        self._bodies.append((process, cgroup))
+    def add(self, worker: TestProcess) -> None:
+        self._bodies.append((worker.process, worker.cgroup, worker.network))
         self.collect(keep=_MAX_BODIES)
 
     def forget(self) -> None:
         """In a child: close the copies of the parent's descriptors."""
-        for process, _ in self._bodies:
+        for process, _, _ in self._bodies:
             process.close()
         self._bodies.clear()
 
@@ -53,10 +54,12 @@ class Reaper:
             _collected(*self._bodies.pop(0), block=True)
 
 
-def _collected(process: Process, cgroup: Cgroup | None, *, block: bool) -> bool:
+def _collected(process: Process, cgroup: Cgroup | None, network: SandboxNetwork | None, *, block: bool) -> bool:
     done = process.reap(block)
     if done:
         process.close()
+        if network is not None:
+            network.close()
         if cgroup is not None:
             cgroup.close(later=True)
     return done
@@ -108,12 +111,15 @@ class Workers:
         worker.limits = settings.policy.limits
         try:
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
+            worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
             with no_room_said(settings.policy.limits):
-                process = self._host.backend(settings).fork(settings.policy, joined(worker.cgroup))
+                process = self._host.backend(settings).fork(settings.policy, joined(worker.cgroup, worker.network))
             if process is None:
                 self._forget(worker)
                 self._serve(item, following, link)
         except BaseException:
+            if worker.network is not None:
+                worker.network.close()
             if worker.cgroup is not None:
                 worker.cgroup.close()
             worker.close()
@@ -142,16 +148,19 @@ class Workers:
             for fd in (channel_fd, trace_fd):
                 os.set_inheritable(fd, True)
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
+            worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
             worker.process = self._host.backend(settings).spawn(
                 settings.policy,
                 fresh.command(item),
                 env=fresh.environment(channel_fd, trace_fd),
                 cwd=str(item.config.invocation_params.dir),
-                joined=joined(worker.cgroup),
+                joined=joined(worker.cgroup, worker.network),
                 stdout_fd=outputs.out_fd,
                 stderr_fd=outputs.err_fd,
             )
         except BaseException:
+            if worker.network is not None:
+                worker.network.close()
             if worker.cgroup is not None:
                 worker.cgroup.close()
             worker.close()
@@ -170,6 +179,7 @@ class Workers:
             sibling.process.close()
             sibling.close()
         self._reaper.forget()
+        self._host.networks.leave_in_child()
 
     def bury(self, worker: TestProcess, verdict: Verdict) -> None:
         """It has said its last word: find what it leaves behind, unless it saw that it was alone."""
@@ -186,7 +196,7 @@ class Workers:
             process.reap(block=True)  # a port that a leaked server held is free before the next test asks for it
         if worker.cgroup is not None:
             verdict.counted = worker.cgroup.usage(current=False)
-        self._reaper.add(process, worker.cgroup)
+        self._reaper.add(worker)
 
     def close(self) -> None:
         """End what still lives and collect every body."""

@@ -1,0 +1,177 @@
+"""Child side of ``net_policy``: the test's words go to the parent, which alone holds the maps, and take effect at once.
+
+Owns: NetPolicy. Refuses: descriptors of eBPF maps: with one, a test could change the policy of every other, and numbers
+given out here would be given out there once more.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pytest_isolate import errors, wire
+from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
+
+if TYPE_CHECKING:
+    from pytest_isolate.network import Event, FlowRecord, Stats
+    from pytest_isolate.network.rules import Destination, Ports
+    from pytest_isolate.runner.reporter import Reporter
+
+
+class NetPolicy:
+    """What the running test may do on the network. Everything is denied but what the marker and the test itself allow.
+
+    Each call holds at once, for open connections too, and for every process the test has started.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._reader = wire.Reader(reporter.link.command_fd)
+
+    def allow(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> None:
+        """Allow opening to an address, a CIDR, ``"localhost"`` or ``"*"``; all protocols when none is named.
+
+        Raises:
+            PolicyError: no such address, or more rules than the kernel's maps hold.
+        """
+        self._ask("allow", str(where), tcp=_ports(tcp), udp=_ports(udp), icmp=icmp)
+
+    def deny(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> None:
+        """Deny opening to ``where``; the longest prefix wins, then deny."""
+        self._ask("deny", str(where), tcp=_ports(tcp), udp=_ports(udp), icmp=icmp)
+
+    def log(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> None:
+        """Allow, and have an event of each flow."""
+        self._ask("log", str(where), tcp=_ports(tcp), udp=_ports(udp), icmp=icmp)
+
+    def allow_inbound(self, peers: Destination = "*", *, tcp: Ports = None, udp: Ports = None) -> None:
+        """Let peers open to these ports of the test, after ``inbound = "deny"``."""
+        self._ask("allow_inbound", str(peers), tcp=_ports(tcp), udp=_ports(udp))
+
+    def deny_inbound(self, peers: Destination = "*", *, tcp: Ports = None, udp: Ports = None) -> None:
+        """Keep peers from these ports of the test."""
+        self._ask("deny_inbound", str(peers), tcp=_ports(tcp), udp=_ports(udp))
+
+    def allow_bind(self, address: Destination = "*", *, tcp: Ports = None, udp: Ports = None) -> None:
+        """Let the test bind these ports, after ``bind = "deny"``."""
+        self._ask("allow_bind", str(address), tcp=_ports(tcp), udp=_ports(udp))
+
+    def deny_bind(self, address: Destination = "*", *, tcp: Ports = None, udp: Ports = None) -> None:
+        """Keep the test from binding these ports."""
+        self._ask("deny_bind", str(address), tcp=_ports(tcp), udp=_ports(udp))
+
+    def allow_host(self, name: str, *, tcp: Ports = None, udp: Ports = None) -> None:
+        """Allow a host by name. From then on a resolver of the fixture answers the test's DNS, and no other."""
+        self._ask("allow_host", name, tcp=_ports(tcp), udp=_ports(udp))
+
+    def redirect(self, what: str, *, to: tuple[str, int] | str) -> None:
+        """Send what goes to ``address:port`` or ``name:port`` to ``to``; the test sees the address it asked for."""
+        self._ask("redirect", what, to=to)
+
+    def limit(
+        self,
+        *,
+        pps: int | None = None,
+        bytes: int | None = None,  # noqa: A002 - the user's word
+        connections: int | None = None,
+    ) -> None:
+        """Bound packets per second, L3 bytes in all, or connections."""
+        self._ask("limit", pps=pps, bytes=bytes, connections=connections)
+
+    def reset(self) -> None:
+        """Back to what options and markers say."""
+        self._ask("reset")
+
+    def _setter(name: str, text: str) -> Any:  # type: ignore[misc]  # noqa: N805
+        def write(self: NetPolicy, value: Any) -> None:
+            self._ask("set", name, value)
+
+        return property(None, write, doc=text)
+
+    default = _setter("default", "``deny`` (so at the start) or ``allow``: for what no rule speaks of.")
+    inbound = _setter("inbound", "``allow`` or ``deny``: for what peers open.")
+    bind = _setter("bind", "``allow`` or ``deny``: for bind(2) to a port of one's choice.")
+    errno = _setter("errno", "What a denied call answers: a number, or a name such as ``ECONNREFUSED``.")
+    raw = _setter("raw", "True: raw sockets may be made.")
+
+    @property
+    def stats(self) -> Stats:
+        """Exact counts since the test began."""
+        from pytest_isolate.network import Stats
+
+        return Stats(**self._ask("stats"))
+
+    def events(self) -> list[Event]:
+        """Every refused and logged flow so far, oldest first: pid, comm, destination, rule."""
+        return [_event(row) for row in self._ask("events")]
+
+    @property
+    def denied(self) -> list[Event]:
+        """Refused flows so far: ``assert net_policy.denied == []``."""
+        return [event for event in self.events() if event.verdict.name == "DENY"]
+
+    def flows(self) -> list[FlowRecord]:
+        """Conversations so far, with packets and bytes of each."""
+        return [_flow(row) for row in self._ask("flows")]
+
+    def _ask(self, call: str, *args: Any, **words: Any) -> Any:
+        if os.getpid() != self._owner:
+            raise PolicyError("net_policy", "this is another process than the test's", "use it in the test itself")
+        words = {name: value for name, value in words.items() if value is not None}
+        with self._lock:
+            self._reporter.send("network", {"call": call, "args": list(args), "words": words})
+            answer = self._answer()
+        if "error" in answer:
+            raise _error(*answer["error"])
+        return answer["value"]
+
+    def _answer(self) -> dict[str, Any]:
+        while not self._reader.eof:
+            for kind, data in self._reader.frames():
+                if kind == "network":
+                    return dict(data)
+        raise BackendUnavailable("net_policy", "pytest's process is gone", "")
+
+
+def of(reporter: Reporter | None) -> NetPolicy:
+    """The fixture's value, in the test's own process.
+
+    Raises:
+        PolicyError: the test is not isolated, so nothing can be enforced for it alone.
+    """
+    if reporter is None or reporter.link.command_fd < 0:
+        raise PolicyError("net_policy", "the test is not isolated in a fork", "drop --no-isolate and mode=fresh")
+    return NetPolicy(reporter)
+
+
+def _ports(ports: Ports) -> Any:
+    """Numbers and texts, as the wire can hold them."""
+    return list(ports) if isinstance(ports, Iterable) and not isinstance(ports, str) else ports
+
+
+def _error(kind: str, what: str, why: str, remedy: str) -> IsolateError:
+    found = getattr(errors, kind, IsolateError)
+    if found is errors.SetupError:
+        found = IsolateError
+    error: IsolateError = found(what, why, remedy)
+    return error
+
+
+def _event(row: dict[str, Any]) -> Event:
+    from pytest_isolate.kernel.bpf.layout import Reason
+    from pytest_isolate.network import Event, Verdict
+
+    address = ipaddress.ip_address(row.pop("address"))
+    return Event(address=address, verdict=Verdict(row.pop("verdict")), reason=Reason(row.pop("reason")), **row)
+
+
+def _flow(row: dict[str, Any]) -> FlowRecord:
+    from pytest_isolate.network import FlowRecord, Verdict
+
+    peer, local = (ipaddress.ip_address(row.pop(name)) for name in ("peer", "local"))
+    return FlowRecord(peer=peer, local=local, verdict=Verdict(row.pop("verdict")), **row)

@@ -1,0 +1,472 @@
+"""Network policies as users meet them: fixture, marker, options, reports. Traffic on loopback and in own namespaces only.
+
+Each denial has its positive control: the same code, allowed, reaches the same server.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import textwrap
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_isolate import Cause, PolicyError, Sandbox
+from pytest_isolate.errors import IsolateError
+from pytest_isolate.groups import Groups
+from pytest_isolate.networks import Networks
+from pytest_isolate.policy import Network
+from tests.conftest import require
+
+from .conftest import Run
+
+DIAL = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5).close()"
+HEAD = """
+import socket, subprocess, sys, time
+import pytest
+
+PORT = {port}
+
+def dial(port=PORT, host="127.0.0.1"):
+    socket.create_connection((host, port), 5).close()
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _policies() -> None:
+    """Everything here needs the policy engine; say so once, by the real sequence."""
+    groups = Groups(run_id="probe")
+    networks = Networks(groups)
+    try:
+        networks.engine()
+    except IsolateError as error:
+        require("bpf", False, str(error))
+    finally:
+        networks.close()
+        groups.close()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A server on this host's loopback that lets everybody connect."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def tests(pytester: pytest.Pytester, port: int) -> Callable[[str], None]:
+    """``tests(body)`` writes a module whose ``dial()`` reaches the server, where it is allowed."""
+
+    def write(body: str) -> None:
+        pytester.makepyfile(test_it=HEAD.format(port=port) + textwrap.dedent(body))
+
+    return write
+
+
+# -- the marker --------------------------------------------------------------------------------------------------------
+
+
+def test_the_marker_denies_what_it_does_not_allow_and_the_failure_says_so(
+    plain: Run, tests: Callable[[str], None]
+) -> None:
+    tests(
+        """
+        def test_control(): dial()
+        @pytest.mark.netpolicy(allow=[f"127.0.0.1:{PORT}/tcp"])
+        def test_allowed(): dial()
+        @pytest.mark.netpolicy(allow=["203.0.113.0/24"])
+        def test_denied(): dial()
+        """
+    )
+    result = plain("-rA")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines([r"test_it.py \.\.D.*"])
+    result.stdout.re_match_lines(
+        [
+            r".*PermissionError.*",
+            r"-+ Network -+",
+            r"out 0 packets.*1 refused",
+            r"NETDENIED 127\.0\.0\.1:\d+/tcp by \S+ pid \d+ \(rule: default deny; allow with allow\(\"127.0.0.1\", tcp=\[\d+\]\)\)",
+        ]
+    )
+    result.stdout.re_match_lines(
+        [r"-+ Network -+", r"out \d+ packets, .*1 connections opened, 0 accepted; 0 refused", "contacted 127.*"]
+    )
+    result.stdout.fnmatch_lines(["NETDENIED test_it.py::test_denied*"])
+
+
+def test_every_process_the_test_starts_obeys(plain: Run, tests: Callable[[str], None]) -> None:
+    tests(
+        f"""
+        CODE = {DIAL!r}
+        @pytest.mark.netpolicy(allow=["localhost"])
+        def test_control(): subprocess.run([sys.executable, "-c", CODE, str(PORT)], check=True)
+        @pytest.mark.netpolicy()
+        def test_denied(): subprocess.run(["setsid", "sh", "-c", f'"{{sys.executable}}" -c "$0" {{PORT}}', CODE], check=True)
+        """
+    )
+    result = plain()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.re_match_lines([r"NETDENIED 127\.0\.0\.1:\d+/tcp by python\S* pid \d+ .*"])
+
+
+def test_a_denied_connection_is_answered_in_a_millisecond_with_the_errno_asked_for(
+    plain: Run, tests: Callable[[str], None]
+) -> None:
+    tests(
+        """
+        @pytest.mark.netpolicy(errno="ECONNREFUSED")
+        def test_it():
+            spent = []
+            for _ in range(50):
+                with socket.socket() as client:
+                    began = time.perf_counter()
+                    with pytest.raises(ConnectionRefusedError):
+                        client.connect(("203.0.113.7", 443))
+                    spent.append(time.perf_counter() - began)
+            assert sorted(spent)[len(spent) // 2] < 0.001, spent
+        """
+    )
+    plain().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("marker", "line"),
+    [
+        ("allow=['10.0.0.1/8']", "*10.0.0.1/8*host bits*10.0.0.0/8*"),
+        ("allow=['127.0.0.1:http']", "*not a port*"),
+        ("allow=['127.0.0.1:70000']", "*out of range*"),
+        ("deny=['db.test']", "*host name can only be allowed*"),
+        ("alow=['127.0.0.1']", "*alow*allow*"),
+        ("errno='EWRONG'", "*EWRONG*unknown*"),
+        ("default='perhaps'", "*perhaps*"),
+        ("allow=[80]", "*not a list of texts*"),
+    ],
+)
+def test_a_rule_without_meaning_is_found_before_the_first_test_runs(
+    plain: Run, tests: Callable[[str], None], marker: str, line: str
+) -> None:
+    tests(f"@pytest.mark.netpolicy({marker})\ndef test_it(): pass")
+    result = plain()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([line])
+
+
+def test_a_policy_and_an_exemption_from_isolation_contradict_each_other(
+    plain: Run, tests: Callable[[str], None]
+) -> None:
+    tests("@pytest.mark.isolate(False)\n@pytest.mark.netpolicy()\ndef test_it(): pass")
+    result = plain()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*netpolicy*isolate(False)*"])
+
+
+# -- the fixture -------------------------------------------------------------------------------------------------------
+
+
+def test_the_fixture_changes_the_running_test_s_policy_at_once(plain: Run, tests: Callable[[str], None]) -> None:
+    tests(
+        """
+        def test_it(net_policy):
+            with pytest.raises(PermissionError):
+                dial()
+            assert [e.port for e in net_policy.denied] == [PORT]
+            assert net_policy.denied[0].comm
+            net_policy.allow("127.0.0.1", tcp=[PORT])
+            dial()
+            assert net_policy.stats.connections_out == 1
+            assert net_policy.stats.denied == 1
+            open_one = socket.create_connection(("127.0.0.1", PORT))
+            net_policy.deny("127.0.0.1", tcp=PORT)
+            before = net_policy.stats
+            open_one.send(b"x")  # TCP takes the byte, and its packet is dropped
+            after = net_policy.stats
+            assert after.packets_out == before.packets_out and after.denied > before.denied
+            with pytest.raises(PermissionError):
+                dial()
+            net_policy.errno = "ECONNREFUSED"
+            with pytest.raises(ConnectionRefusedError):
+                dial()
+            net_policy.reset()
+            net_policy.default = "allow"
+            dial()
+            assert any(f.peer_port == PORT for f in net_policy.flows())
+            with pytest.raises(ValueError, match="host bits"):
+                net_policy.allow("10.0.0.1/8")
+        """
+    )
+    plain().assert_outcomes(passed=1)
+
+
+def test_redirect_log_limit_and_host_names(plain: Run, tests: Callable[[str], None]) -> None:
+    tests(
+        """
+        def test_redirect(net_policy):
+            net_policy.redirect("203.0.113.7:443", to=("127.0.0.1", PORT))
+            with socket.create_connection(("203.0.113.7", 443), 5) as client:
+                assert client.getpeername() == ("203.0.113.7", 443)
+        def test_redirect_of_a_name(net_policy):
+            net_policy.redirect("api.example.com:443", to=("127.0.0.1", PORT))
+            dial(443, "api.example.com")
+        def test_host(net_policy):
+            net_policy.allow_host("localhost.", tcp=[PORT])
+            found = socket.getaddrinfo("localhost", PORT, socket.AF_INET, socket.SOCK_STREAM)
+            assert found
+            with pytest.raises(socket.gaierror):
+                socket.getaddrinfo("other.test", 80)
+            assert net_policy.denied == []
+        def test_log(net_policy):
+            net_policy.log("127.0.0.0/8")
+            dial()
+            [event] = net_policy.events()
+            assert event.verdict.name == "LOG" and event.destination == f"127.0.0.1:{PORT}/tcp"
+        def test_limit(net_policy):
+            net_policy.allow("localhost")
+            net_policy.limit(connections=2)
+            dial(), dial()
+            with pytest.raises(PermissionError):
+                dial()
+            assert "limit of connections" in net_policy.denied[0].rule
+        """
+    )
+    result = plain()
+    result.assert_outcomes(passed=5)
+
+
+def test_what_a_test_changes_is_not_the_next_one_s(isolated: Run, tests: Callable[[str], None]) -> None:
+    tests(
+        """
+        @pytest.mark.isolate(scope="module")
+        class TestGroup:
+            def test_one(self, net_policy):
+                net_policy.allow("localhost")
+                dial()
+            def test_two(self, net_policy):
+                assert net_policy.events() == [] and net_policy.stats.connections_out == 0
+                with pytest.raises(PermissionError):
+                    dial()
+                assert len(net_policy.denied) == 1
+        """
+    )
+    isolated().assert_outcomes(passed=2)
+
+
+def test_without_isolation_the_fixture_is_an_error_and_not_a_promise(plain: Run, tests: Callable[[str], None]) -> None:
+    tests("def test_it(net_policy): pass")
+    result = plain("--no-isolate")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*net_policy: the test is not isolated*"])
+
+
+def test_a_test_without_the_fixture_cannot_change_its_policy(plain: Run, tests: Callable[[str], None]) -> None:
+    tests(
+        """
+        from pytest_isolate.runner import netpolicy
+        @pytest.mark.netpolicy()
+        def test_it(request):
+            policy = netpolicy.of(request.config.pluginmanager.get_plugin("isolate-runner").reporter)
+            with pytest.raises(RuntimeError, match="no network policy of the test's own"):
+                policy.allow("localhost")
+            with pytest.raises(PermissionError):
+                dial()
+        """
+    )
+    plain().assert_outcomes(passed=1)
+
+
+def test_a_test_holds_no_descriptor_of_a_map_a_program_or_a_link(plain: Run, tests: Callable[[str], None]) -> None:
+    tests(
+        """
+        import os
+        def test_it(net_policy):
+            net_policy.allow("localhost")
+            found = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2 and os.path.lexists(f"/proc/self/fd/{fd}")]
+            assert found and not [name for name in found if "bpf" in name], found
+        """
+    )
+    plain().assert_outcomes(passed=1)
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+def test_policy_for_all_tests_denies_but_for_what_the_ini_file_allows(
+    isolated: Run, pytester: pytest.Pytester, tests: Callable[[str], None], port: int
+) -> None:
+    tests(
+        """
+        def test_allowed(): dial()
+        def test_denied(): dial(9)
+        """
+    )
+    pytester.makeini(f"[pytest]\nisolate_net_allow =\n    127.0.0.1:{port}/tcp\n")
+    result = isolated("--isolate-net=policy")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["isolate: *network policy*eBPF by libbpf*", "NETDENIED 127.0.0.1:9/tcp by *"])
+
+
+def test_shared_counts_and_refuses_nothing(
+    isolated: Run, pytester: pytest.Pytester, tests: Callable[[str], None]
+) -> None:
+    tests("def test_it(): dial(); dial()")
+    isolated("--isolate-net=shared", "--junitxml=found.xml").assert_outcomes(passed=1)
+    found = junit(pytester.path / "found.xml")
+    assert found["isolate_net_connections_out"] == "2"
+    assert int(found["isolate_net_l3_bytes_out"]) > 0
+    assert found["isolate_net_denied"] == "0"
+
+
+def test_private_reaches_the_host_s_end_and_nothing_else(isolated: Run, tests: Callable[[str], None]) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        tests(
+            f"""
+            def gateway():
+                text = subprocess.run(["ip", "route", "show", "default"], capture_output=True, text=True, check=True).stdout
+                return text.split()[2]
+            def test_control(): dial({server.getsockname()[1]}, gateway())
+            def test_host_s_loopback(): dial()
+            """
+        )
+        result = isolated("--isolate-net=private", "-rA")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.re_match_lines([r"private network: 100\.\d+\.\d+\.\d+/30, .*; host 100\..*"])
+    assert not [name for _, name in socket.if_nameindex() if name.startswith("iso")]
+
+
+def test_junit_says_what_was_refused(
+    plain: Run, pytester: pytest.Pytester, tests: Callable[[str], None], port: int
+) -> None:
+    tests("@pytest.mark.netpolicy()\ndef test_it(): dial()")
+    plain("--junitxml=found.xml")
+    found = junit(pytester.path / "found.xml")
+    assert found["isolate_net_denied"] == "1"
+    assert f"NETDENIED 127.0.0.1:{port}/tcp" in found["isolate_net_refused"]
+
+
+def junit(path: Path) -> dict[str, str]:
+    return {e.attrib["name"]: e.attrib["value"] for e in ElementTree.parse(path).iter("property")}
+
+
+def test_without_a_cgroup_v2_rules_are_an_error_and_counts_are_not_zero(
+    isolated: Run, tests: Callable[[str], None]
+) -> None:
+    tests("def test_it(): pass")
+    result = isolated("--isolate-cgroup=none", "--isolate-net=policy")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*network policy: *cgroup*"])
+    result = isolated("--isolate-cgroup=none", "--isolate-net=private", "-rA")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["counts: not available: *cgroup*"])
+
+
+# -- at once, and after a kill -----------------------------------------------------------------------------------------
+
+
+def test_two_workers_with_opposite_policies_never_see_each_other_s_counts(
+    plain: Run, tests: Callable[[str], None], need: Callable[[str, str], None]
+) -> None:
+    need("xdist", "xdist")
+    tests(
+        """
+        PACKETS = 20_000
+        def blast(net_policy):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                receiver.bind(("127.0.0.1", 0))
+                refused = 0
+                for _ in range(PACKETS):
+                    try:
+                        sender.sendto(b"x" * 100, receiver.getsockname())
+                    except PermissionError:
+                        refused += 1
+                return refused
+        @pytest.mark.xdist_group("one")
+        def test_allowed(net_policy):
+            net_policy.allow("127.0.0.1")
+            assert blast(net_policy) == 0
+            stats = net_policy.stats
+            assert (stats.packets_out, stats.l3_bytes_out, stats.denied) == (PACKETS, PACKETS * 128, 0)
+        @pytest.mark.xdist_group("two")
+        def test_denied(net_policy):
+            assert blast(net_policy) == PACKETS
+            stats = net_policy.stats
+            assert (stats.packets_out, stats.packets_in, stats.denied) == (0, 0, PACKETS)
+        """
+    )
+    plain("-p", "xdist", "-n", "2", "--dist", "loadgroup").assert_outcomes(passed=2)
+
+
+def test_kill_9_leaves_no_program_interface_or_group_at_the_next_start(
+    pytester: pytest.Pytester, plain: Run, tests: Callable[[str], None]
+) -> None:
+    tests(
+        """
+        import os, pathlib, signal
+        @pytest.mark.isolate(net="private")
+        @pytest.mark.netpolicy()
+        def test_killed():
+            if not pathlib.Path("killed").exists():
+                pathlib.Path("killed").touch()
+                os.kill(int(os.environ["OUTER"]), signal.SIGKILL)
+                time.sleep(60)
+        def test_next(net_policy): net_policy.allow("localhost"); dial()
+        """
+    )
+    code = "import os, sys, pytest; os.environ['OUTER'] = str(os.getpid()); sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "-p", "pytest_isolate.runner.plugin", "--isolate-profile=minimal"]
+    done = subprocess.run(command, cwd=pytester.path, capture_output=True, timeout=60)
+    assert done.returncode == -9, done.stdout.decode()
+    plain().assert_outcomes(passed=2)
+    assert not [name for _, name in socket.if_nameindex() if name.startswith("iso")]
+
+
+# -- sandbox.run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_program_s_outcome_has_its_traffic_and_its_refusals(port: int) -> None:
+    with Sandbox() as sandbox:
+        argv = [sys.executable, "-c", DIAL, str(port)]
+        allowed = sandbox.run(argv, net="policy", net_allow=[f"127.0.0.1:{port}/tcp"])
+        denied = sandbox.run(argv, net="policy")
+        plain = sandbox.run(argv)
+    assert allowed.ok
+    assert allowed.traffic is not None
+    assert (allowed.traffic.connections_out, allowed.traffic.denied) == (1, 0)
+    assert allowed.traffic.contacted == (f"127.0.0.1:{port}/tcp",)
+    assert denied.returncode == 1
+    assert denied.causes == (Cause.NETDENIED,)
+    assert denied.detail[0].startswith(f"NETDENIED 127.0.0.1:{port}/tcp by python")
+    assert plain.traffic is None
+
+
+def test_client_and_server_in_two_sandboxes_on_one_private_network() -> None:
+    serve = "import socket; s = socket.create_server(('0.0.0.0', 7000)); print('up', flush=True)\nwhile True: s.accept()[0].send(b'hi')"
+    ask = "import socket, sys; print(socket.create_connection((sys.argv[1], 7000), 5).recv(2))"
+    with Sandbox(name="server") as server, Sandbox(name="client") as client, Sandbox(name="stranger") as stranger:
+        _, theirs = client.network.join(server)
+        running = server.spawn([sys.executable, "-c", serve], net="private")
+        running.wait_for_line("up")
+        found = client.run([sys.executable, "-c", ask, theirs], net="private")
+        assert (found.stdout, found.returncode) == ("b'hi'\n", 0), found.stderr
+        refused = client.run([sys.executable, "-c", ask, theirs], net="private", net_allow=["192.0.2.1"])
+        assert refused.causes == (Cause.NETDENIED,)
+        assert not stranger.run([sys.executable, "-c", ask, theirs], net="private").ok
+
+
+def test_sandboxes_at_once_have_networks_of_their_own() -> None:
+    with Sandbox() as sandbox:
+        running = [sandbox.spawn(["sleep", "60"], net="private") for _ in range(5)]
+        subnets = {r.network.subnet for r in running if r.network is not None}
+        assert len(subnets) == 5
+    assert not [name for _, name in socket.if_nameindex() if name.startswith("iso")]
+
+
+@pytest.mark.parametrize("text", ["", "[2001:db8::]/32:443", "127.0.0.1:80/icmp", "10.0.0.1/8", ":80"])
+def test_a_rule_without_meaning_is_a_policy_error(text: str) -> None:
+    from pytest_isolate.networks import policy_of
+
+    with pytest.raises(PolicyError):
+        policy_of(Network(mode="policy", allow=(text,)))
