@@ -179,11 +179,12 @@ def _bound(item: pytest.Item) -> Iterator[None]:
     if pytest.version_tuple >= (8, 2) or not isinstance(item, TestCaseFunction):
         yield
         return
-    item._testcase = item.parent.obj(item.name)  # type: ignore[attr-defined,union-attr]
+    old: Any = item
+    old._testcase = old.parent.obj(item.name)
     try:
         yield
     finally:
-        item._testcase = None  # type: ignore[attr-defined]
+        old._testcase = None
 
 
 @contextlib.contextmanager
