@@ -84,6 +84,10 @@ def forget_finalizers(session: pytest.Session) -> None:
     stack = session._setupstate.stack
     for node, (_, exception) in list(stack.items()):
         stack[node] = ([], exception)
+    if hasattr(pytest.FixtureRequest, "_schedule_finalizers"):  # to pytest 8.0: whoever asks for a fixture tears it down
+        for definitions in session._fixturemanager._arg2fixturedefs.values():
+            for definition in definitions:
+                definition._finalizers.clear()
 
 
 def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:
