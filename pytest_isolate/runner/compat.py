@@ -84,6 +84,10 @@ def forget_finalizers(session: pytest.Session) -> None:
     stack = session._setupstate.stack
     for node, (_, exception) in list(stack.items()):
         stack[node] = ([], exception)
+    if hasattr(pytest.FixtureRequest, "_schedule_finalizers"):  # to pytest 8.0: whoever asks for a fixture tears it down
+        for definitions in session._fixturemanager._arg2fixturedefs.values():
+            for definition in definitions:
+                definition._finalizers.clear()
 
 
 def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:
@@ -179,12 +183,21 @@ def _bound(item: pytest.Item) -> Iterator[None]:
     if pytest.version_tuple >= (8, 2) or not isinstance(item, TestCaseFunction):
         yield
         return
+<<<<<<< HEAD
     held = vars(item)
     held["_testcase"] = item.parent.obj(item.name)  # type: ignore[union-attr]
     try:
         yield
     finally:
         held["_testcase"] = None
+=======
+    old: Any = item
+    old._testcase = old.parent.obj(item.name)
+    try:
+        yield
+    finally:
+        old._testcase = None
+>>>>>>> traps
 
 
 @contextlib.contextmanager

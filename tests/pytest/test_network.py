@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -348,7 +348,7 @@ def test_junit_says_what_was_refused(
 
 
 def junit(path: Path) -> dict[str, str]:
-    return {e.attrib["name"]: e.attrib["value"] for e in ElementTree.parse(path).iter("property")}
+    return {e.attrib["name"]: e.attrib["value"] for e in ET.parse(path).iter("property")}
 
 
 def test_without_a_cgroup_v2_rules_are_an_error_and_counts_are_not_zero(
