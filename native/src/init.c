@@ -219,15 +219,6 @@ static void kill_children(void)
 	raw1(__NR_close, fd);
 }
 
-/* Who forks without end must not be faster. Nice values count within a session only (sched(7)); a plain user gets neither. */
-static void outrun(void)
-{
-	int priority = 1, fifo = 1; /* struct sched_param; SCHED_FIFO of linux/sched.h */
-
-	raw3(__NR_setpriority, 0, 0, -20);
-	raw3(__NR_sched_setscheduler, 0, fifo, &priority);
-}
-
 /* Until nobody is left. A child cannot be mistaken for a stranger: its number is free only when we have collected it. */
 static _Noreturn void end_tree(int main_pid, struct iso_exit *record, int children_fd)
 {
@@ -238,7 +229,7 @@ static _Noreturn void end_tree(int main_pid, struct iso_exit *record, int childr
 
 	if (!record->magic)
 		kill_child(main_pid);
-	outrun();
+	raw3(__NR_setpriority, 0, 0, -20); /* not SCHED_FIFO: its throttling holds us up for whole seconds */
 	while ((alive = collect(main_pid, record))) {
 		tell(record, alive, 1);
 		kill_children();
