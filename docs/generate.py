@@ -26,7 +26,15 @@ PROFILES_PAGE = DOCS / "explanation" / "profiles.md"
 #: Every word of profile.WORDS: its values, and what it does. A test compares the keys.
 WORD_TEXTS = {
     "namespaces": ("`pid,uts`, `+net`, `-ipc`, `all`, `none`", "the namespaces; with + or - added to, or taken from, the profile's"),
-    "net": ("`host`, `none`, `loopback`", "the network: the host's, one with no interface up, one with 127.0.0.1 only"),
+    "net": (
+        "`host`, `none`, `loopback`, `private`, `shared`, `policy`",
+        "the network: the host's, no interface up, 127.0.0.1 only, a veth to the host, the host's counted, the host's by rules",
+    ),
+    "net_allow": ("`127.0.0.1:80/tcp`, a list", "may be opened to; rules turn `host` and `shared` into `policy`"),
+    "net_deny": ("as above", "may not be opened to; the longest prefix decides, then deny"),
+    "net_log": ("as above", "may be opened to, and each flow is told"),
+    "net_default": ("`deny`, `allow`", "for what no rule speaks of; `deny` where there are rules"),
+    "net_errno": ("`ECONNREFUSED`", "what a refused call answers; EPERM unless said"),
     "fs": ("`host`, `readonly`, `minimal`, a `Filesystem`", "the view of the file system"),
     "memory": ("`512M`", "memory of the whole tree together"),
     "memory_high": ("`400M`", "from here on the tree is slowed down and its memory reclaimed"),
@@ -65,6 +73,7 @@ Every setting has four forms, and the first that is given wins: the **marker's**
 | `--isolate` | `PYTEST_ISOLATE=yes` | `isolate = true` | isolate every test |
 | `--no-isolate` | | | isolate no test, marked or not |
 | | | `isolate_profiles` | profiles of your own, one per line: `NAME: BASE, WORD=VALUE, ...` |
+| | | `isolate_net_allow` | what every network policy allows, one per line: `WHERE:PORT/PROTOCOL` |
 
 `@pytest.mark.isolate` isolates a test also without `--isolate`; `@pytest.mark.isolate(False)` exempts it.
 

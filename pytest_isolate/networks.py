@@ -10,6 +10,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +23,7 @@ from pytest_isolate.policy import Network, Policy
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.kernel.interfaces import Subnet
-    from pytest_isolate.network import AttachedPolicy, NetworkPolicy, PolicyEngine, Stats
+    from pytest_isolate.network import AttachedPolicy, Event, NetworkPolicy, PolicyEngine, Stats
 
 #: Conversations that all sandboxes with rules can hold at once; more are counted, and not named.
 FLOWS = 4096
@@ -80,8 +82,8 @@ class SandboxNetwork:
             denied=stats.denied,
             events_lost=stats.events_lost,
             contacted=tuple(sorted(name for name, count in opened.items() if count != begin.flows.get(name))),
-            logged=tuple(str(event) for event in events if event.verdict.name == "LOG"),
-            refused=tuple(str(event) for event in events if event.verdict.name == "DENY"),
+            logged=_merged(event for event in events if event.verdict.name == "LOG"),
+            refused=_merged(event for event in events if event.verdict.name == "DENY"),
         )
 
     def _flows(self) -> dict[str, int]:
@@ -92,6 +94,12 @@ class SandboxNetwork:
             if not flow.opened_by_peer and flow.packets_out:
                 found[flow.destination] = found.get(flow.destination, 0) + flow.packets_out
         return found
+
+
+def _merged(events: Iterable[Event]) -> tuple[str, ...]:
+    """One line for what was tried again and again."""
+    counts = Counter(map(str, events))
+    return tuple(line if count == 1 else f"{line} ({count} times)" for line, count in counts.items())
 
 
 class PrivateNetwork:

@@ -69,8 +69,7 @@ class Resolver:
         here = ipaddress.ip_network(to.address)
         rules.append(Rule(Verdict.ALLOW, here, _TCP_OR_UDP, (self.port, self.port), Where.PACKET, None, text))
         for host in policy.hosts:
-            if host.to is not None:
-                rules += self._redirect(host)
+            rules += self._redirect(host) if host.to is not None else _static(host)
         return tuple(rules)
 
     def _redirect(self, host: HostRule) -> list[Rule]:
@@ -144,6 +143,25 @@ def look_up(name: str, family: int) -> list[Address]:
     except socket.gaierror:
         return []
     return list(dict.fromkeys(ipaddress.ip_address(str(row[4][0]).partition("%")[0]) for row in rows))
+
+
+def _static(host: HostRule) -> list[Rule]:
+    """What the hosts file says of the name: programs read it before they ask anybody, so nothing would be learned."""
+    text = f'allow_host("{host.name}")'
+    found = (ipaddress.ip_network(unmapped(address)) for address in hosts_file(host.name))
+    return [Rule(Verdict.ALLOW, n, host.protocols, host.ports, Where.OUT, None, text) for n in found]
+
+
+def hosts_file(name: str, path: str = "/etc/hosts") -> tuple[Address, ...]:
+    """Addresses of a name in the hosts file. Source: hosts(5)."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path(path).read_text(errors="replace").splitlines():
+            words = line.partition("#")[0].lower().split()
+            if name in words[1:]:
+                with contextlib.suppress(ValueError):
+                    found.append(ipaddress.ip_address(words[0].partition("%")[0]))
+    return tuple(found)
 
 
 def nameservers(path: str = "/etc/resolv.conf") -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
