@@ -84,10 +84,8 @@ def forget_finalizers(session: pytest.Session) -> None:
     stack = session._setupstate.stack
     for node, (_, exception) in list(stack.items()):
         stack[node] = ([], exception)
-    if hasattr(
-        pytest.FixtureRequest, "_schedule_finalizers"
-    ):  # to pytest 8.0: whoever asks for a fixture tears it down
-        for definitions in session._fixturemanager._arg2fixturedefs.values():  # type: ignore[attr-defined]
+    if hasattr(pytest.FixtureRequest, "_schedule_finalizers"):  # to pytest 8.0: whoever asks for a fixture tears it down
+        for definitions in session._fixturemanager._arg2fixturedefs.values():
             for definition in definitions:
                 definition._finalizers.clear()
 
@@ -185,12 +183,12 @@ def _bound(item: pytest.Item) -> Iterator[None]:
     if pytest.version_tuple >= (8, 2) or not isinstance(item, TestCaseFunction):
         yield
         return
-    old: Any = item
-    old._testcase = old.parent.obj(item.name)
+    held = vars(item)
+    held["_testcase"] = item.parent.obj(item.name)  # type: ignore[union-attr]
     try:
         yield
     finally:
-        old._testcase = None
+        held["_testcase"] = None
 
 
 @contextlib.contextmanager

@@ -238,6 +238,29 @@ def test_a_wide_fixture_asked_for_by_name_at_run_time_is_torn_down(pytester: pyt
     assert words(diary(pytester)) == [*once, *once]
 
 
+def test_a_wide_fixture_that_exists_is_not_torn_down_by_who_asks_for_it_at_run_time(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    pytester.makepyfile(diarist=_DIARY)
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        from diarist import note, wide
+
+        of_session = wide("of_session", "session")
+
+        @pytest.fixture
+        def narrow(request): return request.getfixturevalue("of_session")
+
+        def test_one(of_session): pass
+        def test_two(request): assert request.getfixturevalue("of_session") != __import__("os").getpid()
+        def test_three(narrow): pass
+        """
+    )
+    isolated().assert_outcomes(passed=3)
+    assert words(diary(pytester)) == ["make of_session", "end of_session"]
+
+
 def test_a_failing_finalizer_of_a_fixture_asked_for_at_run_time_is_an_error(
     pytester: pytest.Pytester, isolated: Run
 ) -> None:
