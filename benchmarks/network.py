@@ -1,4 +1,3 @@
-
 """`python benchmarks/network.py`: what the network policy costs, against the targets it was given and against its peers.
 
 Owns: the configurations, the order (interleaved: each round runs every configuration, back and forth), medians, tables.

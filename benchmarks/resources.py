@@ -10,21 +10,29 @@ The child is /bin/true through the C library; v2 joins by CLONE_INTO_CGROUP, v1 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import resource
+import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pytest_isolate.errors import IsolateError
+from pytest_isolate.groups import Groups
 from pytest_isolate.kernel import native
 from pytest_isolate.kernel.cgroups import Cgroup, CgroupManager, open_manager
 from pytest_isolate.kernel.plan import Plan
 from pytest_isolate.policy import Limits
+from pytest_isolate.sandbox import Running, Sandbox
 
 PLAN = Plan()
-LIMITS: dict[str, dict[str, int | float]] = {"memory": {"memory_bytes": 2**28}, "pids": {"pids": 50}, "cpu": {"cpu_cores": 1.0}}
+LIMITS: dict[str, dict[str, int | float]] = {
+    "memory": {"memory_bytes": 2**28},
+    "pids": {"pids": 50},
+    "cpu": {"cpu_cores": 1.0},
+}
 
 
 def start(cgroup: Cgroup | None) -> native.Child:
@@ -137,6 +145,102 @@ def added(mode: str, rounds: int, gap_s: float) -> None:
         )
 
 
+class Runs:
+    """sandbox.run of /bin/true, the whole path: with limits, accounting and verdicts, or without a cgroup."""
+
+    def __init__(self, mode: str, words: Mapping[str, object]) -> None:
+        self._groups = Groups(mode, "bench-run")
+        self._box = Sandbox(name="bench", cgroups=self._groups)
+        self._words = words
+
+    def without(self) -> None:
+        assert self._box.run(["/bin/true"]).ok
+
+    def limited(self) -> None:
+        outcome = self._box.run(["/bin/true"], **self._words)
+        assert outcome.ok
+        assert outcome.usage.cgroup_memory_peak_bytes is not None
+
+    def start(self) -> Running:
+        return self._box.spawn(["/bin/sleep", "600"], **self._words)
+
+    @property
+    def manager(self) -> CgroupManager:
+        return self._groups.manager()
+
+    def __enter__(self) -> Runs:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._box.close()
+        self._groups.close()
+
+
+def runs_there(mode: str) -> Iterator[tuple[Runs, str]]:
+    """The runs of a mode with as many of the three limits as this host has there."""
+    words = {"memory": "256M", "pids": 50, "cpu": 1.0}
+    for manager, _, label in usable(mode):
+        there = {name: value for name, value in words.items() if manager.capabilities()[name].available}
+        if "memory" not in there:
+            print(f"sandbox.run, {label}: not measured, nothing to hold")
+            continue
+        with Runs(mode, there) as runs:
+            yield runs, label
+
+
+def whole(mode: str, rounds: int) -> None:
+    """What the limits add to sandbox.run, from the call to the Outcome."""
+    for runs, label in runs_there(mode):
+        without, with_it = [], []
+        for _ in range(10):
+            runs.without()
+            runs.limited()
+        for _ in range(rounds):
+            without.append(timed(runs.without))
+            with_it.append(timed(runs.limited))
+        print(f"sandbox.run, {label}")
+        show("sandbox.run without limits", without, [(0.0, 0.0)])
+        show("added", with_it, without)
+
+
+def whole_growth(mode: str, count: int) -> None:
+    for runs, label in runs_there(mode):
+        runs.limited()
+        fds = len(os.listdir("/proc/self/fd"))
+        costs = [timed(runs.limited)[1] for _ in range(count)]
+        first, last = statistics.median(costs[:100]), statistics.median(costs[-100:])
+        print(f"sandbox.run, {label}; {count} one after another, CPU time of the whole")
+        print(f"  first hundred {first:.0f} us, last hundred {last:.0f} us: {100 * (last / first - 1):+.1f} %")
+        print(
+            f"  left: {remaining(runs.manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors, {zombies()} zombies"
+        )
+
+
+def whole_at_once(mode: str, count: int) -> None:
+    for runs, label in runs_there(mode):
+        runs.limited()
+        fds, begin = len(os.listdir("/proc/self/fd")), time.perf_counter()
+        running = [runs.start() for _ in range(count)]
+        made_s = time.perf_counter() - begin
+        for one in running:
+            assert one.terminate(signal.SIGKILL).usage.cgroup_memory_peak_bytes is not None
+        print(f"sandbox.spawn, {label}; {count} at once")
+        print(f"  made in {made_s * 1e6 / count:.0f} us each")
+        print(
+            f"  left: {remaining(runs.manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors, {zombies()} zombies"
+        )
+
+
+def zombies() -> int:
+    """Children of ours that have ended and nobody has collected."""
+    found = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            state, parent = file.read().rpartition(")")[2].split()[:2]
+            found += state == "Z" and int(parent) == os.getpid()
+    return found
+
+
 def growth(mode: str, count: int) -> None:
     for manager, limits, label in usable(mode):
         fds = len(os.listdir("/proc/self/fd"))
@@ -198,6 +302,9 @@ def main() -> None:
             added(mode, chosen.rounds, gap_ms / 1000)
         growth(mode, chosen.sequential)
         at_once(mode, chosen.at_once)
+        whole(mode, chosen.rounds)
+        whole_growth(mode, chosen.sequential)
+        whole_at_once(mode, chosen.at_once)
 
 
 if __name__ == "__main__":

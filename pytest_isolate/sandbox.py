@@ -77,6 +77,7 @@ class Running:
         process: Process,
         cgroup: Cgroup | None,
         files: _Files,
+        meanwhile: Callable[[], None],
         network: SandboxNetwork | None = None,
     ) -> None:
         self.args = tuple(args)
@@ -85,6 +86,7 @@ class Running:
         self._cgroup = cgroup
         self._network = network
         self._files = files
+        self._meanwhile = meanwhile  # what can be done while the program runs: groups of earlier ones are removed
         self._began = time.monotonic()
         self._outcome: Outcome | None = None
         self._causes: list[tuple[Cause, str]] = []
@@ -200,6 +202,7 @@ class Running:
     def wait(self) -> Outcome:
         """Wait for its end, at most the policy's time-out, and return the outcome."""
         if self._outcome is None:
+            self._meanwhile()
             exited = self._process.wait(self._left_s())
             if exited is None:
                 exited = self._time_out()
@@ -285,10 +288,14 @@ class Running:
         verdicts = status_verdicts(exited, self.policy.limits)
         if self._cgroup is None:
             return usage, verdicts
-        with self._cgroup as cgroup:
-            cgroup.kill()
+        cgroup = self._cgroup
+        try:
+            if not in_pid_namespace(self._process):  # else it was empty when the init was collected
+                cgroup.kill()
             counted = cgroup.usage(current=False)
             found = [(cause, text) for cause, text in cgroup.verdicts(usage=counted)]
+        finally:
+            cgroup.close(later=True)
         return replace(usage, **group_usage(counted)), [*found, *verdicts]
 
     def __enter__(self) -> Running:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
@@ -344,13 +351,21 @@ class Sandbox:
     Args:
         policy: what holds for every run; each call may vary it by keywords (see profile.WORDS).
         backends: names to choose from, first preferred; empty: the best that enforces the policy.
+        cgroups: where group limits are held; None: those of this process, on whatever hierarchy has them.
     """
 
-    def __init__(self, policy: Policy = STANDARD, *, backends: Sequence[str] = (), name: str = "program") -> None:
+    def __init__(
+        self,
+        policy: Policy = STANDARD,
+        *,
+        backends: Sequence[str] = (),
+        name: str = "program",
+        cgroups: groups.Groups | None = None,
+    ) -> None:
         self.policy = policy
         self._backends = tuple(backends)
         self._name = name
-        self._groups = groups.of_this_process()
+        self._groups = cgroups or groups.of_this_process()
         self._networks = networks.of_this_process()
         self._private: networks.PrivateNetwork | None = None
         self._varied: dict[str, Policy] = {}
@@ -435,7 +450,7 @@ class Sandbox:
                     stderr_fd=err_fd,
                 )
             undo.pop_all()
-        running = Running(args, policy, process, cgroup, files, network)
+        running = Running(args, policy, process, cgroup, files, self._groups.tidy, network)
         self._running.append(running)
         return running
 
@@ -472,7 +487,7 @@ class Sandbox:
                 os.close(write_fd)
             undo.pop_all()
         name = getattr(function, "__qualname__", repr(function))
-        running = Running((name,), chosen, process, cgroup, files, network)
+        running = Running((name,), chosen, process, cgroup, files, self._groups.tidy, network)
         with open(read_fd, "rb", buffering=0) as channel:
             return _result(running, wire.Reader(channel.fileno()))
 
@@ -557,9 +572,14 @@ def living(process: Process, cgroup: Cgroup | None, others: bool) -> list[Leftov
     return found
 
 
+def in_pid_namespace(process: Process) -> bool:
+    """True when a PID namespace of its own holds all it starts: its end is theirs, and it knows who is left."""
+    return getattr(process, "init_pid", 0) > 0
+
+
 def of_group(cgroup: Cgroup | None, process: Process, known: Sequence[Leftover] = ()) -> list[Leftover]:
     """The living processes of a cgroup but for the program's own, its init, and those that are ``known``."""
-    if cgroup is None:
+    if cgroup is None or in_pid_namespace(process):
         return []
     ours = {0, process.pid, getattr(process, "init_pid", 0), *(leftover.pid for leftover in known)}
     return processes.described(pid for pid in cgroup.pids() if pid not in ours)

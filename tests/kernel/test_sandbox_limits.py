@@ -397,13 +397,13 @@ def test_half_a_byte_is_no_byte(box: Sandbox) -> None:
 
 @pytest.mark.parametrize("pids", [0, -3, "many", True, 2**63])
 def test_a_number_of_processes_without_meaning_is_refused(box: Sandbox, pids: Any) -> None:
-    with pytest.raises(PolicyError, match="^pids: "):
+    with pytest.raises(PolicyError, match=r"^pids: "):
         box.run(["/bin/true"], pids=pids)
 
 
 @pytest.mark.parametrize("cpu", [0, -1, "fast", 1e9, float("nan"), float("inf")])
 def test_a_share_of_cores_without_meaning_is_refused(box: Sandbox, cpu: Any) -> None:
-    with pytest.raises(PolicyError, match="^cpu: "):
+    with pytest.raises(PolicyError, match=r"^cpu: "):
         box.run(["/bin/true"], cpu=cpu)
 
 
