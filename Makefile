@@ -5,14 +5,15 @@ ARGS ?=
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(wildcard native/Makefile native/src/* native/include/* bpf/Makefile bpf/*.[ch])
 
-.PHONY: help try test lint format perf-test prepared clean
+.PHONY: help try test lint format perf-test bench prepared clean
 
 help:
 	@echo 'make try        shows on a small suite what --isolate catches'
 	@echo 'make test       runs the test suite (ARGS="-k name" chooses)'
 	@echo 'make lint       ruff, clang-format, mypy, import-linter'
 	@echo 'make format     rewrites the sources as lint wants them'
-	@echo 'make perf-test  measures what a test costs'
+	@echo 'make bench      measures what a test costs, beside a bare fork and the other plugins'
+	@echo 'make perf-test  builds bin/perf-test, the performance tool of the network data plane'
 	@echo 'make clean      removes what was built, and .venv'
 
 prepared:
@@ -42,6 +43,13 @@ format: .venv/.tox
 	@$(BIN)/tox exec -q -e lint -- sh -c 'ruff check --fix . ; ruff format . ; git ls-files "native/*.[ch]" "bpf/*.[ch]" | xargs -r clang-format -i --style=file'
 
 perf-test: .venv/.installed
+	@$(MAKE) -s -C bpf
+	@mkdir -p bin
+	@printf '#!/bin/sh\n# Made by make perf-test: loads, attaches, adds test policies, prints statistics every 5 s.\nexec "%s/$(BIN)/python" -m pytest_isolate.network.perf "$$@"\n' "$(CURDIR)" >bin/perf-test
+	@chmod +x bin/perf-test
+	@echo 'bin/perf-test is made; run: sudo bin/perf-test --duration 30'
+
+bench: .venv/.installed
 	@$(BIN)/python benchmarks/per_test.py $(ARGS)
 
 clean:

@@ -25,7 +25,9 @@ UIDS = (IdMap(inside=os.geteuid(), outside=os.geteuid(), count=1),)
 GIDS = (IdMap(inside=os.getegid(), outside=os.getegid(), count=1),)
 ROWS = {
     "no namespace": Plan(),
+    "monitor": Plan(monitor=True),
     "pid": Plan(namespaces=PID),
+    "uts ipc mnt + monitor": Plan(namespaces=UTS | IPC | MNT, mounts=(PRIVATE,), monitor=True),
     "pid uts ipc mnt + /proc": Plan(namespaces=STANDARD, mounts=(PRIVATE, PROC)),
     "... + user": Plan(namespaces=STANDARD | USER, mounts=(PRIVATE, PROC), uid_map=UIDS, gid_map=GIDS),
     "... + user net": Plan(

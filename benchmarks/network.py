@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import ipaddress
 import json
 import os
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -436,7 +438,7 @@ def bench_per_test(b: Bench) -> None:
             b.add(
                 "per test",
                 f"attach + detach, {name}",
-                median_us(lambda p=policy: engine.attach(fd, p).close(), rounds),
+                median_us(functools.partial(_attach_and_detach, engine, fd, policy), rounds),
                 "us",
                 target=target,
             )
@@ -465,7 +467,7 @@ def bench_per_test(b: Bench) -> None:
         b.add(
             "per test",
             "change of policy, in force",
-            median_us(lambda: (attached.update(everything), attached.update(other)), 50) / 2,
+            median_us(functools.partial(_change_twice, attached, everything, other), 50) / 2,
             "us",
         )
         attached.close()
@@ -495,6 +497,15 @@ def denied_connect(b: Bench, engine: PolicyEngine, fd: int) -> None:
     os.close(writing)
     b.add("per test", "denied connect, median", middle, "us", target=1000)
     b.add("per test", "denied connect, slowest but one of 2000", high, "us", target=1000, note=f"(slowest {worst:.0f})")
+
+
+def _change_twice(attached: Any, one: NetworkPolicy, other: NetworkPolicy) -> None:
+    attached.update(one)
+    attached.update(other)
+
+
+def _attach_and_detach(engine: PolicyEngine, fd: int, policy: NetworkPolicy) -> None:
+    engine.attach(fd, policy).close()
 
 
 def median_us(work: Callable[[], object], rounds: int) -> float:

@@ -7,24 +7,44 @@ Refuses: to let a group limit go unenforced: ``settle`` raises where nothing can
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError, SetupError
 from pytest_isolate.policy import Limits, Policy
+from pytest_isolate.units import format_bytes
 
 if TYPE_CHECKING:
+    from pytest_isolate.backend import Backend
     from pytest_isolate.kernel.cgroups import Cgroup, CgroupManager
+
+#: What remains where no memory controller can be used; by the words of the option that asks for it.
+_BY_RLIMIT = "--isolate-cgroup=none holds memory by RLIMIT_DATA, for each process and without MAP_SHARED"
+
+#: Limits that one controller holds, or that mean something only together.
+_TOGETHER = (
+    ("memory_bytes", "swap_bytes"),
+    ("memory_high_bytes",),
+    ("pids",),
+    ("cpu_cores", "cpu_weight"),
+    ("cpuset",),
+    ("io",),
+    ("hugetlb_bytes",),
+)
+_NOTHING = Limits()
 
 
 class Groups:
     """See the module. ``mode`` as ``--isolate-cgroup``: auto, v1, v2, systemd; ``none`` for no cgroups at all."""
 
-    def __init__(self, mode: str = "auto", run_id: str = "") -> None:
+    def __init__(self, mode: str = "auto", run_id: str = "", *, account: bool = False) -> None:
         self.mode = mode
+        self.account = account  # give every sandbox a group, limited or not, to know its cost
         self._run_id = run_id or "run"
         self._manager: CgroupManager | None = None
+        self._uncounted: str | None = None
         self._settled: dict[int, tuple[Policy, Policy]] = {}
 
     def manager(self) -> CgroupManager:
@@ -58,24 +78,31 @@ class Groups:
     def _settle(self, policy: Policy) -> Policy:
         try:
             self._try(policy.limits)
-        except BackendUnavailable:
-            if policy.limits.memory_fallback != "rlimit" or not _memory_only(policy.limits):
-                raise
-            return policy
+        except BackendUnavailable as error:
+            if policy.limits.memory_fallback == "rlimit":
+                self._try(replace(policy.limits, memory_bytes=None))
+                return policy
+            if not error.remedy and policy.limits.memory_bytes:
+                raise BackendUnavailable(error.what, error.why, _BY_RLIMIT) from error
+            raise
         return replace(policy, limits=replace(policy.limits, memory_fallback="none"))
 
     def _try(self, limits: Limits) -> None:
         """Make a group with these very limits, and remove it: what the kernel refuses shows now."""
+        if not limits.needs_cgroup:
+            return
         self.manager().create("probe", limits).close()
 
     def enter(self, name: str, policy: Policy) -> Cgroup | None:
-        """A group for one sandbox; None when the settled policy asks for no group limit and counts no traffic."""
+        """A group for one sandbox; None when the settled policy asks for no group limit and nothing is counted."""
         limits = policy.limits
-        if limits.needs_cgroup and limits.memory_fallback != "rlimit":
-            return self.manager().create(name, limits)
-        if policy.network.counted:
-            return self.bare(name)
-        return None
+        if limits.memory_fallback == "rlimit":
+            limits = replace(limits, memory_bytes=None)
+        if limits.needs_cgroup:
+            return self.manager().create(name, limits, accounting=self._accounting())
+        if self.account and self.why_not_counted() == "":
+            return self.manager().create(name, Limits(cpu_time_s=limits.cpu_time_s), accounting=self._accounting())
+        return self.bare(name) if policy.network.counted else None
 
     def bare(self, name: str) -> Cgroup | None:
         """A group without limits, to hang a network policy on; None where there is no v2 hierarchy of ours."""
@@ -88,6 +115,80 @@ class Groups:
         if self.mode == "none":
             return None
         return next((branch.path for branch in self.manager().branches if branch.version == 2), None)
+
+    def held(self, policy: Policy) -> tuple[Policy, list[str]]:
+        """``policy`` without the group limits that nothing here holds, and what was given up, in words.
+
+        Memory is then left to RLIMIT_DATA, which is less: it sees one process, and no shared memory.
+        """
+        limits, given_up = policy.limits, []
+        for names in _TOGETHER:
+            alone = Limits(**{name: getattr(limits, name) for name in names})
+            try:
+                self._try(alone)
+            except BackendUnavailable as error:
+                lifted = {name: getattr(_NOTHING, name) for name in names}
+                instead = ""
+                if alone.memory_bytes:
+                    lifted |= {"memory_bytes": limits.memory_bytes, "memory_fallback": "rlimit"}
+                    instead = " as asked but by RLIMIT_DATA, for each process and without MAP_SHARED"
+                limits = replace(limits, **lifted)
+                asked = ", ".join(name for name in names if getattr(alone, name) != getattr(_NOTHING, name))
+                given_up.append(f"{asked} not held{instead}: {error.what}: {error.why}")
+        return replace(policy, limits=limits), given_up
+
+    def _accounting(self) -> frozenset[str]:
+        from pytest_isolate.kernel.cgroups import ACCOUNTING
+
+        return ACCOUNTING | {"io"} if self.account else ACCOUNTING
+
+    def why_not_counted(self) -> str:
+        """Why no group can count the cost of a sandbox here; empty when one can. Found out by making one."""
+        if self._uncounted is None:
+            try:
+                self.manager().create("probe", Limits(), accounting=self._accounting()).close()
+                self._uncounted = ""
+            except IsolateError as error:
+                self._uncounted = str(error)
+        return self._uncounted
+
+    def check_room(self, policy: Policy, backend: Backend) -> None:
+        """Start a child that leaves at once in the policy's group: does a fork of this very process fit into it?
+
+        Raises:
+            PolicyError: it does not; names what a start takes, measured without the limit.
+        """
+        if not policy.limits.memory_bytes or policy.limits.memory_fallback == "rlimit":
+            return
+        if self._start_takes(policy, backend, policy.limits) is not None:
+            return
+        takes = self._start_takes(policy, backend, Limits())
+        least = f", and takes {format_bytes(takes)}" if takes else ""
+        raise PolicyError(
+            f"memory limit of {format_bytes(policy.limits.memory_bytes)}",
+            f"a process forked from this one does not even start in it{least}",
+            "write several times as much",
+        )
+
+    def _start_takes(self, policy: Policy, backend: Backend, limits: Limits) -> int | None:
+        """The peak of a fork of this process that does nothing; None when it does not live to its end."""
+        from pytest_isolate.kernel.native import Joined
+
+        with self.manager().create("probe", limits) as cgroup:
+            try:
+                child = backend.fork(policy, Joined(cgroup.dir_fd, cgroup.procs_fds))
+            except SetupError as error:
+                if error.errno == errno.ENOMEM:
+                    return None
+                raise
+            if child is None:
+                os._exit(0)
+            exited = child.wait(10.0)
+            child.kill()
+            child.reap(block=True)
+            child.close()
+            cgroup.kill()
+            return (cgroup.usage().memory_peak_bytes or 0) if exited is not None and exited.status.code == 0 else None
 
     def tidy(self) -> None:
         """Remove what closed groups left; for idle moments."""
@@ -104,10 +205,6 @@ class Groups:
         if manager is not None:
             atexit.unregister(self.close)
             manager.close()
-
-
-def _memory_only(limits: Limits) -> bool:
-    return not replace(limits, memory_bytes=None).needs_cgroup
 
 
 _process: Groups | None = None

@@ -126,8 +126,8 @@ class Outcome:
     """The result of one run in a sandbox; familiar to users of subprocess.CompletedProcess.
 
     ``stdout`` and ``stderr`` are text, or bytes when asked for; empty when they were not captured.
-    ``causes`` is empty for a program that ended by itself; ``detail`` holds a line of evidence for each.
-    ``traffic`` is None where nothing counted it.
+    ``traffic`` is None where nothing counted it. ``causes`` is empty for a program that ended by itself; ``detail``
+    holds a line of evidence for each.
     """
 
     args: tuple[str, ...] = ()

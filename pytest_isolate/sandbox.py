@@ -7,7 +7,9 @@ Refuses: to decide what a policy may hold (policy.py) or how it is enforced (bac
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
+import math
 import os
 import re
 import signal as signals
@@ -23,13 +25,15 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pytest_isolate import groups, networks, wire
 from pytest_isolate.backend import Process
-from pytest_isolate.errors import IsolateError, PolicyError
+from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError, SetupError
+from pytest_isolate.kernel import processes
 from pytest_isolate.kernel.native import Exited, Joined
+from pytest_isolate.kernel.rlimits import compile_rlimits, number_of
 from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Traffic, Usage
-from pytest_isolate.policy import Policy
+from pytest_isolate.policy import UNLIMITED, Limits, Policy
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.registry import choose
-from pytest_isolate.units import format_seconds
+from pytest_isolate.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
@@ -41,6 +45,8 @@ MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 _GRACE_S = 0.25
 _POLL_S = 0.005
 _EXIT_FAILED_CALL = 71
+#: Words that ``Running.update`` takes: those a cgroup holds. An rlimit belongs to each process that has inherited it.
+LIVE_WORDS = ("memory", "memory_high", "swap", "pids", "cpu", "cpu_weight", "cpuset", "io")
 
 
 class ProgramFailed(subprocess.CalledProcessError):
@@ -105,16 +111,47 @@ class Running:
         """Send a signal to the program."""
         self._process.signal(signum)
 
-    def update(self, **limits: Any) -> None:
+    @property
+    def limits(self) -> LiveLimits:
+        """The limits that hold now: read ``limits.memory_bytes``, change with ``limits.update(memory="128M")``."""
+        return LiveLimits(self)
+
+    def update(self, **words: Any) -> None:
         """Change group limits of the running program: ``update(memory="128M", pids=20)``.
 
         Raises:
-            PolicyError: the program was started without a group limit, or the value has no meaning.
+            PolicyError: the program was started without a group limit, a word that cannot change while it runs, or a
+                value without meaning. SetupError: the kernel refused (EBUSY: more is in use than the new limit).
         """
+        cgroup = self._living_cgroup("limits")
+        for word in words:
+            if word not in LIVE_WORDS:
+                raise PolicyError(
+                    f"update({word}=...)", "it cannot change while the program runs", f"of use: {', '.join(LIVE_WORDS)}"
+                )
+        policy = vary(self.policy, **words)
+        cgroup.update(policy.limits)
+        self.policy = policy
+
+    def freeze(self) -> None:
+        """Stop every process of the program where it stands; its time-out goes on. ``thaw()`` lets them go on.
+
+        Raises:
+            PolicyError: the program was started without a group limit. BackendUnavailable: no freezer on this host.
+        """
+        if not self._living_cgroup("freeze").freeze():
+            raise BackendUnavailable("freeze", "no cgroup hierarchy here has a freezer", "use signal(SIGSTOP)")
+
+    def thaw(self) -> None:
+        """Let frozen processes go on; fine when nothing is frozen."""
+        self._living_cgroup("thaw").thaw()
+
+    def _living_cgroup(self, what: str) -> Cgroup:
         if self._cgroup is None:
-            raise PolicyError("limits", "the program has no cgroup", "start it with a group limit such as memory=")
-        self.policy = vary(self.policy, **limits)
-        self._cgroup.update(self.policy.limits)
+            raise PolicyError(what, "the program has no cgroup", "start it with a group limit such as memory=")
+        if self._outcome is not None:
+            raise PolicyError(what, "the program has ended", "do so while it runs")
+        return self._cgroup
 
     def wait_for_line(self, pattern: str, *, timeout: float = 10.0) -> str:
         """Wait until a line of its output matches the regular expression; return the line.
@@ -180,7 +217,9 @@ class Running:
         return self._terminate(signals.SIGTERM)
 
     def _terminate(self, signum: int) -> Exited | None:
-        """Ask, wait for the policy's grace, then kill the tree."""
+        """Ask, wait for the policy's grace, then kill the tree. What is frozen hears nothing: it is thawed first."""
+        if self._cgroup is not None:
+            self._cgroup.thaw()
         self._process.signal(signum)
         exited = self._process.wait(self.policy.grace_s)
         if exited is None:
@@ -197,7 +236,7 @@ class Running:
 
     def _conclude(self, exited: Exited | None) -> None:
         """Look at what is left, end it, count the cost, and give everything back."""
-        leftovers = self._leftovers(exited)
+        leftovers = [] if exited is None else living(self._process, self._cgroup, exited.leftovers)
         self._process.kill()
         self._process.reap(block=True)
         traffic, refusals = self._traffic()
@@ -239,18 +278,10 @@ class Running:
         layers = getattr(self._process, "layers", None)
         return FilesChanged() if layers is None else layers.changed()
 
-    def _leftovers(self, exited: Exited | None) -> list[Leftover]:
-        if exited is None or not exited.leftovers:
-            return []
-        end = time.monotonic() + _GRACE_S
-        while (found := self._process.leftovers()) and time.monotonic() < end:
-            time.sleep(_POLL_S)
-        return found
-
     def _cost(self, exited: Exited | None) -> tuple[Usage, list[tuple[Cause, str]]]:
         wall_s = time.monotonic() - self._began
         usage = usage_of(exited, wall_s)
-        verdicts = status_verdicts(exited)
+        verdicts = status_verdicts(exited, self.policy.limits)
         if self._cgroup is None:
             return usage, verdicts
         with self._cgroup as cgroup:
@@ -264,6 +295,22 @@ class Running:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.terminate()
+
+
+class LiveLimits:
+    """The limits of a running program: attributes as those of Limits; ``update`` changes them."""
+
+    __slots__ = ("_running",)
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._running.policy.limits, name)
+
+    def update(self, **words: Any) -> None:
+        """As ``Running.update``."""
+        self._running.update(**words)
 
 
 class _Files:
@@ -375,16 +422,17 @@ class Sandbox:
             network = self._networks.enter(policy, cgroup, self._private)
             if network is not None:
                 undo.callback(network.close)
-            process = backend.spawn(
-                policy,
-                args,
-                env=env,
-                cwd=None if cwd is None else os.fspath(cwd),
-                joined=joined(cgroup, network),
-                stdin_fd=stdin_fd,
-                stdout_fd=out_fd,
-                stderr_fd=err_fd,
-            )
+            with no_room_said(policy.limits):
+                process = backend.spawn(
+                    policy,
+                    args,
+                    env=env,
+                    cwd=None if cwd is None else os.fspath(cwd),
+                    joined=joined(cgroup, network),
+                    stdin_fd=stdin_fd,
+                    stdout_fd=out_fd,
+                    stderr_fd=err_fd,
+                )
             undo.pop_all()
         running = Running(args, policy, process, cgroup, files, network)
         self._running.append(running)
@@ -464,12 +512,56 @@ class Sandbox:
         self.close()
 
 
+@contextlib.contextmanager
+def no_room_said(limits: Limits) -> Iterator[None]:
+    """A start that ran out of memory, or of processes, under a limit of the user's is the user's to change.
+
+    Raises:
+        PolicyError: instead of a SetupError with ENOMEM or EAGAIN, when such a limit is set.
+    """
+    try:
+        yield
+    except SetupError as error:
+        if error.errno == errno.ENOMEM and limits.memory_bytes:
+            asked = f"memory limit of {format_bytes(limits.memory_bytes)}"
+            raise PolicyError(asked, f"the sandbox itself does not fit into it ({error})", "raise it") from error
+        if error.errno == errno.EAGAIN and limits.pids:
+            asked = f"limit of {limits.pids} processes"
+            raise PolicyError(asked, f"the sandbox itself needs more ({error})", "raise it") from error
+        raise
+
+
 def joined(cgroup: Cgroup | None, network: SandboxNetwork | None = None) -> Joined | None:
     """The descriptors through which a child starts in the group and in its network."""
     netns_fd = -1 if network is None else network.netns_fd
     if cgroup is None:
         return None if netns_fd < 0 else Joined(netns_fd=netns_fd)
     return Joined(cgroup.dir_fd, cgroup.procs_fds, netns_fd)
+
+
+def living(process: Process, cgroup: Cgroup | None, others: bool) -> list[Leftover]:
+    """What still lives of a program that has ended, after a short grace for what is on its way out.
+
+    ``others``: what waiting for it said, of its PID namespace or session. Its cgroup knows also those that left its
+    session, where there is no PID namespace to hold them.
+    """
+
+    def look() -> list[Leftover]:
+        found = process.leftovers() if others else []
+        return found + of_group(cgroup, process, found)
+
+    end = time.monotonic() + _GRACE_S
+    while (found := look()) and time.monotonic() < end:
+        time.sleep(_POLL_S)
+    return found
+
+
+def of_group(cgroup: Cgroup | None, process: Process, known: Sequence[Leftover] = ()) -> list[Leftover]:
+    """The living processes of a cgroup but for the program's own, its init, and those that are ``known``."""
+    if cgroup is None:
+        return []
+    ours = {0, process.pid, getattr(process, "init_pid", 0), *(leftover.pid for leftover in known)}
+    return processes.described(pid for pid in cgroup.pids() if pid not in ours)
 
 
 def usage_of(exited: Exited | None, wall_s: float) -> Usage:
@@ -506,14 +598,38 @@ def group_usage(counted: CgroupUsage) -> dict[str, Any]:
     }
 
 
-def status_verdicts(exited: Exited | None) -> list[tuple[Cause, str]]:
-    """Causes that the signal itself tells: SIGXCPU and SIGXFSZ come from rlimits alone. Source: setrlimit(2)."""
-    number = exited.status.signal if exited is not None else None
+def status_verdicts(exited: Exited | None, limits: Limits) -> list[tuple[Cause, str]]:
+    """Causes that the signal itself tells: SIGXCPU and SIGXFSZ come from rlimits alone. Source: setrlimit(2).
+
+    SIGXCPU has two senders, RLIMIT_CPU and RLIMIT_RTTIME; which one shows in the CPU time spent.
+    """
+    if exited is None:
+        return []
+    number = exited.status.signal
+    used_s = exited.rusage.user_s + exited.rusage.system_s
     if number == signals.SIGXCPU:
-        return [(Cause.CPU, "CPU: the limit on CPU seconds was reached (SIGXCPU)")]
+        return [(Cause.CPU, cpu_text(used_s, limits))]
+    if number == signals.SIGKILL and used_s >= hard_cpu_s(limits):
+        return [(Cause.CPU, f"CPU: the hard limit RLIMIT_CPU = {hard_cpu_s(limits):g} s was reached (SIGKILL)")]
     if number == signals.SIGXFSZ:
         return [(Cause.FSIZE, "FSIZE: a file grew over the limit on file size (SIGXFSZ)")]
     return []
+
+
+def hard_cpu_s(limits: Limits) -> float:
+    """Where the kernel kills a process that did not heed SIGXCPU; infinite without such a limit."""
+    hard = next((hard for number, _, hard in compile_rlimits(limits) if number == number_of("CPU")), UNLIMITED)
+    return math.inf if hard == UNLIMITED else hard
+
+
+def cpu_text(used_s: float, limits: Limits) -> str:
+    """What SIGXCPU means for a process that has used ``used_s`` of CPU time."""
+    soft = next((soft for number, soft, _ in compile_rlimits(limits) if number == number_of("CPU")), UNLIMITED)
+    soft_rt, _ = limits.rlimits.get("RTTIME", (UNLIMITED, UNLIMITED))
+    if soft_rt != UNLIMITED and (soft == UNLIMITED or used_s < soft):
+        return f"CPU: the limit RLIMIT_RTTIME = {soft_rt} us without a pause was reached (SIGXCPU)"
+    which = "" if soft == UNLIMITED else f" RLIMIT_CPU = {soft} s"
+    return f"CPU: the limit{which} on CPU seconds was reached (SIGXCPU)"
 
 
 def _arguments(argv: Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -274,12 +274,6 @@ void iso_enter_namespaces(struct launch *l)
 	change_directory(l);
 }
 
-static void start_session(struct launch *l)
-{
-	if (l->plan->flags & ISO_NEW_SESSION)
-		check(l, setsid(), ISO_STEP_SESSION, -1);
-}
-
 /*
  * An inherited SIG_IGN or SA_NOCLDWAIT would let the kernel collect the main process, status and all, before the init
  * can. Our table of handlers is our own; the forked main process gets the caller's action back.
@@ -292,9 +286,18 @@ void iso_hear_of_children(struct launch *l)
 }
 
 /*
+ * A signal to the caller's process group must not reach the monitor; main leaves it by its session, or stays in it, and
+ * then the monitor leaves when main is made. Not by setsid(2): that makes a scheduling group (sched(7), autogroup), which
+ * costs milliseconds on a busy machine.
+ */
+static void leave_group(struct launch *l)
+{
+	check(l, setpgid(0, 0), ISO_STEP_SESSION, -1);
+}
+
+/*
  * The monitor, before the main process exists: orphans come to it from now on. The death of the caller no longer ends
- * it, for it has a tree to end first; it will see that death by the caller's pidfd. A session of its own keeps it out
- * of the reach of a signal to the caller's process group; where main stays in that session, the monitor leaves later.
+ * it, for it has a tree to end first; it will see that death by the caller's pidfd.
  */
 void iso_watch_over(struct launch *l)
 {
@@ -304,11 +307,18 @@ void iso_watch_over(struct launch *l)
 	check(l, prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0), ISO_STEP_PDEATHSIG, -1);
 	if (caller_is_gone(l))
 		iso_fail(l, ISO_STEP_PDEATHSIG, ESRCH, -1);
-	start_session(l);
+	if (l->plan->flags & ISO_NEW_SESSION)
+		leave_group(l);
 	l->monitor_pid = getpid();
 }
 
 /* ---- the main process ---- */
+
+static void start_session(struct launch *l)
+{
+	if (l->plan->flags & ISO_NEW_SESSION)
+		check(l, setsid(), ISO_STEP_SESSION, -1);
+}
 
 /* A monitor, and the init of a joined PID namespace, are not PID 1: nobody would end us with them. */
 static void die_with_monitor(struct launch *l)
@@ -601,7 +611,7 @@ _Noreturn void iso_exec_init(struct launch *l, pid_t main_pid)
 	if (l->flat) {
 		pass_to_init(l, l->proc_fd);
 		if (!(l->plan->flags & ISO_NEW_SESSION))
-			setsid();
+			leave_group(l);
 	}
 	syscall(SYS_execveat, l->init_fd, "", argv, envp, AT_EMPTY_PATH);
 	iso_fail(l, ISO_STEP_INIT, errno, -1);

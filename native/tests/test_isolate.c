@@ -43,11 +43,14 @@ static const struct iso_mount private_proc[] = {
 };
 static struct iso_idmap own_uid, own_gid;
 
+#define MONITORED (1ull << 63) /* besides namespaces: no CLONE_NEW* flag is there */
+
 static struct iso_plan make_plan(uint64_t namespaces)
 {
-	struct iso_plan plan = {.size = sizeof(plan), .version = ISO_ABI_VERSION, .namespaces = namespaces};
+	struct iso_plan plan = {
+		.size = sizeof(plan), .version = ISO_ABI_VERSION, .namespaces = namespaces & ~MONITORED};
 
-	plan.flags = ISO_NEW_SESSION;
+	plan.flags = ISO_NEW_SESSION | (namespaces & MONITORED ? ISO_MONITOR : 0);
 	plan.pdeathsig = SIGKILL;
 	plan.init = (uintptr_t)init_path;
 	if (namespaces & CLONE_NEWUSER || geteuid()) {
@@ -114,6 +117,8 @@ static const uint64_t sets[] = {
 	CLONE_NEWPID,
 	CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC,
 	CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET,
+	MONITORED,
+	MONITORED | CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC,
 };
 #define SETS (sizeof(sets) / sizeof(sets[0]))
 
@@ -226,17 +231,36 @@ static void test_the_table_of_fields_is_complete(void)
 
 static void test_descriptors_and_children_are_given_back(void)
 {
-	struct iso_plan plans[] = {make_plan(0), make_plan(CLONE_NEWPID)};
+	struct iso_plan plans[] = {make_plan(0), make_plan(CLONE_NEWPID), make_plan(MONITORED)};
 	struct iso_failure failure;
 	struct iso_child child;
 	int before = count_fds(), i;
 
 	for (i = 0; i < 100; i++) {
-		EXPECT(spawn_shell(&plans[i % 2], ":", &child, &failure) == 0);
+		EXPECT(spawn_shell(&plans[i % 3], ":", &child, &failure) == 0);
 		EXPECT(finish(&child) == 0);
 	}
 	EXPECT(count_fds() == before);
 	EXPECT(waitpid(-1, NULL, WNOHANG | __WALL) == -1 && errno == ECHILD);
+}
+
+/* The daemon holds the other end of a pipe: its end of file says that nobody is left. */
+static void test_a_monitor_ends_its_tree_when_asked(void)
+{
+	struct iso_plan plan = make_plan(MONITORED);
+	struct iso_failure failure;
+	struct iso_child child;
+	int held[2];
+	char byte;
+
+	EXPECT(pipe(held) == 0);
+	EXPECT(spawn_shell(&plan, "setsid sh -c 'sleep 60 & sleep 60' & sleep 60", &child, &failure) == 0);
+	EXPECT(child.monitor == 1);
+	close(held[1]);
+	EXPECT(iso_end_tree(&child) == 0);
+	EXPECT(finish(&child) == SIGKILL);
+	EXPECT(read(held[0], &byte, 1) == 0);
+	close(held[0]);
 }
 
 int main(int argc, char **argv)
@@ -251,6 +275,7 @@ int main(int argc, char **argv)
 	test_programs_report_their_status();
 	test_forks_go_on_where_they_were();
 	test_failures_name_their_place_and_leave_outputs_alone();
+	test_a_monitor_ends_its_tree_when_asked();
 	test_descriptors_and_children_are_given_back();
 	printf("%d checks, %d failed\n", checks, failed);
 	return failed != 0;

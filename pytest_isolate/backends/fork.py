@@ -91,8 +91,8 @@ class ForkBackend:
         pid = os.fork()
         if pid:
             return ForkedProcess(pid)
-        for fd in joined.procs_fds if joined is not None else ():
-            os.write(fd, b"0")
+        if joined is not None:
+            _join(joined)
         _enter(policy, parent)
         return None
 
@@ -109,6 +109,17 @@ class ForkBackend:
         stderr_fd: int = -1,
     ) -> ForkedProcess:
         raise BackendUnavailable("backend fork", "it starts tests, not programs", "use the native backend")
+
+
+def _join(joined: Joined) -> None:
+    """In the child: enter the group in every hierarchy; ``0`` is the writer."""
+    if joined.dir_fd >= 0:
+        with open(
+            os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=joined.dir_fd), "wb", buffering=0
+        ) as procs:
+            procs.write(b"0")
+    for fd in joined.procs_fds:
+        os.write(fd, b"0")
 
 
 def _enter(policy: Policy, parent: int) -> None:

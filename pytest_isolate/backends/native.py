@@ -190,6 +190,7 @@ def compile_plan(policy: Policy) -> Compiled:
         no_new_privs=hardening.no_new_privs,
         new_session=policy.session,
         close_fds=hardening.close_fds,
+        monitor=policy.session and Namespace.PID not in policy.namespaces,
     )
     return Compiled(plan, table)
 

@@ -525,7 +525,7 @@ class Child:
         """
         self.signal(signal.SIGKILL)
         if self.own_session and processes.ended(self.pidfd, _KILL_S):
-            processes.kill_all(lambda: processes.orphans_of_session(self.pid), _KILL_S)
+            processes.kill_all(lambda: processes.orphans_of_session(self.pid, self.pidfd), _KILL_S)
 
     def close(self) -> None:
         """Give the fds back. The child is not touched."""

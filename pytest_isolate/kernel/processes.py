@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pytest_isolate.outcome import Leftover
 
@@ -52,14 +52,25 @@ def _parents() -> dict[int, int]:
     return found
 
 
-def orphans_of_session(leader: int) -> set[int]:
-    """The members of a session whose leader is gone; none while a process has that number: it may be another's."""
+def orphans_of_session(leader: int, pidfd: int) -> set[int]:
+    """The members of a session whose leader, behind ``pidfd``, has ended.
+
+    None when another process has its number by now. While there are members and the leader is a zombie or gone, its
+    number is given to nobody.
+    """
     members = set()
     for pid in pids():
         with contextlib.suppress(OSError):
             if _session(pid) == leader:
                 members.add(pid)
-    return set() if leader in members else members
+    return set() if leader in members and _number_of(pidfd) != leader else members - {leader}
+
+
+def _number_of(pidfd: int) -> int:
+    """The process behind ``pidfd``, zombies too; -1 when it was collected. Source: pidfd_open(2), /proc/PID/fdinfo."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as fdinfo:
+        (number,) = (int(line.split()[1]) for line in fdinfo if line.startswith("Pid:"))
+    return number
 
 
 def ended(pidfd: int, timeout_s: float) -> bool:
@@ -91,8 +102,13 @@ def _kill(pid: int) -> None:
 
 
 def _matching(belongs: Callable[[int], bool]) -> list[Leftover]:
+    return described(pids(), belongs)
+
+
+def described(candidates: Iterable[int], belongs: Callable[[int], bool] = lambda _: True) -> list[Leftover]:
+    """Those of ``candidates`` that live and ``belongs`` holds for."""
     found = []
-    for pid in pids():
+    for pid in candidates:
         with contextlib.suppress(OSError):  # it ended while we looked
             if belongs(pid) and (leftover := describe(pid)) is not None:
                 found.append(leftover)

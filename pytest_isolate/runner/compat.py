@@ -22,6 +22,7 @@ from _pytest.fixtures import FixtureDef
 from _pytest.outcomes import OutcomeException
 from _pytest.scope import Scope
 from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
+from _pytest.unittest import TestCaseFunction
 
 try:
     from _pytest.subtests import SubtestReport, failed_subtests_key
@@ -83,6 +84,10 @@ def forget_finalizers(session: pytest.Session) -> None:
     stack = session._setupstate.stack
     for node, (_, exception) in list(stack.items()):
         stack[node] = ([], exception)
+    if hasattr(pytest.FixtureRequest, "_schedule_finalizers"):  # to pytest 8.0: whoever asks for a fixture tears it down
+        for definitions in session._fixturemanager._arg2fixturedefs.values():
+            for definition in definitions:
+                definition._finalizers.clear()
 
 
 def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:
@@ -155,13 +160,44 @@ def set_up_wide_fixtures(item: pytest.Item, widest: Scope) -> None:
         return
     if not getattr(item, "_request", None):
         item._initrequest()  # type: ignore[attr-defined]
-    with _active(item):
+    try:
+        _make_wide_fixtures(item, info, widest)
+    except BaseException:
+        forget_item(item)  # before 8.1, a request that has failed cannot ask for the same fixture again
+        raise
+
+
+def _make_wide_fixtures(item: pytest.Item, info: Any, widest: Scope) -> None:
+    with _active(item), _bound(item):
         for name in info.names_closure:
             definitions = info.name2fixturedefs.get(name)
             if not definitions or fixture_scope(item, name, definitions[-1]) <= widest:
                 continue
             if not _bound_to_loop(name, info.name2fixturedefs, set()):
                 item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _bound(item: pytest.Item) -> Iterator[None]:
+    """Before pytest 8.2, setUpClass needs an instance that unittest's items have only from their own setup on."""
+    if pytest.version_tuple >= (8, 2) or not isinstance(item, TestCaseFunction):
+        yield
+        return
+<<<<<<< HEAD
+    held = vars(item)
+    held["_testcase"] = item.parent.obj(item.name)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        held["_testcase"] = None
+=======
+    old: Any = item
+    old._testcase = old.parent.obj(item.name)
+    try:
+        yield
+    finally:
+        old._testcase = None
+>>>>>>> traps
 
 
 @contextlib.contextmanager
@@ -210,6 +246,7 @@ def phase(item: pytest.Item, when: str) -> Iterator[None]:
     """What runs here on behalf of an item is named in the environment, captured and logged as a phase of it."""
     logs = item.config.pluginmanager.getplugin("logging-plugin")
     capture = item.config.pluginmanager.getplugin("capturemanager")
+    error: BaseException | None = None
     with contextlib.ExitStack() as stack:
         current_test(item, when)
         stack.callback(current_test, item, None)
@@ -217,7 +254,13 @@ def phase(item: pytest.Item, when: str) -> Iterator[None]:
             stack.enter_context(capture.item_capture(when, item))
         if logs is not None:
             stack.enter_context(_logged(logs, item, when))
-        yield
+        # pytest before 8.4 keeps no output of a phase that an exception leaves: it would appear in the next one.
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+    if error is not None:
+        raise error
 
 
 @contextlib.contextmanager
@@ -303,6 +346,11 @@ def is_skipped(item: pytest.Item) -> bool:
         return evaluate_skip_marks(item) is not None
     except BaseException:
         return False
+
+
+def verbosity(config: pytest.Config) -> int:
+    """-1 with -q, 1 with -v. Config.get_verbosity() is new in pytest 8.0."""
+    return int(config.getoption("verbose"))
 
 
 def flush(config: pytest.Config) -> None:

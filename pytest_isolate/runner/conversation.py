@@ -19,14 +19,15 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
+from pytest_isolate.policy import Limits
 from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
-from pytest_isolate.sandbox import group_usage
+from pytest_isolate.sandbox import cpu_text, group_usage, hard_cpu_s, living, of_group
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
-    from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
     from pytest_isolate.networks import SandboxNetwork
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
@@ -34,8 +35,6 @@ _DUMP_S = 0.3
 _INTERRUPT_S = 5.0
 #: What a process that has said its last word may take to end before it counts as hanging.
 _EXIT_S = 10.0
-#: What is on its way out when the test ends (a resource tracker, a shell's last child) is no leak.
-LEAK_GRACE_S = 0.25
 _COSTS = ("user_s", "system_s", "max_rss_bytes")
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 
@@ -58,6 +57,7 @@ class TestProcess:
     last: pytest.Item = field(init=False)
     group: Any = None
     cgroup: Cgroup | None = None
+    limits: Limits = field(default_factory=Limits)
     network: SandboxNetwork | None = None
 
     def send_run(self, place: int, following: int | None) -> None:
@@ -88,6 +88,7 @@ class Verdict:
     died: bool = False
     leftovers: list[Leftover] = field(default_factory=list)
     evidence: dict[str, Any] = field(default_factory=dict)
+    counted: CgroupUsage | None = None
     interrupted: bool = False
     again: bool = False
 
@@ -133,7 +134,10 @@ class Conversation:
         self._eof = False
         self._garbage = ""
         self._timed_out = False
-        self._events = worker.cgroup.events() if worker.cgroup is not None and worker.item is not item else None
+        shared = worker.cgroup is not None and worker.item is not item
+        self._before = worker.cgroup.usage(current=False) if worker.cgroup is not None and shared else None
+        self._events = self._before.events if self._before is not None else None
+        self._cause: tuple[str, str] | None = None
         self._traffic = network.Window(worker.network, whole=worker.item is item)
         self.setup_s = 0.0
         self.verdict = Verdict()
@@ -220,7 +224,8 @@ class Conversation:
         process.wait(_DUMP_S)
         process.signal(signal.SIGTERM)
         process.wait(self._grace_s)
-        self.verdict.leftovers = process.leftovers()
+        found = process.leftovers()
+        self.verdict.leftovers = found + of_group(self._worker.cgroup, process, found)
         self._worker.kill()
 
     def _interrupt(self) -> None:
@@ -279,6 +284,8 @@ class Conversation:
         self._sections = list(report.sections)
         if report.failed and not hasattr(report, "isolate_cause"):
             verdict.mark(report, verdict.of_group(self._worker.cgroup, self._events))
+        if hasattr(report, "isolate_cause"):
+            self._cause = (report.isolate_cause, verdict.line_of(report))
         self._traffic.tell(report)
         self.flush()
         if report.when == "teardown":
@@ -332,8 +339,10 @@ class Conversation:
             self._worker.kill()
             exited = process.wait(_EXIT_S)
         self.verdict.died = True
-        if not self.verdict.leftovers and exited is not None and exited.leftovers:
-            self.verdict.leftovers = living_leftovers(process)
+        if exited is not None:
+            self.verdict.evidence = {name: getattr(exited.rusage, name) for name in _COSTS}
+        if not self.verdict.leftovers and exited is not None:
+            self.verdict.leftovers = living(process, self._worker.cgroup, exited.leftovers)
         if self.verdict.interrupted:
             return
         status = exited.status if exited is not None else ExitStatus(signal=signal.SIGKILL)
@@ -348,8 +357,17 @@ class Conversation:
                 "it was ended with all it had started",
                 cause=Cause.TIMEOUT,
             )
+        used_s = sum(self.verdict.evidence.get(name, 0.0) for name in ("user_s", "system_s"))
+        if status.signal == signal.SIGKILL and used_s >= (hard_s := hard_cpu_s(self._worker.limits)):
+            text = f"CPU: the test reached the hard limit RLIMIT_CPU = {hard_s:g} s during {when} ({status})"
+            return crash.Ending(text=text, cause=Cause.CPU)
         if status.signal == signal.SIGXCPU:
-            return crash.Ending(text=f"CPU: the test used up its CPU time during {when} ({status})", cause=Cause.CPU)
+            why = cpu_text(used_s, self._worker.limits).removeprefix("CPU: ")
+            text = f"CPU: the test used up its CPU time during {when} ({status}): {why}"
+            return crash.Ending(text=text, cause=Cause.CPU)
+        if status.signal == signal.SIGXFSZ:
+            text = f"FSIZE: a file grew over the limit on file size (SIGXFSZ), during {when}"
+            return crash.Ending(text=text, cause=Cause.FSIZE)
         if causes := verdict.of_group(self._worker.cgroup, self._events):
             text = "\n".join(line for _, line in causes)
             return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
@@ -360,6 +378,8 @@ class Conversation:
         if (lost := compat.lost_output(self._item.config)) is not None:
             sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self._item, when, ending, start=self._phase_start, sections=sections)
+        if ending.cause is not None:
+            self._cause = (ending.cause.value, ending.text.partition("\n")[0])
         self._traffic.tell(report)
         self.verdict.again = self._attempts.again(self._tries, report)
         self.flush()
@@ -393,10 +413,11 @@ class Conversation:
             self._held.sections.append((LEAK_SECTION, text))
         if not hasattr(self._held, "isolate_cause"):
             self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
+        self._cause = self._cause or (Cause.LEAK.value, "; ".join(text.splitlines()))
 
     def note(self, evidence: dict[str, Any]) -> None:
-        """Put the cost of the test on its last report, where junit and other reporters find it."""
-        if self._held is None or not evidence:
+        """Put cause and cost of the test on its last report, where junit and other reporters find them."""
+        if self._held is None:
             return
         wall_s = round(time.monotonic() - self._began, 6)
         self._held.user_properties = [
@@ -404,28 +425,30 @@ class Conversation:
             ("isolate_wall_s", wall_s),
             *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
             *self._group_costs(),
+            *zip(("isolate_cause", "isolate_detail"), self._cause or (), strict=False),
             *self._traffic.properties(),
         ]
 
     def _group_costs(self) -> list[tuple[str, Any]]:
-        if self._worker.cgroup is None:
+        """The cgroup's figures; of one that ran other tests before, what was added since. A peak stays that of all."""
+        counted = self.verdict.counted
+        if counted is None and self._worker.cgroup is not None:
+            counted = self._worker.cgroup.usage(current=False)
+        if counted is None:
             return []
-        counted = group_usage(self._worker.cgroup.usage(current=False))
-        return [(f"isolate_{name}", value) for name, value in counted.items() if value is not None]
-
-
-def living_leftovers(process: Process) -> list[Leftover]:
-    """What is still alive after a short grace for what is on its way out."""
-    end = time.monotonic() + LEAK_GRACE_S
-    while (found := process.leftovers()) and time.monotonic() < end:
-        time.sleep(0.01)
-    return found
+        before = group_usage(self._before) if self._before is not None else {}
+        costs = ((name, value, before.get(name) or 0) for name, value in group_usage(counted).items())
+        return [
+            (f"isolate_{name}", value if "peak" in name else value - had)
+            for name, value, had in costs
+            if value is not None
+        ]
 
 
 def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> None:
     """One line on the terminal while the test runs; nothing with -q."""
     terminal = item.config.pluginmanager.getplugin("terminalreporter")
-    if terminal is None or item.config.get_verbosity() < 0:
+    if terminal is None or compat.verbosity(item.config) < 0:
         return
     ends = f", ends in {format_seconds(deadline - time.monotonic())}" if deadline is not None else ""
     terminal.ensure_newline()

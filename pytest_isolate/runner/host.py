@@ -35,7 +35,9 @@ class Host:
         self._refused: dict[int, str] = {}
         self.degraded: list[str] = []
         self.groups = Groups(
-            mode=resolver.cgroup_mode, run_id=getattr(config, "workerinput", {}).get("workerid", "main")
+            mode=resolver.cgroup_mode,
+            run_id=getattr(config, "workerinput", {}).get("workerid", "main"),
+            account=resolver.accounts,
         )
         self.networks = Networks(self.groups, front_end=resolver.bpf_front_end)
 
@@ -50,15 +52,29 @@ class Host:
         if id(settings) in self._refused:
             return self._refused[id(settings)]
         try:
-            settled = self._with_places(self.groups.settle(settings.policy))
+            settled = self._with_places(self._settled(settings))
             self.networks.settle(settled)
             given = settings if settled is settings.policy else replace(settings, policy=settled)
-            self._take(settings, given, choose(settled, settings.backends))
+            backend = choose(settled, settings.backends)
+            if settings.mode == "fork":
+                self.groups.check_room(settled, backend)
+            self._take(settings, given, backend)
         except BackendUnavailable as error:
             return self._missing(settings, error)
         except IsolateError as error:
             raise pytest.UsageError(f"pytest-isolate: {error}") from error
         return ""
+
+    def _settled(self, settings: Settings) -> Policy:
+        """The policy with its group limits tried; with --isolate-missing=warn less those that nothing here holds."""
+        try:
+            return self.groups.settle(settings.policy)
+        except BackendUnavailable:
+            if settings.missing != "warn":
+                raise
+        weaker, given_up = self.groups.held(settings.policy)
+        self.degraded += [text for text in given_up if text not in self.degraded]
+        return self.groups.settle(weaker)
 
     def _with_places(self, policy: Policy) -> Policy:
         """A read-only view keeps what tests write to: HOME and the working copy as overlays, the base temp directory."""
@@ -83,7 +99,7 @@ class Host:
                 self._refused[id(settings)] = str(error)
                 return str(error)
             case "warn":
-                weaker = replace(settings, policy=without_namespaces(settings.policy))
+                weaker = replace(settings, policy=without_namespaces(self._settled(settings)))
                 self._take(settings, weaker, choose(weaker.policy, ()))
                 self.degraded.append(f"{settings.profile} -> minimal, because {error.why}")
                 return ""
@@ -99,10 +115,10 @@ class Host:
 
 
 def without_namespaces(policy: Policy) -> Policy:
-    """What is left of a policy where there are no namespaces: session, rlimits, time."""
+    """What is left of a policy where there are no namespaces: session, limits, time."""
     return replace(
         MINIMAL,
-        limits=replace(MINIMAL.limits, rlimits=policy.limits.rlimits, cpu_time_s=policy.limits.cpu_time_s),
+        limits=policy.limits,
         timeout_s=policy.timeout_s,
         grace_s=policy.grace_s,
         session=policy.session,

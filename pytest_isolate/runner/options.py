@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,6 +22,7 @@ class Option(NamedTuple):
     default: str | None = None
     choices: tuple[str, ...] = ()
     word: str = ""
+    per_run: bool = False
 
     @property
     def flag(self) -> str:
@@ -88,9 +89,22 @@ OPTIONS = (
     Option(
         name="cgroup",
         metavar="WHERE",
+        per_run=True,
         default="auto",
         choices=("auto", "v1", "v2", "systemd", "none"),
         help="where group limits are held: auto (default), v1, v2, a scope of the systemd user manager, or none",
+    ),
+    Option(
+        name="durations",
+        metavar="N",
+        per_run=True,
+        help="after the run list the N tests that took most memory, CPU time, processes and I/O; 0: all",
+    ),
+    Option(
+        name="record",
+        metavar="FILE",
+        per_run=True,
+        help="write outcome, cause and peaks of every test to FILE, as JSON: figures to size limits by",
     ),
     Option(name="backend", metavar="NAMES", default="", help="backends to choose from, first preferred: native, fork"),
 )
@@ -116,6 +130,15 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(option.dest, option.help, default=None)
     parser.addini("isolate_net_allow", "what every network policy allows, as WHERE:PORT/PROTOCOL", type="linelist")
     parser.addini("isolate_profiles", "profiles of your own, as NAME: BASE, WORD=VALUE, ...", type="linelist")
+
+
+def configured(config: pytest.Config, name: str) -> Any:
+    """The value of an option from the command line, else the environment, else ini, else its default."""
+    option = next(option for option in OPTIONS if option.name == name)
+    for value in (config.getoption(option.dest), os.environ.get(option.env), config.getini(option.dest)):
+        if value not in (None, ""):
+            return value
+    return option.default
 
 
 def is_asked_for(config: pytest.Config) -> bool:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_isolate.runner.fixtures import net_policy, sandbox, sandbox_capabilities, sandbox_session
-from pytest_isolate.runner.options import MARKER_HELP, NETPOLICY_HELP, add_options, asks_for_network, is_asked_for
+from pytest_isolate.runner.options import (
+    MARKER_HELP,
+    NETPOLICY_HELP,
+    add_options,
+    asks_for_network,
+    configured,
+    is_asked_for,
+)
 
 if TYPE_CHECKING:
     from pytest_isolate.runner.protocol import Isolation
@@ -61,8 +68,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.stash[_inside_key] = True
         config.pluginmanager.register(Fresh(config, channel), _NAME)
-    elif is_asked_for(config):
+        return
+    _count_costs(config)
+    if is_asked_for(config):
         _activate(config)
+
+
+def _count_costs(config: pytest.Config) -> None:
+    """--isolate-durations and --isolate-record: where the reports of all workers arrive."""
+    count, file = configured(config, "durations"), configured(config, "record")
+    if (count is None and file is None) or hasattr(config, "workerinput"):
+        return
+    from pytest_isolate.runner.costs import Costs
+
+    config.pluginmanager.register(Costs(config, count, file), "isolate-costs")
 
 
 def _resolver(config: pytest.Config) -> Resolver:
@@ -110,6 +129,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_header(config: pytest.Config) -> list[str]:
     runner = config.pluginmanager.get_plugin(_NAME)
     return [] if runner is None or _inside_key in config.stash else runner.header()
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """What was given up for the sake of a marker: known only now."""
+    runner = config.pluginmanager.get_plugin(_NAME)
+    return [] if runner is None or _inside_key in config.stash else runner.given_up()
 
 
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:

@@ -44,6 +44,8 @@ class Isolation(reporter.Listener):
         self._held: interrupts.Held | None = None
         self._threads = threads.Watch()
         self.tally = report.Tally()
+        self._told = 0
+        self._costs_told = False
 
     def header(self) -> list[str]:
         """What is enforced, in a line; a second one for each thing given up."""
@@ -58,7 +60,17 @@ class Isolation(reporter.Listener):
         line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backend(given).name}"
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
         line += f", eBPF by {self.host.networks.front_end}" if self.host.networks.opened else ""
-        return [line + scope, *(f"isolate: DEGRADED {text}" for text in self.host.degraded)]
+        return [line + scope, *self.given_up()]
+
+    def given_up(self) -> list[str]:
+        """Lines for what --isolate-missing=warn gave up and no line has told yet; and for costs nobody counts."""
+        texts = [f"isolate: DEGRADED {text}" for text in self.host.degraded[self._told :]]
+        groups, told = self.host.groups, self._costs_told
+        self._costs_told = True
+        if groups.account and not told and (why := groups.why_not_counted()):
+            texts.append(f"isolate: costs are those of a test's largest process, no cgroup counts them: {why}")
+        self._told = len(self.host.degraded)
+        return texts
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

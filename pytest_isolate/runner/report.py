@@ -6,11 +6,13 @@ that exit codes, --lf and junit hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Policy
+from pytest_isolate.runner import compat
 from pytest_isolate.units import format_bytes, format_seconds
 
 _LETTERS = {
@@ -56,13 +58,29 @@ def status(report: Any) -> tuple[str, str, str] | None:
 
 def summarize(terminal: Any, tally: Tally) -> None:
     """Name, at the end of the run, what tests left behind: a test that passed shows its sections nowhere else."""
-    if not tally.leaks or terminal.config.get_verbosity() < 0:
+    if not tally.leaks or compat.verbosity(terminal.config) < 0:
         return
     terminal.section("leaked processes (killed)", yellow=True)
     for nodeid, lines in tally.leaks:
         terminal.line(nodeid)
         for line in lines:
             terminal.line(f"    {line}")
+
+
+def _by_rlimit(policy: Policy) -> str:
+    if policy.limits.memory_fallback != "rlimit":
+        return ""
+    return " for each process (RLIMIT_DATA: does not see shared memory, MAP_SHARED, nor the sum of processes)"
+
+
+def _group_limits(policy: Policy) -> Iterator[tuple[str, str]]:
+    limits = policy.limits
+    yield "swap", "none" if limits.swap_bytes == 0 else format_bytes(limits.swap_bytes or 0) * bool(limits.swap_bytes)
+    yield "pids", str(limits.pids or "")
+    yield "cores", f"{limits.cpu_cores:g}" if limits.cpu_cores else ""
+    yield "cpuset", limits.cpuset or ""
+    yield "io", f"on {', '.join(limit.path for limit in limits.io)}" if limits.io else ""
+    yield "rlimits", ",".join(sorted(limits.rlimits))
 
 
 def describe(policy: Policy) -> str:
@@ -76,7 +94,8 @@ def describe(policy: Policy) -> str:
         rules = " with rules" if policy.network.ruled and policy.network.mode != "policy" else ""
         parts.append(f"network {policy.network.mode}{rules}")
     if policy.limits.memory_bytes:
-        parts.append(f"memory {format_bytes(policy.limits.memory_bytes)}")
+        parts.append(f"memory {format_bytes(policy.limits.memory_bytes)}{_by_rlimit(policy)}")
+    parts += [f"{name} {value}" for name, value in _group_limits(policy) if value]
     if policy.limits.cpu_time_s:
         parts.append(f"CPU {format_seconds(policy.limits.cpu_time_s)}")
     if policy.timeout_s:

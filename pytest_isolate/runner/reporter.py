@@ -26,6 +26,8 @@ EXIT_OUR_FAULT = 70
 EXIT_CHANNEL_GONE = 71
 #: Asks the child for the Python stacks of all its threads; a real-time signal, so that no test's own is taken.
 DUMP_SIGNAL = signal.SIGRTMAX - 3
+#: Children of any exit signal count. Source: wait(2), __WALL.
+_WALL = 0x40000000
 #: A captured section longer than this is cut in the middle.
 MAX_SECTION_CHARS = 2 * 1024 * 1024
 #: In a child, only we listen to these: the other listeners are the parent's.
@@ -171,14 +173,37 @@ def evidence(link: Link) -> dict[str, Any]:
     """What this process knows of its cost and of its company. A hint only: the parent checks when it matters."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "alone": link.in_pid_namespace and _alone(),
+        "alone": _alone_in_namespace() if link.in_pid_namespace else _alone_below_monitor(),
         "user_s": own.ru_utime + children.ru_utime,
         "system_s": own.ru_stime + children.ru_stime,
         "max_rss_bytes": max(own.ru_maxrss, children.ru_maxrss) * 1024,
     }
 
 
-def _alone() -> bool:
+def _alone_below_monitor() -> bool:
+    """True when we have no child, and our parent is a monitor that has no other: orphans of ours are its children."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL)
+    except ChildProcessError:
+        parent = os.getppid()
+    else:
+        return False
+    try:
+        is_monitor = _read(f"/proc/{parent}/cmdline").startswith(b"isolate-init\0")
+        return is_monitor and _read(f"/proc/{parent}/task/{parent}/children").split() == [b"%d" % os.getpid()]
+    except OSError:
+        return False
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def _alone_in_namespace() -> bool:
     """True when the PID namespace holds no other process than its init and this one. Source: kill(2), pid -1."""
     try:
         os.kill(-1, 0)

@@ -18,7 +18,7 @@ from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.policy import Policy, unknown
 from pytest_isolate.profile import WORDS, parse_profiles, truth, vary
 from pytest_isolate.runner import network
-from pytest_isolate.runner.options import OPTIONS, Option, asks_for_network
+from pytest_isolate.runner.options import OPTIONS, asks_for_network, configured
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 #: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
@@ -47,7 +47,7 @@ class Resolver:
 
     def __init__(self, config: pytest.Config) -> None:
         self._off = bool(config.getoption("no_isolate"))
-        self._words = {option.name: _configured(config, option) for option in OPTIONS}
+        self._words = {option.name: configured(config, option.name) for option in OPTIONS}
         self._profiles = _usage(lambda: parse_profiles(config.getini("isolate_profiles") or ()))
         self._always = tuple(config.getini("isolate_net_allow") or ())
         self._all = not self._off and _all_isolated(config)
@@ -58,6 +58,11 @@ class Resolver:
     @property
     def cgroup_mode(self) -> str:
         return str(self._words["cgroup"])
+
+    @property
+    def accounts(self) -> bool:
+        """True when the cost of every test is asked for, limited or not."""
+        return any(self._words[name] is not None for name in ("durations", "record"))
 
     @property
     def bpf_front_end(self) -> str:
@@ -111,7 +116,8 @@ class Resolver:
         if policy.limits.memory_bytes:
             if policy.limits.memory_bytes < _LEAST_MEMORY_BYTES:
                 raise _usage_error(where, _no_room(policy.limits.memory_bytes))
-            policy = replace(policy, limits=replace(policy.limits, memory_fallback="rlimit"))
+            if self.cgroup_mode == "none":  # asked for: report.describe says what RLIMIT_DATA cannot see
+                policy = replace(policy, limits=replace(policy.limits, memory_fallback="rlimit"))
         return Settings(
             enabled=enabled,
             policy=policy,
@@ -123,14 +129,6 @@ class Resolver:
             slow_s=slow_s,
             backends=tuple(name.strip() for name in str(values["backend"] or "").split(",") if name.strip()),
         )
-
-
-def _configured(config: pytest.Config, option: Option) -> Any:
-    """The value from the command line, else the environment, else ini, else the default."""
-    for value in (config.getoption(option.dest), os.environ.get(option.env), config.getini(option.dest)):
-        if value not in (None, ""):
-            return value
-    return option.default
 
 
 def _all_isolated(config: pytest.Config) -> bool:
@@ -150,6 +148,11 @@ def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool
             raise _usage_error(item.nodeid, PolicyError("marker isolate", f"{mark.args!r}", "give keywords"))
         enabled = mark.kwargs.get("enabled", mark.args[0] if mark.args else True)
         for name in mark.kwargs:
+            if name in _BY_NAME and _BY_NAME[name].per_run:
+                flag = _BY_NAME[name].flag
+                raise _usage_error(
+                    item.nodeid, PolicyError(f"marker isolate {name}=", "it holds for a whole run", f"use {flag}")
+                )
             if name not in _BY_NAME and name not in WORDS and name not in _MARKER_ONLY:
                 known = {*_BY_NAME, *WORDS, *_MARKER_ONLY}
                 raise _usage_error(item.nodeid, unknown("marker isolate keyword", name, known))

@@ -16,8 +16,18 @@ from pytest_isolate.units import format_bytes
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup, CgroupEvents
 
-#: errno of a refused request -> the rlimit that refuses it so, and the cause. Source: getrlimit(2), open(2), write(2).
-_BY_ERRNO = {errno.EMFILE: ("NOFILE", Cause.NOFILE), errno.EFBIG: ("FSIZE", Cause.FSIZE)}
+#: errno of a refused request -> the rlimits that may refuse it so, and the cause. Source: getrlimit(2), open(2),
+#: write(2), mmap(2), fork(2). EAGAIN has other meanings: it counts only from a call that starts a process or thread.
+_BY_ERRNO = {
+    errno.EMFILE: (("NOFILE",), Cause.NOFILE),
+    errno.EFBIG: (("FSIZE",), Cause.FSIZE),
+    errno.ENOMEM: (("AS", "DATA"), Cause.OOM),
+    errno.EAGAIN: (("NPROC",), Cause.PIDS),
+}
+_STARTERS = frozenset({"fork", "forkpty", "_fork_exec", "fork_exec", "posix_spawn", "posix_spawnp"})
+#: Title of the section of a report that says which limits were reached.
+LIMITS_SECTION = "Limits reached"
+_NO_THREAD = "can't start new thread"  # RuntimeError of _thread.start_new_thread; it drops the errno
 
 
 def of_exception(error: BaseException, limits: Limits) -> tuple[Cause, str] | None:
@@ -39,11 +49,31 @@ def _of_one(error: BaseException, limits: Limits) -> tuple[Cause, str] | None:
             Cause.OOM,
             f"OOM: an allocation was refused under the limit of {size} (RLIMIT_DATA; it cannot see MAP_SHARED)",
         )
-    name, cause = _BY_ERRNO.get(getattr(error, "errno", None) or 0, ("", None))
-    soft, _ = limits.rlimits.get(name, (UNLIMITED, UNLIMITED))
-    if cause is None or soft == UNLIMITED:
+    names, cause = _BY_ERRNO.get(_errno_of(error), ((), None))
+    if cause is Cause.PIDS and not _starts_a_process(error):
         return None
-    return cause, f"{cause.value}: the limit RLIMIT_{name} = {soft} was reached"
+    for name in names:
+        soft, _ = limits.rlimits.get(name, (UNLIMITED, UNLIMITED))
+        if cause is not None and soft != UNLIMITED:
+            return cause, f"{cause.value}: the limit RLIMIT_{name} = {soft} was reached"
+    return None
+
+
+def _starts_a_process(error: BaseException) -> bool:
+    """True when the innermost Python frame of ``error`` is one that forks, or ``error`` is a thread's refusal."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    frame = traceback.tb_frame.f_code if traceback is not None else None
+    return str(error) == _NO_THREAD or (frame is not None and not _STARTERS.isdisjoint(frame.co_names))
+
+
+def _errno_of(error: BaseException) -> int:
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        return errno.EAGAIN
+    return getattr(error, "errno", None) or 0
 
 
 def of_group(cgroup: Cgroup | None, before: CgroupEvents | None) -> list[tuple[Cause, str]]:
@@ -58,4 +88,9 @@ def mark(report: Any, causes: list[tuple[Cause, str]]) -> None:
     if not causes:
         return
     report.isolate_cause = causes[0][0].value
-    report.sections.append(("Limits reached", "\n".join(text for _, text in causes)))
+    report.sections.append((LIMITS_SECTION, "\n".join(text for _, text in causes)))
+
+
+def line_of(report: Any) -> str:
+    """The first line of evidence on a report that ``mark`` has marked."""
+    return next((text.partition("\n")[0] for title, text in report.sections if title == LIMITS_SECTION), "")

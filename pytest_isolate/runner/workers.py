@@ -16,10 +16,10 @@ from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.policy import Namespace
 from pytest_isolate.runner import crash, fresh, reporter
-from pytest_isolate.runner.conversation import TestProcess, Verdict, living_leftovers
+from pytest_isolate.runner.conversation import TestProcess, Verdict
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.settings import Settings
-from pytest_isolate.sandbox import joined
+from pytest_isolate.sandbox import joined, living, no_room_said
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
@@ -108,10 +108,12 @@ class Workers:
             in_pid_namespace=Namespace.PID in settings.policy.namespaces,
             limits=settings.policy.limits,
         )
+        worker.limits = settings.policy.limits
         try:
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
             worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
-            process = self._host.backend(settings).fork(settings.policy, joined(worker.cgroup, worker.network))
+            with no_room_said(settings.policy.limits):
+                process = self._host.backend(settings).fork(settings.policy, joined(worker.cgroup, worker.network))
             if process is None:
                 self._forget(worker)
                 self._serve(item, following, link)
@@ -141,6 +143,7 @@ class Workers:
         trace_fd = os.dup(outputs.trace_fd)
         worker = TestProcess(report_fd, os.dup(report_fd), outputs, wire.Reader(report_fd), item)
         worker.last = item
+        worker.limits = settings.policy.limits
         try:
             for fd in (channel_fd, trace_fd):
                 os.set_inheritable(fd, True)
@@ -187,11 +190,12 @@ class Workers:
             worker.kill()
         elif not verdict.evidence.get("alone"):
             exited = process.wait(EXIT_S)
-            if exited is None or exited.leftovers:
-                verdict.leftovers = living_leftovers(process)
+            verdict.leftovers = living(process, worker.cgroup, exited is None or exited.leftovers)
             worker.kill()
         if verdict.died or verdict.leftovers:
             process.reap(block=True)  # a port that a leaked server held is free before the next test asks for it
+        if worker.cgroup is not None:
+            verdict.counted = worker.cgroup.usage(current=False)
         self._reaper.add(worker)
 
     def close(self) -> None:

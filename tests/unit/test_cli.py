@@ -85,7 +85,7 @@ def test_explain_says_what_the_fork_backend_lacks(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(): pass\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nisolate = true\nisolate_backend = fork\n")
     ran = command("doctor", "--explain", "test_it.py", cwd=tmp_path)
-    assert "fork: not taken, it lacks namespaces ipc, mnt, pid, uts" in ran.stdout
+    assert "fork: not taken, it lacks namespaces ipc, mnt, uts" in ran.stdout
     assert "none: --isolate-missing=error decides" in ran.stdout
 
 

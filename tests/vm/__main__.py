@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import rows, run, table
 from .debian import cache_dir
-from .machine import MachineError
+from .machine import EMULATION, MachineError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", metavar="COMMAND", help="run this in the rows instead; python is the guest's")
     parser.add_argument("--list", action="store_true", help="print the rows and why each is there")
     parser.add_argument("--json", type=Path, default=cache_dir() / "last.json", help="where the cells go (%(default)s)")
-    parser.add_argument("--accel", default="tcg,thread=multi", help="kvm where that is real (%(default)s)")
+    parser.add_argument("--accel", default=EMULATION, help="kvm where that is real (%(default)s)")
     parser.add_argument("--refresh", action="store_true", help="fetch the suites' newest kernels again")
     return parser
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pytest_isolate.errors import IsolateError
 
 from . import debian, kernels
-from .machine import Disk, Machine, Result, Share
+from .machine import EMULATION, Disk, Machine, Result, Share
 from .rows import OURS, SUITES
 from .table import Tested, answers, besides, judge
 
@@ -28,7 +28,7 @@ GUEST_SITE = "/isolate/site"
 _DISKS = (Disk(name="data", size_bytes=64 << 20), Disk(name="swap", size_bytes=256 << 20))
 
 
-def machine(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = False) -> Machine:
+def machine(row: Row, *, accelerator: str = EMULATION, refresh: bool = False) -> Machine:
     """The machine of a row; fetches the kernel and makes the root where the cache lacks them."""
     site = Path(sysconfig.get_path("purelib"))
     return Machine(
@@ -57,7 +57,7 @@ def command(row: Row, what: str, launch: str) -> str:
     return f'python() {{ {launch} env {environment} {python} "$@"; }}; {what}'
 
 
-def fill(row: Row, *, accelerator: str = "tcg,thread=multi", refresh: bool = False) -> Tested:
+def fill(row: Row, *, accelerator: str = EMULATION, refresh: bool = False) -> Tested:
     """Boot the row and fill its cells."""
     try:
         done = machine(row, accelerator=accelerator, refresh=refresh).run(_everything(row))

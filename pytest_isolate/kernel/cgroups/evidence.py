@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pytest_isolate.policy import Limits
 
 Verdict = tuple[Cause, str]
+#: The kernel charges memory in batches; a charge that fails found less than a batch free (MEMCG_CHARGE_BATCH pages).
+_BATCH_BYTES = 64 * 4096
 
 
 def verdicts(
@@ -67,7 +69,7 @@ def _oom(
     # Only whether, not how many: with memory.oom.group the kernel counts the first victim twice.
     if not _grown(before.oom_kill, after.oom_kill):
         return []
-    hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0
+    hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0 or _at_limit(limits, cost)
     own = limits.memory_bytes and (largest.own_limit if largest is not None else hit)
     limit = format_bytes(limits.memory_bytes or 0)
     peak = f"peak {format_bytes(cost.memory_peak_bytes)}" if cost.memory_peak_bytes is not None else ""
@@ -78,6 +80,13 @@ def _oom(
     if largest is not None:
         said += f", largest: {largest.name} pid {largest.pid}, rss {format_bytes(largest.rss_bytes)}"
     return [(Cause.OOM, said)]
+
+
+def _at_limit(limits: Limits, cost: CgroupUsage) -> bool:
+    """The peak is the limit. For v1, whose failcnt no longer counts (Linux 6.15 on) and whose log may be throttled."""
+    if limits.memory_bytes is None or cost.memory_peak_bytes is None:
+        return False
+    return cost.memory_peak_bytes > limits.memory_bytes - _BATCH_BYTES
 
 
 def _pids(before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: CgroupUsage) -> list[Verdict]:

@@ -52,7 +52,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int) -> None
 
 def enter_group() -> None:
     """A group of the container's own; seen from its namespace it is the whole tree."""
-    os.mkdir(GROUP)
+    os.makedirs(GROUP, exist_ok=True)
     with open(f"{GROUP}/cgroup.procs", "w") as file:
         file.write(str(os.getpid()))
 
