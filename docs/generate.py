@@ -121,7 +121,7 @@ def _option_rows() -> Iterator[tuple[str, ...]]:
             f"`{option.flag}={value}`",
             f"`{option.env}`",
             f"`{option.dest}`",
-            f"`{option.name}=`",
+            "" if option.per_run else f"`{option.name}=`",
             default,
             option.help,
         )

@@ -121,13 +121,11 @@ def _rlimits(policy: Policy, value: Mapping[str, Any]) -> Policy:
         key = str(name).upper().removeprefix("RLIMIT_")
         if key not in RLIMIT_UNITS:
             raise unknown("rlimit", str(name), RLIMIT_UNITS)
-        if key in _WARNED_FIRST and not isinstance(pair, tuple) and (soft := _rlimit_value(key, pair)) != UNLIMITED:
-            both: tuple[Any, ...] = (soft, soft + _WARNED_FIRST[key])
-        else:
-            both = pair if isinstance(pair, tuple) else (pair, pair)
-        if len(both) != 2:
+        both = pair if isinstance(pair, tuple) else (pair,)
+        if len(both) not in (1, 2):
             raise PolicyError(f"rlimit {key}", f"{pair!r} is not one value or (soft, hard)", "write one or two values")
-        soft, hard = (_rlimit_value(key, part) for part in both)
+        soft, *rest = (_rlimit_value(key, part) for part in both)
+        hard = rest[0] if rest else soft if soft == UNLIMITED else soft + _WARNED_FIRST.get(key, 0)
         found[key] = (soft, hard)
     return _limits(policy, rlimits=found)
 

@@ -229,7 +229,7 @@ static _Noreturn void end_tree(int main_pid, struct iso_exit *record, int childr
 
 	if (!record->magic)
 		kill_child(main_pid);
-	raw3(__NR_setpriority, 0, 0, -20); /* faster than who forks without end; a plain user is refused, and goes on */
+	raw3(__NR_setpriority, 0, 0, -20); /* not SCHED_FIFO: its throttling holds us up for whole seconds */
 	while ((alive = collect(main_pid, record))) {
 		tell(record, alive, 1);
 		kill_children();

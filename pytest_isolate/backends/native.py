@@ -42,8 +42,8 @@ class NativeBackend:
     def _plan(self, policy: Policy, cwd: str | None) -> tuple[Plan, Layers | None]:
         """The plan for one launch, with its working directory, and the way out for overlay layers."""
         compiled = self.compiled(policy)
-        if cwd is None and policy.filesystem.needs_mounts:
-            cwd = os.getcwd()  # the directory we are in lies beneath what is mounted on it; the child must enter anew
+        if cwd is None and compiled.mounts is not None and policy.filesystem.needs_mounts:
+            cwd = _visible(os.getcwd(), compiled.mounts)
         plan = compiled.plan if cwd is None else self._in_directory(compiled.plan, cwd)
         if compiled.mounts is None or not compiled.mounts.layers:
             return plan, None
@@ -117,6 +117,11 @@ class Compiled:
 
     plan: Plan
     mounts: MountPlan | None
+
+
+def _visible(cwd: str, mounts: MountPlan) -> str:
+    """The directory to enter anew, for the one we are in lies beneath what is mounted on it; ``/`` where the view hides it."""
+    return cwd if filesystem.resolve(cwd, mounts).exists else "/"
 
 
 def _kept(launch: Callable[[], native.Child | None], layers: Layers | None) -> native.Child | None:

@@ -364,7 +364,7 @@ def _milliseconds(deadline: float | None) -> int:
     return min(math.ceil(max(0.0, deadline - time.monotonic()) * 1000), 86_400_000)
 
 
-_MONITOR_S = 0.5  # a monitor ends a tree in milliseconds; after this we help
+_MONITOR_S = 0.2  # a monitor ends a tree in milliseconds; then we look whether someone holds it
 _KILL_S = 10.0
 
 
@@ -499,15 +499,19 @@ class Child:
         return self._collected
 
     def _await_monitor(self) -> None:
-        """The monitor leaves when its tree is gone. When it does not (it was stopped, it is traced), end the tree from here.
+        """The monitor leaves when its tree is gone. One that is held (stopped again, traced) is done without.
 
         Raises:
             CleanupError: processes that not even SIGKILL ends.
         """
-        if processes.ended(self.init_pidfd, _MONITOR_S):
-            return
-        left = processes.kill_all(lambda: processes.descendants(self.init_pid), _KILL_S)
-        if left:
+        end = time.monotonic() + _KILL_S
+        while not processes.ended(self.init_pidfd, _MONITOR_S):
+            if processes.is_held(self.init_pid) or time.monotonic() >= end:
+                self._end_without_monitor()
+
+    def _end_without_monitor(self) -> None:
+        """It stays the parent of all orphans until it is killed, so it is killed last."""
+        if left := processes.kill_all(lambda: processes.descendants(self.init_pid), _KILL_S):
             remedy = "see /proc/PID/stack for what they wait for"
             raise CleanupError(f"the processes of sandbox {self.pid}", f"{left} do not end", remedy)
         with contextlib.suppress(ProcessLookupError):

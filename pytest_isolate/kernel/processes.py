@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pytest_isolate.outcome import Leftover
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_QUIET_LOOKS = 5
 
 
 def pids() -> Iterator[int]:
@@ -81,13 +82,26 @@ def ended(pidfd: int, timeout_s: float) -> bool:
 
 
 def kill_all(listed: Callable[[], set[int]], timeout_s: float) -> list[int]:
-    """SIGKILL what ``listed`` gives until it gives only zombies; those that still live after ``timeout_s``."""
-    end = time.monotonic() + timeout_s
-    while (alive := sorted(filter(_alive, listed()))) and time.monotonic() < end:
+    """SIGKILL what ``listed`` gives until it gives only zombies; those that still live after ``timeout_s``.
+
+    A process that forks and leaves while /proc is read can be missed, so it has to be nobody several times in a row.
+    """
+    end, quiet = time.monotonic() + timeout_s, 0
+    alive: list[int] = []
+    while quiet < _QUIET_LOOKS and time.monotonic() < end:
+        alive = sorted(filter(_alive, listed()))
+        quiet = 0 if alive else quiet + 1
         for pid in alive:
             _kill(pid)
         time.sleep(0.005)
     return alive
+
+
+def is_held(pid: int) -> bool:
+    """True when it is stopped, by a signal or a tracer."""
+    with contextlib.suppress(OSError):
+        return _stat(pid)[0] in "Tt"
+    return False
 
 
 def _alive(pid: int) -> bool:

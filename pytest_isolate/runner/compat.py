@@ -183,21 +183,12 @@ def _bound(item: pytest.Item) -> Iterator[None]:
     if pytest.version_tuple >= (8, 2) or not isinstance(item, TestCaseFunction):
         yield
         return
-<<<<<<< HEAD
-    held = vars(item)
-    held["_testcase"] = item.parent.obj(item.name)  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        held["_testcase"] = None
-=======
     old: Any = item
     old._testcase = old.parent.obj(item.name)
     try:
         yield
     finally:
         old._testcase = None
->>>>>>> traps
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from pytest_isolate.policy import Limits
 from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
-from pytest_isolate.sandbox import cpu_text, group_usage, hard_cpu_s, living, of_group
+from pytest_isolate.sandbox import cpu_text, group_usage, hard_cpu_text, living, of_group
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
@@ -358,9 +358,6 @@ class Conversation:
                 cause=Cause.TIMEOUT,
             )
         used_s = sum(self.verdict.evidence.get(name, 0.0) for name in ("user_s", "system_s"))
-        if status.signal == signal.SIGKILL and used_s >= (hard_s := hard_cpu_s(self._worker.limits)):
-            text = f"CPU: the test reached the hard limit RLIMIT_CPU = {hard_s:g} s during {when} ({status})"
-            return crash.Ending(text=text, cause=Cause.CPU)
         if status.signal == signal.SIGXCPU:
             why = cpu_text(used_s, self._worker.limits).removeprefix("CPU: ")
             text = f"CPU: the test used up its CPU time during {when} ({status}): {why}"
@@ -371,6 +368,8 @@ class Conversation:
         if causes := verdict.of_group(self._worker.cgroup, self._events):
             text = "\n".join(line for _, line in causes)
             return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
+        if status.signal == signal.SIGKILL and (text := hard_cpu_text(used_s, self._worker.limits)):
+            return crash.Ending(text=f"{text}, during {when}", cause=Cause.CPU)
         return crash.ended_early(status, when, garbage=self._garbage)
 
     def _blame(self, when: crash.When, ending: crash.Ending) -> None:

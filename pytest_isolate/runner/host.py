@@ -85,7 +85,7 @@ class Host:
             home=os.path.expanduser("~"),
             working_copy=str(self._config.rootpath),
             writable=[compat.base_temp(self._config)],
-            readable=[path for path in sys.path if path],
+            readable=[os.getcwd(), *filter(None, sys.path)],
         )
         return replace(policy, filesystem=view)
 
