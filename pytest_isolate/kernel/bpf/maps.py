@@ -101,8 +101,9 @@ class Map:
             )
             if result not in (0, -errno.ENOENT):
                 check(result, f"map {self.name} batch lookup")
-            ks, vs = self._split(keys.raw, self.spec.key_bytes), self._split(values.raw, self.spec.value_bytes)
-            yield from zip(ks[: count.value], vs[: count.value], strict=True)
+            sizes = ((keys, self.spec.key_bytes), (values, self.spec.value_bytes))
+            ks, vs = (self._split(memoryview(b)[: count.value * n].tobytes(), n) for b, n in sizes)
+            yield from zip(ks, vs, strict=True)
             if result:
                 return
             first = False
