@@ -148,7 +148,7 @@ def added(mode: str, rounds: int, gap_s: float) -> None:
 class Runs:
     """sandbox.run of /bin/true, the whole path: with limits, accounting and verdicts, or without a cgroup."""
 
-    def __init__(self, mode: str, words: Mapping[str, object]) -> None:
+    def __init__(self, mode: str, words: Mapping[str, Any]) -> None:
         self._groups = Groups(mode, "bench-run")
         self._box = Sandbox(name="bench", cgroups=self._groups)
         self._words = words
