@@ -18,6 +18,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.groups import Groups
