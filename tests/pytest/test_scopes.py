@@ -251,6 +251,7 @@ def test_a_wide_parameter_splits_a_group(pytester: pytest.Pytester, isolated: Ru
     lines = diary(pytester)
     assert words(lines)[0] == "make x"
     assert words(lines).count("make x") == words(lines).count("make y") == words(lines).count("end x") == 1
+    assert sorted(word for word in words(lines) if word[0] in "xy") == ["x1", "x1", "x2", "x2", "y1", "y1", "y2", "y2"]
     by_session = {key: {line.split()[1] for line in lines if line[0] == key} for key in "xy"}
     assert not by_session["x"] & by_session["y"]
 
