@@ -479,7 +479,8 @@ class Sandbox:
                 network = self._networks.enter(chosen, cgroup, self._private)
                 if network is not None:
                     undo.callback(network.close)
-                process = backend.fork(chosen, joined(cgroup, network))
+                with no_room_said(chosen.limits):
+                    process = backend.fork(chosen, joined(cgroup, network))
                 if process is None:
                     self._networks.leave_in_child()
                     _call_and_leave(function, args, kwargs, write_fd, files)

@@ -414,6 +414,10 @@ def test_a_limit_below_what_the_sandbox_itself_needs_is_said_in_words(box: Sandb
     small = box.run(python("print(1)"), memory="1M")
     assert small.causes == (Cause.OOM,)
     assert small.detail[0].startswith("OOM-killed: peak 1 MiB of 1 MiB")
+    fds = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(PolicyError, match=r"memory limit of 4 KiB: the sandbox itself does not fit into it"):
+        box.python(print, policy={"memory": "4K"})
+    assert len(os.listdir("/proc/self/fd")) == fds
     controller("pids")
     with pytest.raises(PolicyError, match=r"limit of 1 processes: the sandbox itself needs more"):
         box.run(["/bin/true"], pids=1)

@@ -69,7 +69,8 @@ def _oom(
     # Only whether, not how many: with memory.oom.group the kernel counts the first victim twice.
     if not _grown(before.oom_kill, after.oom_kill):
         return []
-    hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0 or _at_limit(limits, cost)
+    hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0
+    hit = hit or (after.oom is None and _at_limit(limits, cost))
     own = limits.memory_bytes and (largest.own_limit if largest is not None else hit)
     limit = format_bytes(limits.memory_bytes or 0)
     peak = f"peak {format_bytes(cost.memory_peak_bytes)}" if cost.memory_peak_bytes is not None else ""
@@ -83,7 +84,7 @@ def _oom(
 
 
 def _at_limit(limits: Limits, cost: CgroupUsage) -> bool:
-    """The peak is the limit. For v1, whose failcnt no longer counts (Linux 6.15 on) and whose log may be throttled."""
+    """The peak is the limit: for v1, which counts no ``oom``; whose failcnt stays 0 (6.18), whose log is rate-limited."""
     if limits.memory_bytes is None or cost.memory_peak_bytes is None:
         return False
     return cost.memory_peak_bytes > limits.memory_bytes - _BATCH_BYTES

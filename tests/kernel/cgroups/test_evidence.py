@@ -27,7 +27,8 @@ PEAK = CgroupUsage(memory_peak_bytes=256 * MIB, pids_peak=20)
         (CgroupEvents(memory_max=900), []),
         (CgroupEvents(oom=1, oom_kill=1), [(Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB")]),
         (CgroupEvents(oom=None, memory_max=7, oom_kill=2), [(Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB")]),
-        (CgroupEvents(oom_kill=1), [(Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB")]),
+        (CgroupEvents(oom=None, oom_kill=1), [(Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB")]),
+        (CgroupEvents(oom_kill=1), [(Cause.OOM, "OOM-killed by the host, or by a limit above the sandbox: peak 256 MiB")]),
         (CgroupEvents(pids_max=1), [(Cause.PIDS, "1 fork refused: the limit of 20 processes and threads was reached")]),
         (CgroupEvents(lost=("memory",)), [(Cause.SETUP, LOST)]),
     ],
@@ -41,7 +42,7 @@ def test_a_cause_needs_a_counter_that_moved(after, said):
 def test_a_kill_below_the_limit_is_the_hosts_doing():
     low = CgroupUsage(memory_peak_bytes=100 * MIB, pids_peak=20)
     said = [(Cause.OOM, "OOM-killed by the host, or by a limit above the sandbox: peak 100 MiB")]
-    assert verdicts(NONE, CgroupEvents(oom_kill=1), LIMITS, usage=low) == said
+    assert verdicts(NONE, CgroupEvents(oom=None, oom_kill=1), LIMITS, usage=low) == said
 
 
 def test_a_kernel_without_peaks_still_gets_a_sentence():
