@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.errors import IsolateError
 from pytest_isolate.groups import Groups
+from pytest_isolate.networks import Networks
 from pytest_isolate.registry import backends
 from pytest_isolate.runner import report
-from pytest_isolate.runner.options import OPTIONS
+from pytest_isolate.runner.options import OPTIONS, asks_for_network
 from pytest_isolate.runner.settings import Resolver
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def explained(item: pytest.Item, resolver: Resolver) -> Iterator[str]:
     yield f"  mode       {settings.mode}, one sandbox per {settings.scope}, leaks {settings.leaks}, missing {settings.missing}"
     for mark in item.iter_markers(name="isolate"):
         yield f"  marker     isolate({', '.join(_words(mark))})"
+    for mark in item.iter_markers(name="netpolicy"):
+        yield f"  marker     netpolicy({', '.join(_words(mark))})"
     for option in OPTIONS:
         if (value := item.config.getoption(option.dest)) is not None:
             yield f"  option     {option.flag}={value}"
@@ -70,7 +73,7 @@ def _when(item: pytest.Item, settings: Settings) -> str:
         return "never: mode inprocess"
     if item.get_closest_marker("isolate"):
         return "always: it has the marker" if settings.enabled else "never: its marker exempts it"
-    return "with --isolate"
+    return "always: it has a network policy" if asks_for_network(item) and settings.enabled else "with --isolate"
 
 
 def _words(mark: pytest.Mark) -> list[str]:
@@ -79,10 +82,11 @@ def _words(mark: pytest.Mark) -> list[str]:
 
 def _verdicts(settings: Settings) -> Iterator[str]:
     taken: Any = None
-    with contextlib.closing(Groups()) as groups:
+    with contextlib.closing(Groups()) as groups, contextlib.closing(Networks(groups)) as networks:
         try:
             policy = groups.settle(settings.policy)
-        except BackendUnavailable as error:
+            networks.settle(policy)
+        except IsolateError as error:
             yield f"none: {error}"
             return
     for backend in backends(settings.backends):

@@ -31,6 +31,7 @@ def net_policy(request: pytest.FixtureRequest) -> Iterator[NetPolicy]:
     from pytest_isolate.runner import netpolicy
 
     policy = netpolicy.of(getattr(request.config.pluginmanager.get_plugin("isolate-runner"), "reporter", None))
+    policy.reset()  # where --isolate-missing=warn gave the policy up, it is an error now, and not a surprise later
     yield policy
     policy.reset()
 
