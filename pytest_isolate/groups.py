@@ -217,3 +217,9 @@ def of_this_process() -> Groups:
     if _process is None or _owner != os.getpid():
         _process, _owner = Groups(run_id="sandbox"), os.getpid()
     return _process
+
+
+def close_those_of_this_process() -> None:
+    """Close the Groups that sandboxes of this process used, if there were any."""
+    if _process is not None and _owner == os.getpid():
+        _process.close()

@@ -295,3 +295,10 @@ def of_this_process() -> Networks:
     if _process is None or _owner != os.getpid():
         _process, _owner = Networks(groups.of_this_process()), os.getpid()
     return _process
+
+
+def close_those_of_this_process() -> None:
+    """Close the Networks that sandboxes of this process used, if there were any, and then their groups."""
+    if _process is not None and _owner == os.getpid():
+        _process.close()
+    groups.close_those_of_this_process()

@@ -6,6 +6,7 @@ Owns: the registration with pytest. Refuses: to import anything heavy; every pyt
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -135,6 +136,14 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     """What was given up for the sake of a marker: known only now."""
     runner = config.pluginmanager.get_plugin(_NAME)
     return [] if runner is None or _inside_key in config.stash else runner.given_up()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """Sandboxes that fixtures made in this process leave nothing behind them."""
+    networks = sys.modules.get("pytest_isolate.networks")
+    if networks is not None:
+        networks.close_those_of_this_process()
 
 
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:
