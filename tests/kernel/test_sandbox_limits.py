@@ -117,9 +117,9 @@ os.kill(-1, 9)
 
 def test_a_fork_bomb_is_held_by_pids(box: Sandbox) -> None:
     controller("pids")
-    calm = box.run(python(BOMB.format(forks=5)), pids=16)
+    calm = box.run(python(BOMB.format(forks=5)), pids=16, namespaces="+pid")
     assert (calm.stdout, calm.causes) == ("refused 0\n", ()), calm
-    bomb = box.run(python(BOMB.format(forks=100)), pids=16)
+    bomb = box.run(python(BOMB.format(forks=100)), pids=16, namespaces="+pid")
     refused = int(bomb.stdout.split()[1])
     assert refused >= 84, "16 less the init and the program are left for children"
     assert bomb.causes == (Cause.PIDS,)

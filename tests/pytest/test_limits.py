@@ -122,7 +122,7 @@ ROWS = (
     Row(
         "pids-forks",
         "pids",
-        "pids=16",
+        "pids=16, namespaces='+pid'",
         "bomb(5)",
         "bomb(100)",
         "P",
@@ -340,7 +340,7 @@ def test_a_limit_without_its_controller_is_one_clear_line(pytester: pytest.Pytes
         """
         import os, pytest
 
-        @pytest.mark.isolate(pids=20)
+        @pytest.mark.isolate(pids=20, namespaces="+pid")
         def test_limited():
             assert os.getpid() < 10, "its PID namespace is not given up with the limit"
         """
