@@ -26,7 +26,8 @@ from pytest_isolate.kernel import native
 from pytest_isolate.kernel.cgroups import Cgroup, CgroupManager, open_manager
 from pytest_isolate.kernel.plan import Plan
 from pytest_isolate.policy import Limits
-from pytest_isolate.sandbox import Running, Sandbox
+from pytest_isolate.running import Running
+from pytest_isolate.sandbox import Sandbox
 
 PLAN = Plan()
 LIMITS: dict[str, dict[str, int | float]] = {

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         Tmpfs,
     )
     from pytest_isolate.profile import MINIMAL, PROFILES, STANDARD, STRICT, vary
-    from pytest_isolate.sandbox import CallFailed, ProgramFailed, Running, Sandbox
+    from pytest_isolate.running import ProgramFailed, Running
+    from pytest_isolate.sandbox import CallFailed, Sandbox
 
 _WHERE = {
     "errors": ("BackendUnavailable", "CleanupError", "IsolateError", "PolicyError", "SetupError"),
@@ -42,7 +43,8 @@ _WHERE = {
         "Tmpfs",
     ),
     "profile": ("MINIMAL", "PROFILES", "STANDARD", "STRICT", "vary"),
-    "sandbox": ("CallFailed", "ProgramFailed", "Running", "Sandbox"),
+    "running": ("ProgramFailed", "Running"),
+    "sandbox": ("CallFailed", "Sandbox"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

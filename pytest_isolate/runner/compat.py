@@ -84,7 +84,9 @@ def forget_finalizers(session: pytest.Session) -> None:
     stack = session._setupstate.stack
     for node, (_, exception) in list(stack.items()):
         stack[node] = ([], exception)
-    if hasattr(pytest.FixtureRequest, "_schedule_finalizers"):  # to pytest 8.0: whoever asks for a fixture tears it down
+    if hasattr(
+        pytest.FixtureRequest, "_schedule_finalizers"
+    ):  # to pytest 8.0: whoever asks for a fixture tears it down
         for definitions in session._fixturemanager._arg2fixturedefs.values():  # type: ignore[attr-defined]
             for definition in definitions:
                 definition._finalizers.clear()

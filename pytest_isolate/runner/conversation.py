@@ -18,12 +18,12 @@ import pytest
 
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
+from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
 from pytest_isolate.policy import Limits
 from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
-from pytest_isolate.sandbox import cpu_text, group_usage, hard_cpu_text, living, of_group
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:

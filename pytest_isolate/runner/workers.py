@@ -14,12 +14,13 @@ import pytest
 
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
+from pytest_isolate.endings import living
 from pytest_isolate.policy import Namespace
 from pytest_isolate.runner import crash, fresh, reporter
 from pytest_isolate.runner.conversation import TestProcess, Verdict
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.settings import Settings
-from pytest_isolate.sandbox import joined, living, no_room_said
+from pytest_isolate.sandbox import joined, no_room_said
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup

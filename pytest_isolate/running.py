@@ -1,0 +1,326 @@
+"""One program that runs in a sandbox: waited for, frozen, limited anew, ended, and counted.
+
+Owns: Running, and the memory files its output goes to. Refuses: to start anything (sandbox.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal as signals
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pytest_isolate.backend import Process
+from pytest_isolate.errors import BackendUnavailable, PolicyError
+from pytest_isolate.kernel.native import Exited
+from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Outcome, Traffic, Usage
+from pytest_isolate.policy import Policy
+from pytest_isolate.profile import vary
+from pytest_isolate.units import format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.networks import SandboxNetwork
+from pytest_isolate.endings import POLL_S, group_usage, in_pid_namespace, living, status_verdicts, usage_of
+
+#: More output than this per stream is cut when it is read; the program is not stopped.
+MAX_OUTPUT_BYTES = 64 * 1024 * 1024
+#: Words that ``Running.update`` takes: those a cgroup holds. An rlimit belongs to each process that has inherited it.
+LIVE_WORDS = ("memory", "memory_high", "swap", "pids", "cpu", "cpu_weight", "cpuset", "io")
+
+
+class ProgramFailed(subprocess.CalledProcessError):
+    """``check=True`` and the program did not exit with 0, or the sandbox had something to object. Holds ``outcome``."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.returncode, list(outcome.args), outcome.stdout, outcome.stderr)
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        why = "; ".join(self.outcome.detail) or str(self.outcome.status)
+        tail = str(self.outcome.stderr).strip().splitlines()[-5:]
+        return "\n".join([f"{' '.join(self.outcome.args)}: {why}", *tail])
+
+
+class Running:
+    """A program that was started in a sandbox. A context manager: leaving it ends the program and all it started."""
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        policy: Policy,
+        process: Process,
+        cgroup: Cgroup | None,
+        files: Files,
+        meanwhile: Callable[[], None],
+        network: SandboxNetwork | None = None,
+    ) -> None:
+        self.args = tuple(args)
+        self.policy = policy
+        self._process = process
+        self._cgroup = cgroup
+        self._network = network
+        self._files = files
+        self._meanwhile = meanwhile  # what can be done while the program runs: groups of earlier ones are removed
+        self._began = time.monotonic()
+        self._outcome: Outcome | None = None
+        self._causes: list[tuple[Cause, str]] = []
+
+    @property
+    def pid(self) -> int:
+        """The host's number of the program."""
+        return self._process.pid
+
+    @property
+    def stdout(self) -> Any:
+        """What it has written to standard output so far."""
+        return self._outcome.stdout if self._outcome is not None else self._files.text(1)
+
+    @property
+    def stderr(self) -> Any:
+        """What it has written to standard error so far."""
+        return self._outcome.stderr if self._outcome is not None else self._files.text(2)
+
+    def running(self) -> bool:
+        """True until the program has ended."""
+        return self._outcome is None and self._process.wait(0) is None
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the program."""
+        self._process.signal(signum)
+
+    @property
+    def limits(self) -> LiveLimits:
+        """The limits that hold now: read ``limits.memory_bytes``, change with ``limits.update(memory="128M")``."""
+        return LiveLimits(self)
+
+    def update(self, **words: Any) -> None:
+        """Change group limits of the running program: ``update(memory="128M", pids=20)``.
+
+        Raises:
+            PolicyError: the program was started without a group limit, a word that cannot change while it runs, or a
+                value without meaning. SetupError: the kernel refused (EBUSY: more is in use than the new limit).
+        """
+        cgroup = self._living_cgroup("limits")
+        for word in words:
+            if word not in LIVE_WORDS:
+                raise PolicyError(
+                    f"update({word}=...)", "it cannot change while the program runs", f"of use: {', '.join(LIVE_WORDS)}"
+                )
+        policy = vary(self.policy, **words)
+        cgroup.update(policy.limits)
+        self.policy = policy
+
+    def freeze(self) -> None:
+        """Stop every process of the program where it stands; its time-out goes on. ``thaw()`` lets them go on.
+
+        Raises:
+            PolicyError: the program was started without a group limit. BackendUnavailable: no freezer on this host.
+        """
+        if not self._living_cgroup("freeze").freeze():
+            raise BackendUnavailable("freeze", "no cgroup hierarchy here has a freezer", "use signal(SIGSTOP)")
+
+    def thaw(self) -> None:
+        """Let frozen processes go on; fine when nothing is frozen."""
+        self._living_cgroup("thaw").thaw()
+
+    def _living_cgroup(self, what: str) -> Cgroup:
+        if self._cgroup is None:
+            raise PolicyError(what, "the program has no cgroup", "start it with a group limit such as memory=")
+        if self._outcome is not None:
+            raise PolicyError(what, "the program has ended", "do so while it runs")
+        return self._cgroup
+
+    def wait_for_line(self, pattern: str, *, timeout: float = 10.0) -> str:
+        """Wait until a line of its output matches the regular expression; return the line.
+
+        Raises:
+            TimeoutError: no such line in time. ProgramFailed: the program ended first.
+        """
+        expression = re.compile(pattern)
+
+        def look() -> str | None:
+            text = os.fsdecode(self._files.raw(1) + b"\n" + self._files.raw(2))
+            return next((line for line in text.splitlines() if expression.search(line)), None)
+
+        return str(self._wait_until(look, timeout, f"a line that matches {pattern!r}"))
+
+    def wait_for_port(self, port: int, host: str = "127.0.0.1", *, timeout: float = 10.0) -> None:
+        """Wait until something accepts TCP connections on ``port`` of this process's network.
+
+        Raises:
+            TimeoutError: nothing did in time. ProgramFailed: the program ended first.
+        """
+
+        def look() -> bool | None:
+            try:
+                socket.create_connection((host, port), timeout=1).close()
+            except OSError:
+                return None
+            return True
+
+        self._wait_until(look, timeout, f"{host}:{port} to accept connections")
+
+    def _wait_until(self, look: Callable[[], Any], timeout: float, what: str) -> Any:
+        end = time.monotonic() + timeout
+        while (found := look()) is None:
+            if not self.running():
+                if (found := look()) is not None:
+                    return found
+                raise ProgramFailed(self.wait())
+            if time.monotonic() > end:
+                output = os.fsdecode(self._files.raw(2) or self._files.raw(1))[-500:]
+                raise TimeoutError(f"{self.args[0]}: waited {format_seconds(timeout)} for {what}; output: {output!r}")
+            self._process.wait(POLL_S)
+        return found
+
+    def wait(self) -> Outcome:
+        """Wait for its end, at most the policy's time-out, and return the outcome."""
+        if self._outcome is None:
+            self._meanwhile()
+            exited = self._process.wait(self._left_s())
+            if exited is None:
+                exited = self._time_out()
+            self._conclude(exited)
+        assert self._outcome is not None
+        return self._outcome
+
+    def _left_s(self) -> float | None:
+        timeout_s = self.policy.timeout_s
+        return None if timeout_s is None else max(0.0, self._began + timeout_s - time.monotonic())
+
+    def _time_out(self) -> Exited | None:
+        assert self.policy.timeout_s is not None
+        text = f"TIMEOUT: still running after {format_seconds(self.policy.timeout_s)}"
+        self._causes.append((Cause.TIMEOUT, text))
+        return self._terminate(signals.SIGTERM)
+
+    def _terminate(self, signum: int) -> Exited | None:
+        """Ask, wait for the policy's grace, then kill the tree. What is frozen hears nothing: it is thawed first."""
+        if self._cgroup is not None:
+            self._cgroup.thaw()
+        self._process.signal(signum)
+        exited = self._process.wait(self.policy.grace_s)
+        if exited is None:
+            self._process.kill()
+            exited = self._process.wait(10.0)
+        return exited
+
+    def terminate(self, signum: int = signals.SIGTERM) -> Outcome:
+        """Ask it to end, kill it after the policy's grace, and return the outcome; no cause is noted for that."""
+        if self._outcome is None:
+            self._conclude(self._terminate(signum))
+        assert self._outcome is not None
+        return self._outcome
+
+    def _conclude(self, exited: Exited | None) -> None:
+        """Look at what is left, end it, count the cost, and give everything back."""
+        leftovers = [] if exited is None else living(self._process, self._cgroup, exited.leftovers)
+        self._process.kill()
+        self._process.reap(block=True)
+        traffic, refusals = self._traffic()
+        usage, verdicts = self._cost(exited)
+        causes = [*self._causes, *verdicts, *refusals]
+        if leftovers:
+            causes.append((Cause.LEAK, f"LEAK: {len(leftovers)} left running: {'; '.join(map(str, leftovers))}"))
+        self._outcome = Outcome(
+            args=self.args,
+            status=exited.status if exited is not None else ExitStatus(signal=signals.SIGKILL),
+            stdout=self._files.text(1),
+            stderr=self._files.text(2),
+            causes=tuple(cause for cause, _ in causes),
+            detail=tuple(text for _, text in causes),
+            usage=usage,
+            leftovers=tuple(leftovers),
+            files_changed=self._files_changed(),
+            traffic=traffic,
+        )
+        self._process.close()
+        self._files.close()
+
+    @property
+    def network(self) -> SandboxNetwork | None:
+        """Its network, where rules, counts or wiring are in force: ``network.subnet``, ``network.traffic()``."""
+        return self._network
+
+    def _traffic(self) -> tuple[Traffic | None, list[tuple[Cause, str]]]:
+        """All is dead by now: the last counts, and nothing more to police."""
+        if self._network is None:
+            return None, []
+        if self._cgroup is not None:
+            self._cgroup.kill()
+        traffic = self._network.traffic()
+        self._network.close()
+        return traffic, [(Cause.NETDENIED, line) for line in (traffic.refused if traffic else ())]
+
+    def _files_changed(self) -> FilesChanged:
+        layers = getattr(self._process, "layers", None)
+        return FilesChanged() if layers is None else layers.changed()
+
+    def _cost(self, exited: Exited | None) -> tuple[Usage, list[tuple[Cause, str]]]:
+        wall_s = time.monotonic() - self._began
+        usage = usage_of(exited, wall_s)
+        verdicts = status_verdicts(exited, self.policy.limits)
+        if self._cgroup is None:
+            return usage, verdicts
+        cgroup = self._cgroup
+        try:
+            if not in_pid_namespace(self._process):  # else it was empty when the init was collected
+                cgroup.kill()
+            counted = cgroup.usage(current=False)
+            found = [(cause, text) for cause, text in cgroup.verdicts(usage=counted)]
+        finally:
+            cgroup.close(later=True)
+        return replace(usage, **group_usage(counted)), [*found, *verdicts]
+
+    def __enter__(self) -> Running:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.terminate()
+
+
+class LiveLimits:
+    """The limits of a running program: attributes as those of Limits; ``update`` changes them."""
+
+    __slots__ = ("_running",)
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._running.policy.limits, name)
+
+    def update(self, **words: Any) -> None:
+        """As ``Running.update``."""
+        self._running.update(**words)
+
+
+class Files:
+    """Where a program's output goes: memory files of ours, so that no grandchild can hold a pipe open."""
+
+    def __init__(self, *, text: bool, merge: bool) -> None:
+        self._text = text
+        self.out_fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
+        self.err_fd = self.out_fd if merge else os.memfd_create("stderr", os.MFD_CLOEXEC)
+
+    def raw(self, stream: int) -> bytes:
+        if self.out_fd < 0 or (stream == 2 and self.err_fd == self.out_fd):
+            return b""
+        fd = self.out_fd if stream == 1 else self.err_fd
+        return os.pread(fd, min(os.fstat(fd).st_size, MAX_OUTPUT_BYTES), 0)
+
+    def text(self, stream: int) -> Any:
+        raw = self.raw(stream)
+        return raw.decode("utf-8", "replace") if self._text else raw
+
+    def close(self) -> None:
+        for fd in {self.out_fd, self.err_fd} - {-1}:
+            os.close(fd)
+        self.out_fd = self.err_fd = -1
