@@ -18,6 +18,7 @@ from pytest_isolate.errors import PolicyError, SetupError
 from pytest_isolate.kernel import filesystem, native
 from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.kernel.filesystem.context import has_mount_setattr, kernel_release
+from pytest_isolate.outcome import FilesChanged
 from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 from pytest_isolate.profile import STRICT
 from tests.kernel.throwaway import NOBODY, launch, launch_plan, mount, mount_table, throwaway
@@ -212,7 +213,7 @@ def test_an_overlay_takes_the_changes_and_lists_them(who: str, place: Path) -> N
         inside = launch(Filesystem(overlays=(Overlay(target=str(place)),)), change)
         assert (place / "file").read_text() == "content"
         assert sorted(os.listdir(place)) == ["file", "old", "script"]
-        assert inside.changed == filesystem.FilesChanged(
+        assert inside.changed == FilesChanged(
             added=tuple(str(place / name) for name in ("fifo", "link", "new", "new/leaf")),
             modified=tuple(str(place / name) for name in ("file", "script")),
             deleted=(str(place / "old/inner"),),
@@ -243,7 +244,7 @@ def test_a_same_sized_change_with_its_time_put_back_is_still_seen(who: str, plac
 
     def body() -> None:
         changed = launch(Filesystem(overlays=(Overlay(target=str(place)),)), forge).changed
-        assert changed == filesystem.FilesChanged(modified=(str(place / "file"),))
+        assert changed == FilesChanged(modified=(str(place / "file"),))
 
     throwaway(body, who=who)
 

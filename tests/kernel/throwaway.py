@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_isolate.kernel import filesystem, native
 from pytest_isolate.kernel.plan import IdMap, Plan
+from pytest_isolate.outcome import FilesChanged
 
 if TYPE_CHECKING:
     from pytest_isolate.policy import Filesystem
@@ -98,7 +99,7 @@ class Inside:
     """What a function said inside a view, what changed below its overlays, and the plan of the view."""
 
     result: Any
-    changed: filesystem.FilesChanged
+    changed: FilesChanged
     plan: filesystem.MountPlan
 
 
