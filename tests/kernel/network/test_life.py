@@ -106,17 +106,23 @@ def test_a_nested_policy_can_only_take_away(box, listen, hive, netns, engine):
 
 
 def test_the_child_keeps_no_descriptor_of_ours(box, engine):
-    def work():
-        links = [
-            os.readlink(f"/proc/self/fd/{fd}")
-            for fd in os.listdir("/proc/self/fd")
-            if os.path.lexists(f"/proc/self/fd/{fd}")
-        ]
+    def held():
+        """This engine's descriptors that are open here, and how often this process maps memory of eBPF's."""
+        links = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in engine.fds() if os.path.lexists(f"/proc/self/fd/{fd}")}
         maps = Path("/proc/self/maps").read_text()
-        return [[x for x in links if "bpf" in x], "anon_inode:bpf" in maps]
+        return [sorted(fd for fd, link in links.items() if "bpf" in link), maps.count("anon_inode:bpf")]
 
+    ours = engine.fds()
     with box.attach(NetworkPolicy()):
-        assert box.run(work) == [[], False]
+        here = held()
+        inside = box.run(lambda: [[fd for fd in ours if _is_bpf(fd)], held()[1]])
+        assert here[0] != []
+        assert inside[0] == []
+        assert inside[1] < here[1]
+
+
+def _is_bpf(fd):
+    return os.path.lexists(f"/proc/self/fd/{fd}") and "bpf" in os.readlink(f"/proc/self/fd/{fd}")
 
 
 def test_without_privilege_the_remedy_is_named(loader):
