@@ -19,8 +19,6 @@ from pathlib import Path
 from pytest_isolate.errors import BackendUnavailable
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-MIRROR = "http://MIRROR/debian"
-SECURITY = "http://MIRROR/debian-security"
 LISTS_FRESH_S = 24 * 3600
 
 _APT_DIRECTORIES = (
@@ -74,6 +72,19 @@ def call(*argv: str | Path, cwd: Path | None = None) -> str:
         said = "; ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise BackendUnavailable(f"vm: {Path(argv[0]).name}", f"status {done.returncode}: {said}", "see the line above")
     return done.stdout
+
+
+def mirror(ending: str = "") -> str:
+    """Where this machine's own apt gets a release whose name ends so: the place it is set up, and allowed, to ask.
+
+    Raises:
+        BackendUnavailable: its apt has no such source.
+    """
+    for line in call(program("apt-get"), "indextargets", "--format", "$(SITE) $(RELEASE)").splitlines():
+        site, _, release = line.partition(" ")
+        if release.endswith(ending) if ending else "-" not in release:
+            return site
+    raise BackendUnavailable(f"vm: a source of Debian{ending} packages", "this machine's apt has none", "add one")
 
 
 class Suite:
@@ -142,9 +153,9 @@ def sources(suite: str) -> list[str]:
     if not KEYRING.exists():
         raise BackendUnavailable("vm: Debian's keys", f"{KEYRING} is missing", "apt-get install debian-archive-keyring")
     option = f"deb [arch=amd64 signed-by={KEYRING}]"
-    lines = [f"{option} {MIRROR} {suite} main"]
+    lines = [f"{option} {mirror()} {suite} main"]
     if suite != "sid":
-        lines.append(f"{option} {SECURITY} {suite}-security main")
+        lines.append(f"{option} {mirror('-security')} {suite}-security main")
     return lines
 
 
@@ -166,7 +177,7 @@ def bootstrap(suite: str, packages: Sequence[str]) -> Path:
     shutil.rmtree(making, ignore_errors=True)
     making.parent.mkdir(parents=True, exist_ok=True)
     own = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
-    what = (f"--include={','.join(packages)}", suite, making, MIRROR)
+    what = (f"--include={','.join(packages)}", suite, making, mirror())
     call(*own, program("debootstrap"), "--variant=minbase", f"--keyring={KEYRING}", *what)
     shutil.rmtree(making / "var/cache/apt/archives", ignore_errors=True)
     making.rename(root)
