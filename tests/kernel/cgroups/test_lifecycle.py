@@ -66,20 +66,25 @@ def test_a_child_that_joined_is_held_in_every_hierarchy(manager, nursery, until)
         assert cgroup.pids() == []
 
 
-def test_a_process_that_moves_itself_out_is_found(manager, nursery, until):
+def test_a_process_that_moves_itself_out_is_found(manager, nursery):
     """Root in a sandbox that can write cgroupfs can leave: documented, and to be seen before the kill."""
     with manager.create("gw0-runaway") as cgroup:
         branch = next(b for b in manager.branches if b.version == 2 or "pids" in b.controllers)
 
+        heard, away = os.pipe()
+
         def run_away():
             with open(f"{branch.parent}/cgroup.procs", "w") as procs:
                 procs.write("0")
+            os.write(away, b".")
             time.sleep(60)
 
         child = nursery.start(cgroup, run_away)
-        left = ("v2",) if branch.version == 2 else tuple(sorted(branch.controllers))
-        until(lambda: cgroup.escaped(child.pid) == left)
+        os.read(heard, 1)
+        assert cgroup.escaped(child.pid) == (("v2",) if branch.version == 2 else tuple(sorted(branch.controllers)))
         assert not cgroup.holds(child.pid)
+        os.close(heard)
+        os.close(away)
 
 
 def test_freeze_stops_the_clock_and_thaw_starts_it_again(manager, need, nursery, until):
