@@ -21,7 +21,16 @@ def restricted_run(pytester: pytest.Pytester, plain: Run) -> Run:
     require("seccomp filter", platform.machine() in ("x86_64", "aarch64"), "its numbers are known for two machines")
 
     def run(*args: object) -> pytest.RunResult:
-        command = [sys.executable, RESTRICTED, sys.executable, "-m", "pytest", "-p", "pytest_isolate.runner.plugin", "--isolate"]
+        command = [
+            sys.executable,
+            RESTRICTED,
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "pytest_isolate.runner.plugin",
+            "--isolate",
+        ]
         return pytester.run(*command, *args, timeout=HANGS_S)
 
     return run
@@ -56,16 +65,50 @@ def test_by_default_the_run_is_refused_in_one_line_that_says_what_to_do(restrict
 def test_skip_skips_the_isolated_tests_and_says_why(restricted: Run) -> None:
     result = restricted("--isolate-missing=skip", "-rs")
     result.assert_outcomes(passed=1, skipped=2)
-    result.stdout.fnmatch_lines(["isolate: isolated tests are skipped, because *EPERM*", "SKIPPED *pytest-isolate: no backend on this host*EPERM*"])
+    result.stdout.fnmatch_lines(
+        [
+            "isolate: isolated tests are skipped, because *EPERM*",
+            "SKIPPED *pytest-isolate: no backend on this host*EPERM*",
+        ]
+    )
 
 
 def test_warn_goes_on_with_less_and_says_so_in_the_header(restricted: Run) -> None:
     result = restricted("--isolate-missing=warn")
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines(["isolate: DEGRADED standard -> minimal, because *EPERM*", "*killed by SIGABRT during call*"])
+    result.stdout.fnmatch_lines(
+        ["isolate: DEGRADED standard -> minimal, because *EPERM*", "*killed by SIGABRT during call*"]
+    )
 
 
 def test_asking_for_less_works_without_a_word(restricted: Run) -> None:
     result = restricted("--isolate-profile=minimal")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.no_fnmatch_line("*DEGRADED*")
+
+
+@pytest.mark.parametrize("how", ["error", "skip", "warn"])
+def test_the_older_plugins_resources_are_not_dropped_in_silence(
+    pytester: pytest.Pytester, isolated: Run, how: str
+) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+        @pytest.mark.isolate(resources={"gpu": 0.5})
+        def test_wants_half_a_gpu(): pass
+        """
+    )
+    result = isolated(f"--isolate-missing={how}", "-rs")
+    line = "marker isolate resources=gpu: this plugin does not share out GPUs between tests"
+    match how:
+        case "error":
+            assert result.ret == pytest.ExitCode.USAGE_ERROR
+            result.stderr.fnmatch_lines(
+                [f"ERROR: pytest-isolate: {line}. Leave it out, set CUDA_VISIBLE_DEVICES in a fixture, *"]
+            )
+        case "skip":
+            result.assert_outcomes(skipped=1)
+            result.stdout.fnmatch_lines([f"SKIPPED*pytest-isolate: {line}*"])
+        case "warn":
+            result.assert_outcomes(passed=1)
+            result.stdout.fnmatch_lines([f"isolate: DEGRADED {line}"])
