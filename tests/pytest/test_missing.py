@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import platform
 import sys
@@ -20,10 +21,11 @@ def restricted_run(pytester: pytest.Pytester, plain: Run) -> Run:
     """``isolated`` where clone and unshare refuse every namespace."""
     require("seccomp filter", platform.machine() in ("x86_64", "aarch64"), "its numbers are known for two machines")
 
-    def run(*args: object) -> pytest.RunResult:
+    def run(*args: object, how: tuple[str, ...] = ()) -> pytest.RunResult:
         command = [
             sys.executable,
             RESTRICTED,
+            *how,
             sys.executable,
             "-m",
             "pytest",
@@ -58,6 +60,10 @@ def test_by_default_the_run_is_refused_in_one_line_that_says_what_to_do(restrict
     assert len(errors) == 1, errors
     assert errors[0].startswith("ERROR: pytest-isolate: no backend on this host can enforce the policy: native lacks")
     assert "EPERM" in errors[0]
+    assert "The seccomp filter that this process runs under refuses it" in errors[0] or "security-opt" in errors[0], (
+        errors
+    )
+    assert "as root" not in errors[0].lower() or os.geteuid() != 0, "root is told to become root"
     assert "--isolate-missing=skip|warn" in errors[0]
     assert "test_it.py" not in str(result.stdout)
 
@@ -112,3 +118,27 @@ def test_the_older_plugins_resources_are_not_dropped_in_silence(
         case "warn":
             result.assert_outcomes(passed=1)
             result.stdout.fnmatch_lines([f"isolate: DEGRADED {line}"])
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ("--isolate-mem-limit=512M",),
+        ("--isolate-mem-limit=512M", "-o", "isolate_profiles=few: standard, pids=20", "--isolate-profile=few"),
+    ],
+    ids=["memory", "memory and pids"],
+)
+def test_a_limit_that_goes_with_the_namespaces_is_named_in_the_header(
+    pytester: pytest.Pytester, restricted: Run, limits: tuple[str, ...]
+) -> None:
+    require("root", os.geteuid() == 0, "the cgroup mounts are made read-only")
+    pytester.makepyfile(
+        test_it="import resource\ndef test_it(): assert resource.getrlimit(resource.RLIMIT_DATA)[0] == 512 << 20"
+    )
+    result = restricted("--isolate-missing=warn", *limits, how=("--read-only-cgroups",))
+    result.assert_outcomes(passed=1)
+    lines = [
+        "isolate: DEGRADED memory_bytes not held as asked but by RLIMIT_DATA, for each process and without MAP_SHARED: *EROFS*"
+    ]
+    lines += ["isolate: DEGRADED pids not held: *EROFS*"] * (len(limits) > 1)
+    result.stdout.fnmatch_lines([*lines, "isolate: DEGRADED * -> minimal, because *EPERM*"])
