@@ -238,14 +238,20 @@ def test_a_refused_limit_leaves_no_directory(manager, need):
     assert not [name for b in manager.branches for name in os.listdir(b.path) if "half" in name]
 
 
-def test_the_limit_on_descendants_is_told_with_its_remedy(open_run):
-    """v1 has no such limit."""
-    with open_run(2) as manager:
-        with open(f"{manager.branches[0].path}/cgroup.max.descendants", "w") as file:
-            file.write("1")
-        with manager.create("gw0-one"), pytest.raises(SetupError, match=r"EAGAIN.*cgroup\.max\.descendants") as caught:
-            manager.create("gw0-two")
+@pytest.mark.parametrize(("file", "room"), [("cgroup.max.descendants", 1), ("cgroup.max.depth", 0)])
+def test_the_limits_on_descendants_and_depth_are_told_with_their_remedy(open_run, file, room):
+    """v1 has no such limits."""
+    with open_run(2) as manager, contextlib.ExitStack() as made:
+        with open(f"{manager.branches[0].path}/{file}", "w") as limit:
+            limit.write(str(room))
+        for _ in range(room):
+            made.enter_context(manager.create("gw0-fits"))
+        with pytest.raises(SetupError, match=r"EAGAIN.*[Cc]group\.max\.depth or cgroup\.max\.descendants") as caught:
+            manager.create("gw0-too-many")
         assert caught.value.step == "cgroup mkdir"
+        with open(f"{manager.branches[0].path}/{file}", "w") as limit:
+            limit.write("max")
+        made.enter_context(manager.create("gw0-fits-again"))
 
 
 def test_a_missing_controller_is_an_error_with_reason_and_remedy_and_nothing_is_made():
@@ -327,7 +333,7 @@ def _runs(pid):
     return False
 
 
-def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid():
+def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid(require):
     here = os.stat("/proc/self/ns/pid").st_ino
     assert stale.is_dead(stale.Owner(2**22 + 1, 1, here))
     assert stale.is_dead(stale.Owner(os.getpid(), 1, here)), "the number was used again by a later process"
@@ -347,7 +353,8 @@ def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid():
         stdout=subprocess.PIPE,
     )
     with child:
-        child.stdout.readline()
+        made = child.stdout.readline()
+        require("namespace-pid", bool(made), "unshare cannot make one")
         with open(f"/proc/{child.pid}/task/{child.pid}/children") as file:
             inside = os.stat(f"/proc/{file.read().split()[0]}/ns/pid").st_ino
         assert inside != here
