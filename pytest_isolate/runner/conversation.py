@@ -20,7 +20,7 @@ from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.policy import Limits
+from pytest_isolate.policy import NO_LIMITS, Limits
 from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
 from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.report import LEAK_SECTION
@@ -58,7 +58,7 @@ class TestProcess:
     last: pytest.Item = field(init=False)
     group: Any = None
     cgroup: Cgroup | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = NO_LIMITS
     network: SandboxNetwork | None = None
 
     def kill(self) -> None:

@@ -13,13 +13,13 @@ import resource
 import signal
 import traceback
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from pytest_isolate import wire
-from pytest_isolate.policy import Limits
+from pytest_isolate.policy import NO_LIMITS, Limits
 
 #: Leaves no doubt in the parent about who ended the process.
 EXIT_OUR_FAULT = 70
@@ -55,7 +55,7 @@ class Link:
     tries: int = 0
     dump_stacks: bool = False
     in_pid_namespace: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = NO_LIMITS
 
 
 class Reporter:
