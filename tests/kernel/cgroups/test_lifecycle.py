@@ -68,23 +68,23 @@ def test_a_child_that_joined_is_held_in_every_hierarchy(manager, nursery, until)
 
 def test_a_process_that_moves_itself_out_is_found(manager, nursery):
     """Root in a sandbox that can write cgroupfs can leave: documented, and to be seen before the kill."""
-    with manager.create("gw0-runaway") as cgroup:
+    with manager.create("gw0-runaway") as cgroup, manager.create("gw0-elsewhere") as elsewhere:
         branch = next(b for b in manager.branches if b.version == 2 or "pids" in b.controllers)
-
+        refuge = f"{branch.path}/{elsewhere.name}/cgroup.procs"  # a leaf: v2 takes no process above one
         heard, away = os.pipe()
 
         def run_away():
-            with open(f"{branch.parent}/cgroup.procs", "w") as procs:
+            with open(refuge, "w") as procs:
                 procs.write("0")
             os.write(away, b".")
             time.sleep(60)
 
         child = nursery.start(cgroup, run_away)
-        os.read(heard, 1)
+        os.close(away)
+        with open(heard, "rb") as told:
+            assert told.read(1) == b".", "it could not move"
         assert cgroup.escaped(child.pid) == (("v2",) if branch.version == 2 else tuple(sorted(branch.controllers)))
         assert not cgroup.holds(child.pid)
-        os.close(heard)
-        os.close(away)
 
 
 def test_freeze_stops_the_clock_and_thaw_starts_it_again(manager, need, nursery, until):
@@ -189,12 +189,12 @@ def test_a_process_that_will_not_die_in_time_is_named(manager, nursery, until):
 
         heard, ready = os.pipe()
         child = nursery.start(cgroup, fill_and_wait)
-        os.read(heard, 1)
+        os.close(ready)
+        with open(heard, "rb") as told:
+            assert told.read(1) == b"."
         with pytest.raises(CleanupError, match=rf"still there after 0 s: pid {child.pid} \("):
             cgroup.kill(deadline_s=0)
         child.stop()
-        os.close(heard)
-        os.close(ready)
 
 
 def test_a_directory_removed_under_us_is_a_clear_answer_everywhere(manager):

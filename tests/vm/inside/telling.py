@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 
 DEADLINE_S = 120
 #: A test suite on an emulated CPU takes minutes.
-SUITE_DEADLINE_S = 900
+SUITE_DEADLINE_S = 600
 Check = Callable[[], str]
 
 
