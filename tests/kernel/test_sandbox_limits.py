@@ -169,13 +169,14 @@ for _ in range(4):
 
 def test_writes_to_a_disk_are_held_to_their_rate(box: Sandbox, tmp_path: Path) -> None:
     controller("io")
-    path = str(tmp_path / "data")
-    argv = [*python(WRITE), path]
+    scratch = "/dev/vm/data"  # the disk of a test machine; else whatever holds the tests' directory
+    place = scratch if os.path.exists(scratch) else str(tmp_path)
+    argv = [*python(WRITE), scratch if place == scratch else str(tmp_path / "data")]
     try:
-        free = box.run(argv, io=[IoLimit(path=str(tmp_path), write_bps=2**40)])
+        free = box.run(argv, io=[IoLimit(path=place, write_bps=2**40)])
     except PolicyError as error:
         require("blockdevice", False, str(error))
-    held = box.run(argv, io=[IoLimit(path=str(tmp_path), write_bps=2 * MIB)])
+    held = box.run(argv, io=[IoLimit(path=place, write_bps=2 * MIB)])
     assert free.ok, free
     assert held.ok, held
     assert held.usage.wall_s > 1.2, "4 MiB at 2 MiB a second"
@@ -278,7 +279,7 @@ ROWS = (
         200_000,
         "hard",
         "import os\nprint('ok', flush=True)\nos.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))\n"
-        + BURN.format(seconds=0.6),
+        + "import time; end = time.process_time() + 0.6\nwhile time.process_time() < end: pass",
         signal.SIGXCPU,
         Cause.CPU,
     ),
