@@ -279,7 +279,7 @@ ROWS = (
         200_000,
         "hard",
         "import os\nprint('ok', flush=True)\nos.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))\n"
-         "import time; end = time.process_time() + 0.6\nwhile time.process_time() < end: pass",
+        "import time; end = time.process_time() + 0.6\nwhile time.process_time() < end: pass",
         signal.SIGXCPU,
         Cause.CPU,
     ),
