@@ -538,3 +538,21 @@ def test_a_daemon_of_a_program_that_killed_its_monitor_is_found_and_ended_by_the
     assert left.causes == (Cause.LEAK,)
     assert [leftover.command for leftover in left.leftovers] == ["sleep 7812"]
     assert processes.described([left.leftovers[0].pid]) == []
+
+
+RUNS_AWAY = """
+for line in open("/proc/self/mountinfo"):
+    fields, kind = line.split(), line.partition(" - ")[2]
+    if kind.startswith("cgroup"):
+        open(fields[4] + "/cgroup.procs", "w").write("0")
+"""
+
+
+def test_a_program_that_leaves_its_cgroup_is_told_by_the_cpu_time_its_cgroup_did_not_see(box: Sandbox) -> None:
+    controller("pids")
+    require("root", os.geteuid() == 0, "only root may write to the cgroups above")
+    stays = box.run(python(BURN.format(seconds=0.8)), pids=20)
+    assert stays.causes == ()
+    leaves = box.run(python(RUNS_AWAY + BURN.format(seconds=0.8)), pids=20)
+    assert leaves.causes == (Cause.SETUP,), leaves
+    assert leaves.detail[0].startswith("the limits did not hold: the program left its cgroup: of ")
