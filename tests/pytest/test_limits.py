@@ -293,7 +293,7 @@ def test_a_cpu_quota_and_a_cpuset_hold(pytester: pytest.Pytester, isolated: Run)
 
         def test_free(): spin(0.15)
 
-        @pytest.mark.isolate(cpu=0.03)
+        @pytest.mark.isolate(cpu=0.1)
         def test_held(): spin(0.15)
 
         @pytest.mark.isolate(cpuset="{last}")
@@ -305,7 +305,7 @@ def test_a_cpu_quota_and_a_cpuset_hold(pytester: pytest.Pytester, isolated: Run)
     tests = json.loads((pytester.path / "record.json").read_text())["tests"]
     free, held = (next(test for nodeid, test in tests.items() if nodeid.endswith(name)) for name in ("free", "held"))
     assert not free["cgroup_throttled_usec"]
-    assert held["cgroup_cpu_usec"] / 1e6 < 0.08 * held["wall_s"], "0.03 cores, and what one period may overrun"
+    assert held["cgroup_cpu_usec"] / 1e6 < 0.2 * held["wall_s"], "0.1 cores, and what one period may overrun"
     assert held["cgroup_throttled_usec"] > 0.2e6
     assert "cause" not in held
 
