@@ -103,6 +103,31 @@ def test_freeze_stops_the_clock_and_thaw_starts_it_again(manager, need, nursery,
         assert child.wait() == -signal.SIGKILL
 
 
+def test_v1s_freezer_is_joined_only_to_freeze_and_then_by_everyone(open_run, require, nursery, until):
+    with open_run(1) as manager:
+        able = manager.capabilities()["freezer"]
+        require("cgroup1", able.available, able.reason)
+        place = next(branch.path for branch in manager.branches if "freezer" in branch.controllers)
+
+        def four():
+            for _ in range(3):
+                if os.fork() == 0:
+                    break
+            time.sleep(60)
+
+        with manager.create("gw0-late-ice") as cgroup:
+            child = nursery.start(cgroup, four)
+            until(lambda: len(cgroup.pids()) == 4)
+            assert not cgroup.nobody()
+            assert not os.path.exists(f"{place}/{cgroup.name}")
+            assert cgroup.freeze()
+            with open(f"{place}/{cgroup.name}/cgroup.procs") as file:
+                assert sorted(map(int, file)) == cgroup.pids()
+            cgroup.kill()
+            child.wait()  # a zombie counts until it is collected; its children's collector is init
+            until(cgroup.nobody)
+
+
 def test_kill_ends_a_tree_that_forks_all_the_time(manager, nursery, until):
     # The bomb is always bounded: a process is in one cgroup of each hierarchy, so by a fence in another hierarchy, or,
     # where the version under test has the pids controller itself (joining would leave the fence), by its own limit.
