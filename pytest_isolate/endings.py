@@ -112,14 +112,14 @@ def group_usage(counted: CgroupUsage) -> dict[str, Any]:
     }
 
 
-def runaway(exited: Exited | None, counted: CgroupUsage, limits: Limits) -> list[tuple[Cause, str]]:
+def runaway(used_s: float, counted: CgroupUsage, limits: Limits) -> list[tuple[Cause, str]]:
     """That a program left its cgroup, and with it its limits, as root can who may write cgroupfs: told by its CPU time.
 
-    The kernel counts it twice, for the process and for the cgroup. Who left and then did little is not seen.
+    The kernel counts it twice, for the process (``used_s``) and for the cgroup. Who left and then did little is not seen.
     """
-    if exited is None or counted.cpu_usec is None or not limits.needs_cgroup:
+    if counted.cpu_usec is None or not limits.needs_cgroup:
         return []
-    used_s, seen_s = exited.rusage.user_s + exited.rusage.system_s, counted.cpu_usec / 1e6
+    seen_s = counted.cpu_usec / 1e6
     if used_s - seen_s < max(_UNSEEN_S, used_s / 4):
         return []
     spent = f"of {format_seconds(used_s)} of CPU time its cgroup saw {format_seconds(seen_s)}"

@@ -296,7 +296,10 @@ class Running:
         cgroup = self._cgroup
         try:
             counted = cgroup.usage(current=False)
-            found = [*runaway(exited, counted, self.policy.limits), *cgroup.verdicts(usage=counted)]
+            found = [
+                *runaway(usage.user_s + usage.system_s, counted, self.policy.limits),
+                *cgroup.verdicts(usage=counted),
+            ]
         finally:
             cgroup.close(later=True)
         return replace(usage, **group_usage(counted)), [*found, *verdicts]

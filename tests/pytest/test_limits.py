@@ -469,6 +469,37 @@ def test_a_daemon_of_a_test_that_killed_its_monitor_is_named_and_ended_by_the_cg
     assert not living(b"sleep\0006802")
 
 
+def test_a_test_that_leaves_its_cgroup_and_so_its_limits_does_not_pass(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    controller("pids")
+    require("root", os.geteuid() == 0, "only root may write to the cgroups above")
+    pytester.makepyfile(
+        """
+        import time, pytest
+
+        def burn():
+            end = time.process_time() + 0.6
+            while time.process_time() < end: pass
+
+        @pytest.mark.isolate(pids=20)
+        def test_stays(): burn()
+
+        @pytest.mark.isolate(pids=20)
+        def test_leaves():
+            for line in open("/proc/self/mountinfo"):
+                if line.partition(" - ")[2].startswith("cgroup"):
+                    with open(line.split()[4] + "/cgroup.procs", "w") as procs: procs.write("0")
+            burn()
+        """
+    )
+    result = isolated("-rA")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        ["*.py ..S*", "the limits did not hold: the program left its cgroup: of * its cgroup saw *"]
+    )
+
+
 # What it cost
 
 
