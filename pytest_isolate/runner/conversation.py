@@ -18,7 +18,7 @@ import pytest
 
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
-from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group
+from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group, runaway
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
 from pytest_isolate.policy import NO_LIMITS, Limits
 from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
@@ -414,6 +414,20 @@ class Conversation:
         if not hasattr(self._held, "isolate_cause"):
             self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
         self._cause = self._cause or (Cause.LEAK.value, "; ".join(text.splitlines()))
+
+    def unheld(self) -> None:
+        """A test that left its cgroup ran without its limits: that is no pass. Of a shared process nothing is told."""
+        counted, evidence = self.verdict.counted, self.verdict.evidence
+        if self._held is None or counted is None or self._before is not None:
+            return
+        used_s = sum(evidence.get(name, 0.0) for name in ("user_s", "system_s"))
+        for cause, text in runaway(used_s, counted, self._worker.limits):
+            if self._held.passed:
+                self._held.outcome, self._held.longrepr = "failed", text
+                self._held.isolate_cause = cause.value  # type: ignore[attr-defined]
+            else:
+                self._held.sections.append(("Limits", text))
+            self._cause = self._cause or (cause.value, text)
 
     def note(self, evidence: dict[str, Any]) -> None:
         """Put cause and cost of the test on its last report, where junit and other reporters find them."""

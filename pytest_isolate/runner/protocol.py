@@ -409,6 +409,7 @@ class Isolation(reporter.Listener):
     def _judge(self, talk: Conversation, result: Verdict, settings: Settings) -> None:
         if result.leftovers and settings.leaks != "ignore":
             talk.leaked(result.leftovers, fail=settings.leaks == "fail")
+        talk.unheld()
         talk.note(result.evidence)
 
     def _run_teardown(
