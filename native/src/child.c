@@ -89,6 +89,7 @@ void iso_become_main(struct launch *l)
 		iso_join(l, CLONE_NEWTIME);
 	set_umask(l);
 	set_rlimits(l);
+	iso_set_securebits(l);
 	iso_drop_capabilities(l);
 	iso_set_no_new_privs(l);
 	iso_enforce_landlock(l);

@@ -20,6 +20,7 @@ bool iso_caller_is_gone(const struct launch *l);
 void iso_join(struct launch *l, uint64_t mask);
 
 /* privileges.c */
+void iso_set_securebits(struct launch *l);
 void iso_drop_capabilities(struct launch *l);
 void iso_set_no_new_privs(struct launch *l);
 void iso_enforce_landlock(struct launch *l);

@@ -30,7 +30,7 @@ static bool sane(const struct iso_plan *plan, const struct iso_exec *exec)
 		return false;
 	if (plan->namespaces & ~ALL_NAMESPACES || plan->flags & ~(uint64_t)ISO_FLAGS_ALL)
 		return false;
-	if (plan->seccomp_count > 4096 || plan->pdeathsig > 64)
+	if (plan->seccomp_count > 4096 || plan->landlock_count > 4096 || plan->pdeathsig > 64)
 		return false;
 	return !maps || (plan->namespaces & CLONE_NEWUSER);
 }
@@ -75,8 +75,11 @@ static bool main_cannot_fail(const struct launch *l)
 
 	if (!l->has_init && inside)
 		return false;
-	return !(plan->flags & (ISO_SET_CAPABILITIES | ISO_CLOSE_FDS)) && !plan->landlock_fd_plus1 &&
-	       !plan->joins_count && !plan->seccomp_count && !plan->keep_fds_count && limits_only_lower(plan);
+	if (plan->landlock_fd_plus1 || plan->landlock_fs || plan->landlock_net || plan->landlock_scoped ||
+	    plan->securebits)
+		return false;
+	return !(plan->flags & (ISO_SET_CAPABILITIES | ISO_CLOSE_FDS)) && !plan->joins_count && !plan->seccomp_count &&
+	       !plan->keep_fds_count && limits_only_lower(plan);
 }
 
 static void decide(struct launch *l)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Union
 from pytest_isolate.kernel import abi
 from pytest_isolate.kernel.library import find
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET
+from pytest_isolate.kernel.plan import LandlockRuleset
 
 if TYPE_CHECKING:
-    from pytest_isolate.kernel.plan import IdMap, MountOp, Plan
+    from pytest_isolate.kernel.plan import IdMap, LandlockRule, MountOp, Plan
 
 Arg = Union[bytes, str, "os.PathLike[str]"]
 
@@ -61,6 +62,10 @@ def _mount_row(memory: Memory, op: MountOp) -> tuple[int, ...]:
     return (op.kind, 0, op.flags, text(op.source), text(op.target), text(op.fstype), text(op.data))
 
 
+def _landlock_row(memory: Memory, rule: LandlockRule) -> tuple[int, ...]:
+    return (rule.rights, memory.text(rule.path), rule.port, int(rule.optional))
+
+
 def _flags(plan: Plan) -> int:
     chosen = {
         abi.Flag.NEW_SESSION: plan.new_session,
@@ -83,6 +88,7 @@ def compile_plan(plan: Plan) -> Compiled:
     memory = Memory()
     keep = sorted({fd for fd in plan.keep_fds if fd > 2})
     limits = [(resource, 0, soft & _ALL_ONES, hard & _ALL_ONES) for resource, soft, hard in plan.rlimits]
+    landlock = plan.landlock or LandlockRuleset()
     compiled = abi.Plan(
         size=ctypes.sizeof(abi.Plan),
         version=abi.VERSION,
@@ -112,6 +118,12 @@ def compile_plan(plan: Plan) -> Compiled:
         landlock_fd_plus1=plan.landlock_fd + 1,
         pdeathsig=plan.pdeathsig,
         umask=max(plan.umask, 0),
+        landlock=memory.structs(abi.Landlock, [_landlock_row(memory, rule) for rule in landlock.rules]),
+        landlock_fs=landlock.fs,
+        landlock_net=landlock.net,
+        landlock_scoped=landlock.scoped,
+        landlock_count=len(landlock.rules),
+        securebits=plan.securebits,
     )
     return Compiled(compiled, tuple(memory.alive))
 

@@ -38,6 +38,8 @@ _REMEDIES: Mapping[tuple[str, int], str] = {
     ("maps", errno.EACCES): "the calling process is not dumpable: prctl(PR_SET_DUMPABLE, 1) after it changed its uid",
     ("maps", errno.EPERM): "map only your own uid and gid, or run as root",
     ("proc", errno.ESRCH): "mount a /proc of this PID namespace, or give the sandbox a PID namespace",
+    ("landlock", errno.ENOENT): "name only paths that the sandbox has",
+    ("securebits", errno.EPERM): "securebits take CAP_SETPCAP: run as root, or add a user namespace",
     ("init", errno.EACCES): "isolate-init must be executable and not on a noexec mount",
 }
 
@@ -48,6 +50,9 @@ def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> 
     if step == "mounts" and 0 <= failure.index < len(plan.mounts):
         op = plan.mounts[failure.index]
         detail = f"({op.kind.name} {op.target})"
+    elif step == "landlock" and plan.landlock is not None and 0 <= failure.index < len(plan.landlock.rules):
+        rule = plan.landlock.rules[failure.index]
+        detail = f"({rule.path or f'port {rule.port}'})"
     elif step == "exec" and argv:
         detail = f"({os.fsdecode(argv[0])})"
     return SetupError(step, failure.err, failure.index, detail, _REMEDIES.get((step, failure.err), ""))
