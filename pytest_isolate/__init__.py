@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_isolate.errors import BackendUnavailable, CleanupError, IsolateError, PolicyError, SetupError
+    from pytest_isolate.hardening import Landlock, SeccompProfile
     from pytest_isolate.outcome import Cause, ExitStatus, Leftover, Outcome, Usage
     from pytest_isolate.policy import (
         Bind,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "errors": ("BackendUnavailable", "CleanupError", "IsolateError", "PolicyError", "SetupError"),
+    "hardening": ("Landlock", "SeccompProfile"),
     "outcome": ("Cause", "ExitStatus", "Leftover", "Outcome", "Usage"),
     "policy": (
         "Bind",
