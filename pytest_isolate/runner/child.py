@@ -66,7 +66,7 @@ def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
     if reporter.link.gated and not orders.await_gate():
         return
     while True:
-        reporter.begins()
+        reporter.begins(item)
         ending = _run_one(item, nextitem, run, ours)
         last = nextitem is None or ending["control"] is not None
         if last:

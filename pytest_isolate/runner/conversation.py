@@ -21,7 +21,7 @@ from pytest_isolate.backend import Process
 from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group, runaway
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
 from pytest_isolate.policy import NO_LIMITS, Limits
-from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
+from pytest_isolate.runner import compat, crash, frames, junit, network, reporter, verdict
 from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
@@ -254,6 +254,8 @@ class Conversation:
                 self._restart(finished=frames.read_again(data))
             case "phase":
                 self._phases = frames.read_phase(data)
+            case "junit":
+                junit.add(self._item, data)
             case "timer":
                 self._set_timer(frames.read_timer(data))
             case "network":
