@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_isolate.errors import BackendUnavailable, CleanupError, IsolateError, PolicyError, SetupError
+    from pytest_isolate.errors import (
+        BackendUnavailable,
+        CleanupError,
+        IsolateError,
+        PluginError,
+        PolicyError,
+        SetupError,
+    )
     from pytest_isolate.outcome import Cause, ExitStatus, Leftover, Outcome, Usage
     from pytest_isolate.policy import (
         Bind,
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from pytest_isolate.sandbox import CallFailed, Sandbox
 
 _WHERE = {
-    "errors": ("BackendUnavailable", "CleanupError", "IsolateError", "PolicyError", "SetupError"),
+    "errors": ("BackendUnavailable", "CleanupError", "IsolateError", "PluginError", "PolicyError", "SetupError"),
     "outcome": ("Cause", "ExitStatus", "Leftover", "Outcome", "Usage"),
     "policy": (
         "Bind",

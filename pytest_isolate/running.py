@@ -25,6 +25,7 @@ from pytest_isolate.profile import vary
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
+    from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.networks import SandboxNetwork
 from pytest_isolate.endings import POLL_S, group_usage, in_pid_namespace, living, status_verdicts, usage_of
@@ -60,12 +61,14 @@ class Running:
         files: Files,
         meanwhile: Callable[[], None],
         network: SandboxNetwork | None = None,
+        life: Life | None = None,
     ) -> None:
         self.args = tuple(args)
         self.policy = policy
         self._process = process
         self._cgroup = cgroup
         self._network = network
+        self._life = life  # the hooks around it, where a plugin has any
         self._files = files
         self._meanwhile = meanwhile  # what can be done while the program runs: groups of earlier ones are removed
         self._began = time.monotonic()
@@ -243,6 +246,8 @@ class Running:
         )
         self._process.close()
         self._files.close()
+        if self._life is not None:
+            self._life.finished(self._outcome)
 
     @property
     def network(self) -> SandboxNetwork | None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pytest_isolate.backend import Kind
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import capabilities, filesystem, native
 from pytest_isolate.kernel.filesystem import Layers, MountPlan
@@ -26,6 +27,8 @@ class NativeBackend:
     """See the module. Plans are compiled once per policy value."""
 
     name = "native"
+    quality = 100
+    runs: frozenset[Kind] = frozenset({"programs", "tests", "fresh"})
 
     def __init__(self) -> None:
         self._compiled: dict[int, tuple[Policy, Compiled]] = {}
