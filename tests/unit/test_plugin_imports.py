@@ -13,7 +13,20 @@ ALLOWED = {
     "pytest_isolate",
     *(
         f"pytest_isolate.{name}"
-        for name in ("policy", "outcome", "errors", "units", "hookspecs", "backend", "registry")
+        for name in (
+            "policy",
+            "outcome",
+            "errors",
+            "units",
+            "capability",
+            "hookspecs",
+            "hooks",
+            "backend",
+            "registry",
+            "tool",
+            "oci",
+            "testing",
+        )
     ),
 }
 
