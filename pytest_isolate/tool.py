@@ -23,12 +23,13 @@ from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
 from pytest_isolate.kernel import capabilities, filesystem, native
 from pytest_isolate.kernel.filesystem.entries import entries
 from pytest_isolate.kernel.filesystem.tree import Tree
-from pytest_isolate.kernel.native import Exited as Exited
-from pytest_isolate.kernel.native import Joined
+from pytest_isolate.kernel.native import Exited, Joined
 from pytest_isolate.kernel.plan import Plan
 from pytest_isolate.kernel.rlimits import compile_rlimits
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Namespace, Policy
+
+__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "ToolBackend", "ToolProcess", "children_of", "innermost", "places"]
 
 #: What holds for every tool, because it is started as any program is.
 BY_OURSELVES = frozenset(
