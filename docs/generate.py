@@ -85,8 +85,8 @@ Every setting has four forms, and the first that is given wins: the **marker's**
 """
 
 _MARKER_TAIL = """\
-Its keywords are the names in the column *marker* above, `enabled`, `resources` (which the older plugin pytest-isolate has), and
-every word below."""
+Its keywords are the names in the column *marker* above, `enabled`, and every word below. `resources=`, by which the
+older plugin pytest-isolate shares out GPUs, is not enforced: it is an error, or what `--isolate-missing` says."""
 
 _FEATURES_HEAD = """\
 ## Features that `pytest-isolate doctor` answers for

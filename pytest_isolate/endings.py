@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal as signals
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.backend import Process
@@ -40,6 +40,18 @@ def living(process: Process, cgroup: Cgroup | None, others: bool) -> list[Leftov
         found = process.leftovers() if others else []
         return found + of_group(cgroup, process, found)
 
+    return _after_grace(look)
+
+
+def strays(cgroup: Cgroup) -> list[Leftover]:
+    """Who is in the cgroup yet when the program, and all that its init or monitor knew of, is ended and collected.
+
+    A program can kill its monitor: then only the cgroup still holds what left its session.
+    """
+    return _after_grace(lambda: processes.described(cgroup.pids()))
+
+
+def _after_grace(look: Callable[[], list[Leftover]]) -> list[Leftover]:
     end = time.monotonic() + GRACE_S
     while (found := look()) and time.monotonic() < end:
         time.sleep(POLL_S)
@@ -47,8 +59,13 @@ def living(process: Process, cgroup: Cgroup | None, others: bool) -> list[Leftov
 
 
 def in_pid_namespace(process: Process) -> bool:
-    """True when a PID namespace of its own holds all it starts: its end is theirs, and it knows who is left."""
-    return getattr(process, "init_pid", 0) > 0
+    """True when a PID namespace of its own holds all it starts: its end is theirs. A monitor can be killed alone."""
+    return getattr(process, "init_pid", 0) > 0 and not is_monitored(process)
+
+
+def is_monitored(process: Process) -> bool:
+    """True when its init is a monitor: it knows and ends the tree, which lives in our PID namespace."""
+    return bool(getattr(process, "monitored", False))
 
 
 def of_group(cgroup: Cgroup | None, process: Process, known: Sequence[Leftover] = ()) -> list[Leftover]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_isolate.backend import Process
 from pytest_isolate.errors import BackendUnavailable, PolicyError
 from pytest_isolate.kernel.native import Exited
-from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Outcome, Traffic, Usage
+from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Traffic, Usage
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import vary
 from pytest_isolate.units import format_seconds
@@ -28,7 +28,16 @@ if TYPE_CHECKING:
     from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.networks import SandboxNetwork
-from pytest_isolate.endings import POLL_S, group_usage, in_pid_namespace, living, status_verdicts, usage_of
+from pytest_isolate.endings import (
+    POLL_S,
+    group_usage,
+    in_pid_namespace,
+    is_monitored,
+    living,
+    status_verdicts,
+    strays,
+    usage_of,
+)
 
 #: More output than this per stream is cut when it is read; the program is not stopped.
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
@@ -224,9 +233,12 @@ class Running:
 
     def _conclude(self, exited: Exited | None) -> None:
         """Look at what is left, end it, count the cost, and give everything back."""
-        leftovers = [] if exited is None else living(self._process, self._cgroup, exited.leftovers)
+        # Whom a monitor knows it tells; its cgroup is asked when it is gone, by one counter instead of every list.
+        asked = None if is_monitored(self._process) else self._cgroup
+        leftovers = [] if exited is None else living(self._process, asked, exited.leftovers)
         self._process.kill()
         self._process.reap(block=True)
+        leftovers += self._end_strays()
         traffic, refusals = self._traffic()
         usage, verdicts = self._cost(exited)
         causes = [*self._causes, *verdicts, *refusals]
@@ -249,6 +261,19 @@ class Running:
         if self._life is not None:
             self._life.finished(self._outcome)
 
+    def _end_strays(self) -> list[Leftover]:
+        """Name and end what is in the cgroup yet, so that from here on it is empty."""
+        cgroup = self._cgroup
+        if cgroup is None or in_pid_namespace(self._process) or cgroup.nobody():
+            return []
+        try:
+            found = strays(cgroup)
+            cgroup.kill()
+        except BaseException:
+            cgroup.close(later=True)
+            raise
+        return found
+
     @property
     def network(self) -> SandboxNetwork | None:
         """Its network, where rules, counts or wiring are in force: ``network.subnet``, ``network.traffic()``."""
@@ -258,8 +283,6 @@ class Running:
         """All is dead by now: the last counts, and nothing more to police."""
         if self._network is None:
             return None, []
-        if self._cgroup is not None:
-            self._cgroup.kill()
         traffic = self._network.traffic()
         self._network.close()
         return traffic, [(Cause.NETDENIED, line) for line in (traffic.refused if traffic else ())]
@@ -276,8 +299,6 @@ class Running:
             return usage, verdicts
         cgroup = self._cgroup
         try:
-            if not in_pid_namespace(self._process):  # else it was empty when the init was collected
-                cgroup.kill()
             counted = cgroup.usage(current=False)
             found = [(cause, text) for cause, text in cgroup.verdicts(usage=counted)]
         finally:

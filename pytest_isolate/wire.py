@@ -16,9 +16,12 @@ from typing import Any
 
 MAGIC = b"iso1"
 _HEADER = struct.Struct("!4sI")
+#: What a process that waits for its turn is told, before any frame. Without it, at the end of the stream, it leaves.
+GATE = b"g"
 #: One frame holds one report; the longest captured section is cut before (see child.py).
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _TAGS = frozenset({"()", "{}", "set", "frozenset", "bytes", "repr"})
 
@@ -88,7 +91,7 @@ def decode(value: Any) -> Any:
 
 def pack(kind: str, data: Any = None) -> bytes:
     """One frame, header included."""
-    body = json.dumps([kind, encode(data)], separators=(",", ":")).encode()
+    body = _ENCODER.encode([kind, encode(data)]).encode()
     if len(body) > MAX_FRAME_BYTES:
         raise WireError(f"a {kind} of {len(body)} bytes is over the {MAX_FRAME_BYTES} of one frame")
     return _HEADER.pack(MAGIC, len(body)) + body
@@ -122,6 +125,10 @@ class Reader:
             WireError: not a frame of ours. Nothing after it can be trusted.
         """
         self._fill()
+        yield from self.received_frames()
+
+    def received_frames(self) -> Iterator[tuple[str, Any]]:
+        """The frames that are complete by what was read before; see frames()."""
         while (frame := self._next()) is not None:
             yield frame
 

@@ -110,9 +110,12 @@ def _cgroup_roots() -> list[str]:
 
 
 def _of_another_run(path: str) -> bool:
-    """True when the name holds the pid of a living process that is neither we nor below us."""
-    owner = _OWNER.search(os.path.basename(path))
-    return owner is not None and os.path.exists(f"/proc/{owner[1]}") and int(owner[1]) not in _descendants()
+    """True when a name on the way holds the pid of a living process that is neither we nor below us.
+
+    On the way, not only at its end: a run keeps cgroups of its own inside its directory, such as its network's resident.
+    """
+    owners = [int(owner[1]) for name in path.split("/") if _OURS.search(name) and (owner := _OWNER.search(name))]
+    return any(os.path.exists(f"/proc/{pid}") for pid in owners) and not set(owners) & set(_descendants())
 
 
 def _is_ours(path: str) -> bool:

@@ -38,17 +38,11 @@ Arg = Union[bytes, str, "os.PathLike[str]"]
 #: Python ignores these for itself; a program expects their defaults (as subprocess.Popen's restore_signals has it).
 _DEFAULT_SIGNALS = sum(1 << (number - 1) for number in (signal.SIGPIPE, signal.SIGXFSZ))
 
-#: What makes a known refusal go away: (step, errno) -> remedy.
+#: What makes a known refusal go away, wherever we are: (step, errno) -> remedy. See _remedy for the others.
 _REMEDIES: Mapping[tuple[str, int], str] = {
-    (
-        "clone",
-        errno.EPERM,
-    ): "run as root, or add a user namespace; a container may need --security-opt seccomp=unconfined",
-    ("clone", errno.ENOSPC): "raise user.max_*_namespaces, or nest fewer than 32 sandboxes",
     ("clone", errno.EAGAIN): "raise the limit on processes (ulimit -u, pids.max)",
-    ("unshare", errno.EPERM): "run as root, or add a user namespace",
     ("maps", errno.EACCES): "the calling process is not dumpable: prctl(PR_SET_DUMPABLE, 1) after it changed its uid",
-    ("maps", errno.EPERM): "map only your own uid and gid, or run as root",
+    ("maps", errno.EPERM): "map only your own uid and gid, or have CAP_SETUID and CAP_SETGID",
     ("proc", errno.ESRCH): "mount a /proc of this PID namespace, or give the sandbox a PID namespace",
     ("init", errno.EACCES): "isolate-init must be executable and not on a noexec mount",
 }
@@ -283,7 +277,16 @@ def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> 
         detail = f"({op.kind.name} {op.target})"
     elif step == "exec" and argv:
         detail = f"({os.fsdecode(argv[0])})"
-    return SetupError(step, failure.err, failure.index, detail, _REMEDIES.get((step, failure.err), ""))
+    return SetupError(step, failure.err, failure.index, detail, _remedy(step, failure.err))
+
+
+def _remedy(step: str, number: int) -> str:
+    """Why namespaces are refused depends on the place: a uid 0 in a container is told of its capability, not of root."""
+    if step not in ("clone", "unshare") or number not in (errno.EPERM, errno.ENOSPC):
+        return _REMEDIES.get((step, number), "")
+    from pytest_isolate.kernel import remedies, surroundings
+
+    return remedies.remedy(remedies.Case(feature="", step=step, errno=number, place=surroundings.observe()))
 
 
 # ---- children ----

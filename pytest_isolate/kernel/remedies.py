@@ -87,7 +87,7 @@ ROWS: tuple[Row, ...] = (
     ),
     (
         lambda c: c.is_denied_launch and c.needs_user_namespace and c.place.userns_clone == 0,
-        "Debian's switch is off: `sudo sysctl -w kernel.unprivileged_userns_clone=1`, or run pytest as root",
+        "Debian's switch is off: `sudo sysctl -w kernel.unprivileged_userns_clone=1`, or run pytest with CAP_SYS_ADMIN",
     ),
     (lambda c: c.is_denied_launch and c.needs_user_namespace and c.place.apparmor_userns == 1, _APPARMOR),
     (
@@ -102,6 +102,13 @@ ROWS: tuple[Row, ...] = (
     (
         lambda c: c.is_denied_launch and bool(c.place.container),
         f"the container refuses it: docker run --cap-add SYS_ADMIN {CONTAINER_OPTIONS} (or --privileged)",
+    ),
+    (
+        lambda c: c.is_denied_launch and c.place.uid == 0 and not c.place.can_admin,
+        (
+            "this root has no CAP_SYS_ADMIN: start pytest with it (a service: CapabilityBoundingSet=), or where user "
+            "namespaces may be made without"
+        ),
     ),
     (lambda c: c.is_denied_launch, "run pytest as root, or allow user namespaces to plain users"),
     # file systems

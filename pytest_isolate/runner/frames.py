@@ -6,6 +6,7 @@ Refuses: to act on it; what is not as it must be raises WireError, and the test 
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from typing import Any
@@ -23,7 +24,8 @@ def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
     """The report in a frame, checked as far as reporters rely on it."""
     try:
         report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
-        known = report.when in _PHASES and isinstance(vars(report).get("outcome"), str) and report.duration >= 0
+        known = report.when in _PHASES and isinstance(vars(report).get("outcome"), str)
+        known = known and math.isfinite(report.duration)  # below 0 where a test froze the clock (freezegun)
         known = known and all(tuple(map(type, pair)) == (str, str) for pair in report.sections)
         known = known and all(len(pair) == 2 for pair in report.user_properties)
     except Exception as error:
@@ -40,6 +42,14 @@ def read_phase(data: Any) -> int:
     if data not in _PHASES:
         raise wire.WireError("a phase that pytest does not know")
     return _PHASES.index(data)
+
+
+def read_again(data: Any) -> bool:
+    """Whether the try before this one was finished."""
+    match data:
+        case {"finished": bool(finished)}:
+            return finished
+    raise wire.WireError("a repetition that says nothing known")
 
 
 def read_timer(data: Any) -> float | None:

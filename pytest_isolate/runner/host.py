@@ -24,6 +24,12 @@ from pytest_isolate.registry import candidates
 from pytest_isolate.runner import compat
 from pytest_isolate.runner.settings import Resolver, Settings
 
+_NOT_SHARED = "this plugin does not share out GPUs between tests"
+_SHARE_YOURSELF = (
+    "leave it out, set CUDA_VISIBLE_DEVICES in a fixture, and keep the tests that need one device on one xdist worker "
+    "(xdist_group)"
+)
+
 
 class Host:
     """Chooses once for each distinct settings value; remembers what was given up."""
@@ -54,6 +60,7 @@ class Host:
         if id(settings) in self._refused:
             return self._refused[id(settings)]
         try:
+            self._share_out(settings)
             settled = self._with_places(self._settled(settings))
             self.networks.settle(settled)
             given = settings if settled is settings.policy else replace(settings, policy=settled)
@@ -67,6 +74,23 @@ class Host:
             raise pytest.UsageError(f"pytest-isolate: {error}") from error
         return ""
 
+    def _share_out(self, settings: Settings) -> None:
+        """The marker's resources=, which another plugin of this name shares out between tests, and we do not.
+
+        Raises:
+            BackendUnavailable: some are asked for, and --isolate-missing does not say to go on with less.
+        """
+        if not settings.resources:
+            return
+        what = f"marker isolate resources={', '.join(settings.resources)}"
+        if settings.missing != "warn":
+            raise BackendUnavailable(what, _NOT_SHARED, _SHARE_YOURSELF)
+        self._give_up(f"{what}: {_NOT_SHARED}")
+
+    def _give_up(self, text: str) -> None:
+        if text not in self.degraded:
+            self.degraded.append(text)
+
     def _settled(self, settings: Settings) -> Policy:
         """The policy with its group limits tried; with --isolate-missing=warn less those that nothing here holds."""
         try:
@@ -75,7 +99,8 @@ class Host:
             if settings.missing != "warn":
                 raise
         weaker, given_up = self.groups.held(settings.policy)
-        self.degraded += [text for text in given_up if text not in self.degraded]
+        for text in given_up:
+            self._give_up(text)
         return self.groups.settle(weaker)
 
     def _with_places(self, policy: Policy) -> Policy:
@@ -103,7 +128,7 @@ class Host:
             case "warn":
                 weaker = replace(settings, policy=without_namespaces(self._settled(settings)))
                 self._take(settings, weaker, candidates(weaker.policy, kind=kind_of(settings), hooks=self.hooks))
-                self.degraded.append(f"{settings.profile} -> minimal, because {error.why}")
+                self._give_up(f"{settings.profile} -> minimal, because {error.why}")
                 return ""
         raise pytest.UsageError(f"pytest-isolate: {error}") from error
 

@@ -67,6 +67,9 @@ class Reporter:
         #: For an owner of the protocol that repeats tests: it logs the reports of a try when all of them are known.
         self.tells_phases = False
         self.refusal: BaseException | None = None  # of a pytest_isolate_child hook; raised in the item's setup
+        self.tries = 0
+        self.finished = False
+        self.failed = False
 
     def send(self, kind: str, data: Any = None) -> None:
         try:
@@ -76,7 +79,19 @@ class Reporter:
                 os._exit(EXIT_CHANNEL_GONE)
             raise
 
+    def begins(self) -> None:
+        """Another item: it has not been tried yet."""
+        self.tries, self.finished, self.failed = 0, False, False
+
+    def starts(self) -> None:
+        """A try starts. The parent knows of an item's first; a later one comes from an owner that repeats the item."""
+        self.tries += 1
+        if self.tries > 1:
+            self.send("again", {"finished": self.finished})
+            self.finished = False
+
     def report(self, report: pytest.TestReport) -> None:
+        self.failed = self.failed or report.failed
         report.sections = [(title, cut(text)) for title, text in report.sections]
         self.send("report", self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
 
@@ -118,11 +133,11 @@ class Listener:
 
     def pytest_runtest_logstart(self) -> None:
         if self.reporter is not None:
-            self.reporter.send("start")
+            self.reporter.starts()
 
     def pytest_runtest_logfinish(self) -> None:
         if self.reporter is not None:
-            self.reporter.send("finish")
+            self.reporter.finished = True
 
     def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str, location: Any) -> None:
         if self.reporter is not None:

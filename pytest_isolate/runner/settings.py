@@ -23,7 +23,7 @@ from pytest_isolate.runner.options import OPTIONS, asks_for_network, configured,
 _BY_NAME = {option.name: option for option in OPTIONS}
 #: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
 _LEAST_MEMORY_BYTES = 1024 * 1024
-#: Words of the marker that are no option: `resources` is pytest-isolate's, and is not enforced.
+#: Words of the marker that are no option. `resources` shares out GPUs in pytest-isolate; nobody does so here.
 _MARKER_ONLY = ("resources", "enabled")
 
 
@@ -40,6 +40,7 @@ class Settings:
     missing: str
     slow_s: float
     backends: tuple[str, ...]
+    resources: tuple[str, ...] = ()  # names asked for by the marker's resources=, which nothing here shares out
 
 
 class Resolver:
@@ -128,6 +129,7 @@ class Resolver:
             missing=values["missing"],
             slow_s=slow_s,
             backends=listed(values["backend"]),
+            resources=_resources(marker.get("resources"), where),
         )
 
 
@@ -158,6 +160,15 @@ def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool
                 raise _usage_error(item.nodeid, unknown("marker isolate keyword", name, known))
         words.update(mark.kwargs)
     return bool(enabled), words
+
+
+def _resources(asked: Any, where: str) -> tuple[str, ...]:
+    """The names of what ``resources={"gpu": 0.5}`` asks for; an empty mapping asks for nothing."""
+    if asked is None:
+        return ()
+    if not isinstance(asked, Mapping):
+        raise _usage_error(where, PolicyError("resources", f"{asked!r} is not a mapping", "leave it out"))
+    return tuple(sorted(str(name) for name, amount in asked.items() if amount))
 
 
 def _no_room(memory_bytes: int) -> PolicyError:

@@ -23,6 +23,7 @@ from pytest_isolate.policy import Namespace
 from pytest_isolate.runner import crash, fresh, reporter
 from pytest_isolate.runner.conversation import TestProcess, Verdict
 from pytest_isolate.runner.host import Host, kind_of
+from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.settings import Settings
 from pytest_isolate.sandbox import joined, no_room_said
 
@@ -126,7 +127,7 @@ class Workers:
         self._reaper.collect(keep=_MAX_BODIES)
         report_fd, channel_fd = os.pipe()
         command_fd, orders_fd = os.pipe()
-        worker = TestProcess(report_fd, orders_fd, crash.Outputs.make(), wire.Reader(report_fd), item)
+        worker = TestProcess(report_fd, Orders(orders_fd), crash.Outputs.make(), wire.Reader(report_fd), item)
         worker.last = item
         link = reporter.Link(
             channel_fd=channel_fd,
@@ -173,7 +174,7 @@ class Workers:
         report_fd, channel_fd = os.pipe()
         outputs = crash.Outputs.make()
         trace_fd = os.dup(outputs.trace_fd)
-        worker = TestProcess(report_fd, os.dup(report_fd), outputs, wire.Reader(report_fd), item)
+        worker = TestProcess(report_fd, Orders(-1), outputs, wire.Reader(report_fd), item)
         worker.last = item
         worker.limits = settings.policy.limits
         try:
@@ -212,7 +213,7 @@ class Workers:
     def _forget(self, own: TestProcess) -> None:
         """In the child: close what is the parent's side, its own and that of its siblings."""
         os.close(own.report_fd)
-        os.close(own.orders_fd)
+        own.orders.close()
         for sibling in self._live:
             sibling.process.close()
             sibling.close()

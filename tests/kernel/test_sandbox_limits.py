@@ -525,3 +525,15 @@ def test_a_daemon_that_left_the_session_is_found_in_the_cgroup_where_there_is_no
     assert left.causes == (Cause.LEAK,)
     assert [leftover.command for leftover in left.leftovers] == ["sleep 7811"]
     assert processes.described([left.leftovers[0].pid]) == []
+
+
+KILLS_ITS_MONITOR = DAEMON + "os.kill(os.getppid(), 9)\ntime.sleep(30)"
+
+
+def test_a_daemon_of_a_program_that_killed_its_monitor_is_found_and_ended_by_the_cgroup(box: Sandbox) -> None:
+    controller("pids")
+    left = box.run(python(KILLS_ITS_MONITOR.format(seconds=7812)), namespaces="-pid", pids=20, timeout=20)
+    assert left.status.signal == signal.SIGKILL
+    assert left.causes == (Cause.LEAK,)
+    assert [leftover.command for leftover in left.leftovers] == ["sleep 7812"]
+    assert processes.described([left.leftovers[0].pid]) == []

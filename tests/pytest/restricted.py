@@ -1,7 +1,7 @@
 """Runs a command as an ordinary container runs it: no capability, and a seccomp filter that refuses namespaces.
 
 Owns: the filter (what Docker's default profile answers to clone, clone3 and unshare). Refuses: to pretend; the
-kernel itself says EPERM. Usage: python restricted.py COMMAND...
+kernel itself says EPERM. Usage: python restricted.py [--read-only-cgroups] COMMAND...
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _NEW = 0x7E020080  # every CLONE_NEW* flag that clone(2) takes, linux/sched.h
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
+_CLONE_NEWNS, _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20000, 1, 32, 4096, 16384, 1 << 18
 _LOAD, _EQUAL, _BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
 
 
@@ -57,6 +58,27 @@ def restrict() -> None:
     prctl(_PR_SET_SECCOMP, 2, fprog, 0, 0)
 
 
+def seal_cgroups() -> None:
+    """Every cgroup file system read-only, as containers have them; in a mount namespace of our own. Needs root."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(what: str, result: int) -> None:
+        if result != 0:
+            raise OSError(ctypes.get_errno(), what)
+
+    call("unshare", libc.unshare(_CLONE_NEWNS))
+    call("private", libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
+    with open("/proc/self/mountinfo") as table:
+        places = [line.split()[4] for line in table if line.partition(" - ")[2].startswith("cgroup")]
+    for place in places:
+        flags = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+        call(place, libc.mount(None, place.encode(), None, flags, None))
+
+
 if __name__ == "__main__":
+    command = sys.argv[1:]
+    if command[0] == "--read-only-cgroups":
+        seal_cgroups()
+        del command[0]
     restrict()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    os.execvp(command[0], command)

@@ -443,6 +443,32 @@ def test_a_daemon_that_left_its_session_is_found_in_the_cgroup_where_there_is_no
     assert not living(b"sleep\0006801")
 
 
+def test_a_daemon_of_a_test_that_killed_its_monitor_is_named_and_ended_by_the_cgroup(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    controller("pids")
+    pytester.makepyfile(
+        """
+        import os, time, pytest
+
+        @pytest.mark.isolate(pids=20)
+        def test_daemon():
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    os.execvp("sleep", ["sleep", "6802"])
+                os._exit(0)
+            os.wait()
+            os.kill(os.getppid(), 9)
+            time.sleep(30)
+        """
+    )
+    result = isolated("-v")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*pid * old): sleep 6802"])
+    assert not living(b"sleep\0006802")
+
+
 # What it cost
 
 

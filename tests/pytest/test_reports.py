@@ -326,3 +326,23 @@ def test_a_conftest_hears_of_isolated_tests_as_of_any_other(
     plain()
     assert sorted(heard.splitlines()) == sorted((pytester.path / "heard").read_text().splitlines())
     assert heard.splitlines()[0] == "start test_it.py::test_one"
+
+
+def test_a_test_that_freezes_pytests_clock_has_the_outcome_it_has_plainly(
+    pytester: pytest.Pytester, plain: Run, isolated: Run
+) -> None:
+    """As freezegun does: the teardown begins in the frozen time and ends in the real one, before it."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def frozen(monkeypatch):
+            for name in ("perf_counter", "time"):
+                monkeypatch.setattr(f"_pytest.timing.{name}", lambda: 4e9)
+
+        def test_it(frozen): pass
+        """
+    )
+    plain("-p", "no:isolate").assert_outcomes(passed=1)
+    isolated().assert_outcomes(passed=1)

@@ -77,6 +77,12 @@ def test_a_cgroup_belongs_to_another_run_only_while_its_owner_lives() -> None:
     assert not host_state._of_another_run("/sys/fs/cgroup/isolate-leftover-1")
 
 
+def test_what_lies_inside_another_runs_cgroup_is_its_own_and_inside_ours_it_is_ours() -> None:
+    resident = "/sys/fs/cgroup/unified/pytest-isolate-run1-{}-77-4026531836/pytest-isolate-resident"
+    assert host_state._of_another_run(resident.format(os.getppid()))
+    assert not host_state._of_another_run(resident.format(os.getpid()))
+
+
 def test_a_cgroup_is_found() -> None:
     roots = [root for root in host_state._cgroup_roots() if os.access(root, os.W_OK)]
     require("cgroups", bool(roots), "no cgroup hierarchy is writable for this user")

@@ -41,6 +41,7 @@ def place(base: Surroundings, **facts: object) -> Surroundings:
         ("namespace_pid", "clone", errno.EPERM, place(PLAIN, seccomp=True), "outside of it"),
         ("namespace_pid", "clone", errno.EPERM, place(ROOT, container="docker"), "--cap-add SYS_ADMIN"),
         ("namespace_pid", "clone", errno.EPERM, PLAIN, "as root"),
+        ("namespace_pid", "clone", errno.EPERM, place(ROOT, can_admin=False), "this root has no CAP_SYS_ADMIN"),
         ("proc", "mounts[1]", errno.EPERM, place(ROOT, container="docker"), "systempaths=unconfined"),
         ("proc", "mounts[1]", errno.EPERM, place(ROOT, container="podman"), "unmask=ALL"),
         ("rlimits_raise", "setrlimit", errno.EPERM, ROOT, "CAP_SYS_RESOURCE"),
@@ -64,6 +65,15 @@ def test_the_remedy_names_what_is_in_the_way(
     feature: str, step: str, number: int, where: Surroundings, words: str
 ) -> None:
     assert words in remedy(Case(feature=feature, step=step, errno=number, place=where))
+
+
+@pytest.mark.parametrize("facts", [{}, {"seccomp": True}, {"userns_clone": 0}, {"container": "docker"}])
+@pytest.mark.parametrize("step", ["clone", "unshare", "maps"])
+def test_who_is_root_already_is_not_told_to_become_it(step: str, facts: dict[str, object]) -> None:
+    powerless = place(ROOT, can_admin=False, **facts)
+    advice = remedy(Case(feature="", step=step, errno=errno.EPERM, place=powerless))
+    assert advice
+    assert "as root" not in advice
 
 
 def test_where_nothing_is_known_nothing_is_advised() -> None:

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import rows, run, table
-from .debian import cache_dir
+from . import debian, rows, run, table
 from .machine import EMULATION, MachineError
 
 
@@ -25,6 +24,9 @@ def main(argv: Sequence[str]) -> int:
         chosen = rows.choose(asked.rows)
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
+        return 2
+    if lacking := debian.missing_packages():
+        print(f"this host lacks what boots a machine: apt-get install {' '.join(lacking)}", file=sys.stderr)
         return 2
     if asked.run:
         return max(_run(row, asked) for row in chosen)
@@ -61,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="a row, or the part before a dash; default: all")
     parser.add_argument("--run", metavar="COMMAND", help="run this in the rows instead; python is the guest's")
     parser.add_argument("--list", action="store_true", help="print the rows and why each is there")
-    parser.add_argument("--json", type=Path, default=cache_dir() / "last.json", help="where the cells go (%(default)s)")
+    parser.add_argument(
+        "--json", type=Path, default=debian.cache_dir() / "last.json", help="where the cells go (%(default)s)"
+    )
     parser.add_argument("--accel", default=EMULATION, help="kvm where that is real (%(default)s)")
     parser.add_argument("--refresh", action="store_true", help="fetch the suites' newest kernels again")
     return parser

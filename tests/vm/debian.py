@@ -20,6 +20,7 @@ from pytest_isolate.errors import BackendUnavailable
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LISTS_FRESH_S = 24 * 3600
+_SBIN = ":/usr/sbin:/sbin"
 
 _APT_DIRECTORIES = (
     "etc/apt.conf.d",
@@ -39,6 +40,7 @@ PROGRAMS = {
     "qemu-system-x86_64": ("qemu-system-x86", "the machine itself"),
     "busybox": ("busybox-static", "the guest's first minute"),
     "setpriv": ("util-linux", "qemu dies with its runner; the guest's plain user"),
+    "zstd": ("zstd", "kernels of Debian 13 and later"),
 }
 
 
@@ -54,11 +56,18 @@ def program(name: str) -> str:
     Raises:
         BackendUnavailable: it is not there; names the package.
     """
-    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    found = shutil.which(name, path=os.environ.get("PATH", "") + _SBIN)
     if found is None:
         package, why = PROGRAMS[name]
         raise BackendUnavailable(f"vm: {name}", f"not installed ({why})", f"apt-get install {package}")
     return found
+
+
+def missing_packages() -> list[str]:
+    """The Debian packages of what the matrix needs and this host lacks."""
+    path = os.environ.get("PATH", "") + _SBIN
+    packages = [package for name, (package, _) in PROGRAMS.items() if shutil.which(name, path=path) is None]
+    return packages if KEYRING.exists() else [*packages, "debian-archive-keyring"]
 
 
 def call(*argv: str | Path, cwd: Path | None = None) -> str:

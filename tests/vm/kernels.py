@@ -99,15 +99,10 @@ def plain_image(bzimage: bytes) -> bytes:
         case b"\x1f\x8b\x08\x00":
             return zlib.decompressobj(31).decompress(payload)
         case b"\x28\xb5\x2f\xfd":
-            return _decompress("zstd", payload[:-4])
-        case b"\x02\x21\x4c\x18":
-            return _decompress("lz4", payload[:-4])
+            argv = [program("zstd"), "-dcq"]
+            return subprocess.run(argv, input=payload[:-4], stdout=subprocess.PIPE, check=True).stdout
         case other:
             raise BackendUnavailable("vm: kernel image", f"unknown compression {other.hex()}", "teach plain_image")
-
-
-def _decompress(tool: str, payload: bytes) -> bytes:
-    return subprocess.run([tool, "-dcq"], input=payload, stdout=subprocess.PIPE, check=True).stdout
 
 
 def _module_name(path: Path) -> str:

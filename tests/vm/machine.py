@@ -39,7 +39,12 @@ _COMMAND_LINE = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitiga
 
 
 class MachineError(IsolateError, RuntimeError):
-    """A machine that ended, or was ended, without giving a status; carries the end of its console and output."""
+    """A machine that ended, or was ended, without giving a status; its text has the end of its console and output.
+
+    ``output``: all it wrote to the result port, markers included.
+    """
+
+    output: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,5 +205,7 @@ def _parse(output: bytes, nonce: str, wall_s: float, console: str) -> Result:
 
 def _lost(why: str, output: bytes, console: str) -> MachineError:
     tail = "\n".join(console.strip().splitlines()[-_CONSOLE_TAIL_LINES:])
-    said = output.decode(errors="replace")[-2000:]
-    return MachineError("vm", why, f"look at what it said last\n--- output\n{said}\n--- console\n{tail}\n---")
+    said = output.decode(errors="replace")
+    error = MachineError("vm", why, f"look at what it said last\n--- output\n{said[-2000:]}\n--- console\n{tail}\n---")
+    error.output = said
+    return error

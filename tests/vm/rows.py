@@ -93,7 +93,7 @@ class Row:
 
 
 _PYTHON = ("python3", "python3-pytest", "python3-pyroute2", "kmod", "iproute2", "procps")
-_SYSTEMD = ("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", *_PYTHON)
+_SYSTEMD = ("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "python3-jeepney", *_PYTHON)
 
 _V1_LESS: Mapping[str, State] = {"memory-high": "refused", "oom-group": "refused", "kill": "degraded"}
 _LOW_TIER: Mapping[str, State] = {"cpu-time": "refused", "header": "degraded"}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pytest_isolate.errors import IsolateError
 
 from . import debian, kernels
-from .machine import EMULATION, Disk, Machine, Result, Share
+from .machine import EMULATION, Disk, Machine, MachineError, Result, Share
 from .rows import OURS, SUITES
 from .table import Tested, answers, besides, judge
 
@@ -61,6 +61,8 @@ def fill(row: Row, *, accelerator: str = EMULATION, refresh: bool = False) -> Te
     """Boot the row and fill its cells."""
     try:
         done = machine(row, accelerator=accelerator, refresh=refresh).run(_everything(row))
+    except MachineError as error:  # what it had answered before it ended, or was ended, still counts
+        return Tested(row=row, cells=judge(row, answers(error.output)), error=str(error))
     except IsolateError as error:
         return Tested(row=row, cells=judge(row, {}), error=str(error))
     return _tested(row, done)

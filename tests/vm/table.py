@@ -65,10 +65,10 @@ class Tested:
 
 
 def answers(output: str) -> Answers:
-    """(layer, check) -> its line, out of whatever else the command printed."""
+    """(layer, check) -> its line, out of whatever else the command printed; a line cut short is no answer."""
     found: dict[tuple[str, str], Mapping[str, str]] = {}
     for line in output.splitlines():
-        if line.startswith('{"layer": '):
+        if line.startswith('{"layer": ') and line.endswith("}"):
             told = json.loads(line)
             found[told["layer"], told["check"]] = told
     return found

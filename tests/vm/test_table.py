@@ -32,6 +32,12 @@ def after(output: str) -> table.Tested:
     return table.Tested(row=ROW, cells=table.judge(ROW, table.answers(output)), boot_s=1.5, wall_s=20)
 
 
+def test_what_a_guest_said_before_it_was_lost_counts_and_a_line_cut_short_does_not() -> None:
+    whole, cut = ({"layer": "kernel", "check": name, "state": "enforced", "evidence": "x"} for name in ("pids", "cpu"))
+    found = table.answers(json.dumps(whole) + "\n" + json.dumps(cut)[:-9])
+    assert list(found) == [("kernel", "pids")]
+
+
 def test_a_row_that_answers_as_it_says_is_ok() -> None:
     done = after(lines())
     assert done.ok

@@ -189,8 +189,17 @@ class Cgroup:
         """Processes of the whole subtree, in our PID namespace's numbers (0: one that has no number there)."""
         return processes.pids(self._places.values())
 
+    def nobody(self) -> bool:
+        """True when the kernel counts no process inside; one file, where pids() reads a list per hierarchy."""
+        return processes.nobody(self._places.values())
+
     def freeze(self, deadline_s: float = 2.0) -> bool:
-        """Stop every process where it stands. False when this host has no freezer."""
+        """Stop every process where it stands. False when this host has no freezer.
+
+        v1's freezer is a hierarchy of its own, which a sandbox joins only now: few are ever frozen.
+        """
+        if "freezer" in self._branch_of and self._places:
+            self._reach(self._branch_of["freezer"], "freezer")
         return processes.freeze(self._places.values(), deadline_s)
 
     def thaw(self) -> None:

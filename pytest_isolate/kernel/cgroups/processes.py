@@ -46,6 +46,21 @@ def pids(places: Iterable[Place]) -> list[int]:
     return sorted(found)
 
 
+def nobody(places: Iterable[Place]) -> bool:
+    """True when the kernel counts no process in the whole subtree: one file instead of every list of processes.
+
+    v2 says ``populated``; of v1's hierarchies only pids counts, which a process may have left. A zombie still counts
+    in pids until it is collected, so False means: look.
+    """
+    asked = sorted(places, key=lambda place: -place.version)
+    for place in asked:
+        if place.version == 2:
+            return cgroupfs.numbers(place.read("cgroup.events")).get("populated") == 0
+        if "pids" in place.controllers:
+            return cgroupfs.number(place.read("pids.current")) == 0
+    return not asked
+
+
 def kill(places: Iterable[Place], deadline_s: float) -> list[int]:
     """SIGKILL everything inside, forks included, and wait until it is empty. Returns what is left at the deadline.
 

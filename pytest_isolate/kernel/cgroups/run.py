@@ -200,9 +200,10 @@ class CgroupManager:
             raise BackendUnavailable(f"cgroup controller {controller}", missing.reason, missing.remedy)
 
     def _counted(self, accounting: frozenset[str]) -> frozenset[str]:
-        """v1 hierarchies worth a directory in every sandbox; a freezer only where v2 offers none."""
-        has_v2 = any(branch.version == 2 for branch in self.branches)
-        return accounting - {"cpuacct"} if has_v2 else accounting | {"freezer"}
+        """v1 hierarchies worth a directory in every sandbox; a freezer only where nothing else stops forks for a kill."""
+        if any(branch.version == 2 for branch in self.branches):
+            return accounting - {"cpuacct"}
+        return accounting if "pids" in accounting and "pids" in self._home else accounting | {"freezer"}
 
     def tidy(self) -> None:
         """Try once to remove what close() left: for the moments in which the caller would only wait."""

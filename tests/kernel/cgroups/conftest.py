@@ -6,6 +6,7 @@ join by writing themselves (no native library needed). Every child is ended and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -15,9 +16,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.kernel.cgroups import Cgroup, CgroupManager, discover, open_manager
 
 Require = Callable[[str, bool, str], None]
+Opener = Callable[..., contextlib.AbstractContextManager[CgroupManager]]
 _PLAIN_V1 = {"memory", "pids", "cpu", "cpuset", "freezer"}
 
 
@@ -86,12 +89,29 @@ def version(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def manager(version: int, require: Require) -> Iterator[CgroupManager]:
-    """A run of its own on one version of cgroups; the test is skipped where the host has none."""
-    layout = discover()
-    there = bool(layout.v1) if version == 1 else layout.v2 is not None
-    require(f"cgroup{version}", there, f"this host's layout is {layout.kind}")
-    with open_manager("tests", mode="v1" if version == 1 else "v2") as opened:
+def open_run(require: Require) -> Opener:
+    """``open_run(version)``: the manager of a run on one version; skips where there is none, or none for this user."""
+
+    @contextlib.contextmanager
+    def opened(version: int, run_id: str = "tests") -> Iterator[CgroupManager]:
+        layout = discover()
+        there = bool(layout.v1) if version == 1 else layout.v2 is not None
+        require(f"cgroup{version}", there, f"this host's layout is {layout.kind}")
+        try:
+            manager = open_manager(run_id, mode="v1" if version == 1 else "v2")
+        except BackendUnavailable as error:
+            require(f"cgroup{version}", False, str(error))
+            raise
+        with manager:
+            yield manager
+
+    return opened
+
+
+@pytest.fixture
+def manager(version: int, open_run: Opener) -> Iterator[CgroupManager]:
+    """A run of its own on one version of cgroups."""
+    with open_run(version) as opened:
         yield opened
     assert not [b.path for b in opened.branches if os.path.exists(b.path)], "the run's directories remain"
 

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from pytest_isolate.errors import BackendUnavailable, CleanupError, PolicyError, SetupError
-from pytest_isolate.kernel.cgroups import discover, open_manager, stale
+from pytest_isolate.kernel.cgroups import open_manager, stale
 from pytest_isolate.kernel.cgroups.layout import Layout
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Limits
@@ -104,7 +104,8 @@ def test_freeze_stops_the_clock_and_thaw_starts_it_again(manager, need, nursery,
 
 
 def test_kill_ends_a_tree_that_forks_all_the_time(manager, nursery, until):
-    # The bomb is bounded from outside, whether or not the version under test has a pids controller.
+    # The bomb is always bounded: a process is in one cgroup of each hierarchy, so by a fence in another hierarchy, or,
+    # where the version under test has the pids controller itself (joining would leave the fence), by its own limit.
     with open_manager("fence") as outer, outer.create("fence", Limits(pids=60)) as fence:
         with manager.create("gw0-tree") as cgroup:
             fds = cgroup.all_procs_fds
@@ -114,7 +115,7 @@ def test_kill_ends_a_tree_that_forks_all_the_time(manager, nursery, until):
                     os.write(fd, b"0")
                 fork_for_ever()
 
-            if manager.mode == "v1":  # a process is in one v1 pids cgroup only: limit that one
+            if "pids" in manager.version_of:
                 cgroup.update(Limits(pids=60))
                 nursery.start(cgroup, fork_for_ever)
             else:
@@ -154,9 +155,8 @@ def test_removal_can_be_left_to_an_idle_moment(manager):
     assert not directories(manager, cgroup.name)
 
 
-def test_closing_the_run_kills_and_removes_what_is_still_open(version, nursery, until, require):
-    require(f"cgroup{version}", _has(version), "no such hierarchy")
-    with open_manager("tests", mode=f"v{version}") as manager:
+def test_closing_the_run_kills_and_removes_what_is_still_open(version, nursery, until, open_run):
+    with open_run(version) as manager:
         cgroup = manager.create("gw0-open")
         child = nursery.start(cgroup, lambda: time.sleep(60))
         until(lambda: child.pid in cgroup.pids())
@@ -219,9 +219,8 @@ def test_a_limit_whose_cgroup_was_removed_did_not_hold_and_the_verdict_says_so(m
         assert detail.startswith("the memory limit did not hold")
 
 
-def test_the_runs_directory_removed_under_us_names_the_step_and_what_happened(version, require):
-    require(f"cgroup{version}", _has(version), "no such hierarchy")
-    with open_manager("tests", mode=f"v{version}") as manager:
+def test_the_runs_directory_removed_under_us_names_the_step_and_what_happened(version, open_run):
+    with open_run(version) as manager:
         for branch in manager.branches:
             os.rmdir(branch.path)
         with pytest.raises(SetupError, match="cgroup mkdir") as caught:
@@ -239,14 +238,20 @@ def test_a_refused_limit_leaves_no_directory(manager, need):
     assert not [name for b in manager.branches for name in os.listdir(b.path) if "half" in name]
 
 
-def test_the_limit_on_descendants_is_told_with_its_remedy(require):
-    require("cgroup2", _has(2), "v1 has no such limit")
-    with open_manager("tests", mode="v2") as manager:
-        with open(f"{manager.branches[0].path}/cgroup.max.descendants", "w") as file:
-            file.write("1")
-        with manager.create("gw0-one"), pytest.raises(SetupError, match=r"EAGAIN.*cgroup\.max\.descendants") as caught:
-            manager.create("gw0-two")
+@pytest.mark.parametrize(("file", "room"), [("cgroup.max.descendants", 1), ("cgroup.max.depth", 0)])
+def test_the_limits_on_descendants_and_depth_are_told_with_their_remedy(open_run, file, room):
+    """v1 has no such limits."""
+    with open_run(2) as manager, contextlib.ExitStack() as made:
+        with open(f"{manager.branches[0].path}/{file}", "w") as limit:
+            limit.write(str(room))
+        for _ in range(room):
+            made.enter_context(manager.create("gw0-fits"))
+        with pytest.raises(SetupError, match=r"EAGAIN.*[Cc]group\.max\.depth or cgroup\.max\.descendants") as caught:
+            manager.create("gw0-too-many")
         assert caught.value.step == "cgroup mkdir"
+        with open(f"{manager.branches[0].path}/{file}", "w") as limit:
+            limit.write("max")
+        made.enter_context(manager.create("gw0-fits-again"))
 
 
 def test_a_missing_controller_is_an_error_with_reason_and_remedy_and_nothing_is_made():
@@ -293,9 +298,10 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_a_dead_runs_directory_is_swept_with_the_process_in_it_and_a_live_ones_is_not(version, require, until):
-    require(f"cgroup{version}", _has(version), "no such hierarchy")
+def test_a_dead_runs_directory_is_swept_with_the_process_in_it_and_a_live_ones_is_not(version, open_run, until):
     mode = f"v{version}"
+    with open_run(version, "before"):
+        pass  # cgroups can be made here: else this test is skipped
     command = [sys.executable, "-c", _RUN_THAT_DIES, mode]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         orphan, *paths = run.stdout.readline().split()
@@ -327,7 +333,7 @@ def _runs(pid):
     return False
 
 
-def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid():
+def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid(require):
     here = os.stat("/proc/self/ns/pid").st_ino
     assert stale.is_dead(stale.Owner(2**22 + 1, 1, here))
     assert stale.is_dead(stale.Owner(os.getpid(), 1, here)), "the number was used again by a later process"
@@ -347,7 +353,8 @@ def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid():
         stdout=subprocess.PIPE,
     )
     with child:
-        child.stdout.readline()
+        made = child.stdout.readline()
+        require("namespace-pid", bool(made), "unshare cannot make one")
         with open(f"/proc/{child.pid}/task/{child.pid}/children") as file:
             inside = os.stat(f"/proc/{file.read().split()[0]}/ns/pid").st_ino
         assert inside != here
@@ -369,8 +376,3 @@ def test_a_thousand_sandboxes_leave_no_directory_and_no_descriptor(manager):
     assert len(os.listdir("/proc/self/fd")) == fds
     for branch in manager.branches:
         assert not [entry.name for entry in os.scandir(branch.path) if entry.is_dir()]
-
-
-def _has(version):
-    layout = discover()
-    return bool(layout.v1) if version == 1 else layout.v2 is not None

@@ -26,15 +26,30 @@ def test_inside():
 """
 
 
+def _environment() -> dict[str, str]:
+    """Plugins are loaded by name only: what else the Python that runs the matrix has installed is not under test."""
+    return {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
 def header() -> str:
     """The header lines of ``pytest --isolate`` here, taking what this host can do; the test ran in another process."""
     with tempfile.TemporaryDirectory() as place:
         with open(f"{place}/test_sample.py", "w") as file:
             file.write(_SAMPLE)
-        options = ["--isolate", "--isolate-missing=warn", "--isolate-mem-limit=256M", "-p", "no:cacheprovider", place]
+        options = [
+            "-p",
+            "pytest_isolate.runner.plugin",
+            "--isolate",
+            "--isolate-missing=warn",
+            "--isolate-mem-limit=256M",
+            "-p",
+            "no:cacheprovider",
+            place,
+        ]
         done = subprocess.run(
             [sys.executable, "-c", _RUNNER, *options],
             cwd=place,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -64,7 +79,11 @@ def own_tests() -> str:
             *there,
         ]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options], stdin=subprocess.DEVNULL, capture_output=True, text=True
+            [sys.executable, "-m", "pytest", *options],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         cases = list(ET.parse(report).getroot().iter("testcase"))
