@@ -8,6 +8,7 @@ and network and under its rlimits, so that limits, counts and time-outs hold wha
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -29,7 +30,7 @@ from pytest_isolate.kernel.rlimits import compile_rlimits
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Namespace, Policy
 
-__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "ToolBackend", "ToolProcess", "children_of", "innermost", "places"]
+__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "ToolBackend", "ToolProcess", "places", "program_below"]
 
 #: What holds for every tool, because it is started as any program is.
 BY_OURSELVES = frozenset(
@@ -208,6 +209,7 @@ class ToolBackend:
     ) -> Process:
         if not self.path:
             raise BackendUnavailable(f"backend {self.name}", f"{self.tool} is not on PATH", self.install)
+        _check_program(policy, argv[0], os.environ if env is None else env, cwd)
         run = Run(os.environ if env is None else env, cwd or os.getcwd())
         with run.undo:
             words = self.command(policy, argv, run)
@@ -246,6 +248,16 @@ def _compiled(policy: Policy, keep_fds: tuple[int, ...], sets_rlimits: bool) -> 
         )
         known = _plans[key] = policy, plan
     return known[1]
+
+
+def _check_program(policy: Policy, program: str, env: Mapping[str, str], cwd: str | None) -> None:
+    """Before the tool is started, where its view shows the host's programs: it would tell us in words of its own."""
+    if policy.filesystem.root == "minimal":
+        return
+    path = os.path.join(cwd or "", program) if "/" in program else program
+    if shutil.which(path, path=env.get("PATH", os.defpath)) is None:
+        code = errno.EACCES if "/" in program and os.path.exists(path) else errno.ENOENT
+        raise SetupError("exec", code, detail=f"({program})")
 
 
 def _last_line(fd: int) -> list[str]:
@@ -317,14 +329,24 @@ class ToolProcess:
         self._run.undo.close()
 
 
-def innermost(pid: int) -> int:
-    """The last of a line of processes that have one child each: a program below the tool that runs it."""
-    while len(children := children_of(pid)) == 1:
+def program_below(tool_pid: int) -> int:
+    """The first process below the tool that executes something else; the tool where there is none yet."""
+    pid, tool = tool_pid, _executable(tool_pid)
+    while children := _children_of(pid):
         pid = children[0]
-    return pid
+        if _executable(pid) != tool:
+            return pid
+    return tool_pid
 
 
-def children_of(pid: int) -> list[int]:
+def _executable(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
+
+
+def _children_of(pid: int) -> list[int]:
     """Empty when it has ended."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:

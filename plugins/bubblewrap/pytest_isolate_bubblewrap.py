@@ -17,7 +17,7 @@ import pluggy
 from pytest_isolate.backend import Kind
 from pytest_isolate.capability import Capability
 from pytest_isolate.policy import Namespace, Policy
-from pytest_isolate.tool import Exited, Place, Run, ToolBackend, innermost, places
+from pytest_isolate.tool import Exited, Place, Run, ToolBackend, places, program_below
 
 hookimpl = pluggy.HookimplMarker("pytest")
 
@@ -100,7 +100,7 @@ class Bubblewrap(ToolBackend):
 
     def receives_signals(self, pid: int) -> int:
         """bwrap passes none on: it waits outside, and with a PID namespace as its init as well."""
-        return innermost(pid)
+        return program_below(pid)
 
 
 def version(path: str) -> tuple[int, ...]:
