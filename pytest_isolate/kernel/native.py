@@ -5,12 +5,13 @@ Owns: the two ways to start, and the words of their refusals. Refuses: to decide
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.errors import SetupError
@@ -85,6 +86,23 @@ def _environment(env: Mapping[Any, Any]) -> list[bytes]:
     return [os.fsencode(key) + b"=" + os.fsencode(value) for key, value in env.items()]
 
 
+#: Memory of the library's that no start uses now. Each thread takes one and gives it back.
+_arenas: list[int] = []
+
+
+@contextlib.contextmanager
+def _arena() -> Iterator[int]:
+    try:
+        address = _arenas.pop()
+    except IndexError:
+        address = library.functions().arena() or 0
+    try:
+        yield address
+    finally:
+        if address:
+            _arenas.append(address)
+
+
 def spawn(
     plan: Plan,
     argv: Sequence[Arg],
@@ -122,7 +140,9 @@ def spawn(
     child, failure = abi.Child(), abi.Failure()
     functions = library.functions()
     ready, _alive = launch(plan, joined)
-    if functions.spawn(ready, request, child, failure) < 0:
+    with _arena() as request.arena:
+        answer = functions.spawn(ready, request, child, failure)
+    if answer < 0:
         raise _setup_error(plan, failure, argv)
     return _child(plan, child)
 
