@@ -338,3 +338,7 @@ _C = TypeVar("_C", bound=str)
 def _choice(what: str, value: _C, known: Iterable[str]) -> None:
     if value not in known:
         raise unknown(what, value, known)
+
+
+#: One value for all who limit nothing.
+NO_LIMITS = Limits()

@@ -11,15 +11,19 @@ import base64
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 MAGIC = b"iso1"
 _HEADER = struct.Struct("!4sI")
+#: What a process that waits for its turn is told, before any frame. Without it, at the end of the stream, it leaves.
+GATE = b"g"
 #: One frame holds one report; the longest captured section is cut before (see child.py).
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _PLAIN = frozenset({str, int, float, bool, type(None)})
+_NESTED = frozenset({list, dict})
 _TAGS = frozenset({"()", "{}", "set", "frozenset", "bytes", "repr"})
 
 
@@ -33,18 +37,27 @@ def encode(value: Any) -> Any:
     if kind in _PLAIN:
         return value
     if kind is list:
-        return [encode(item) for item in value]
+        return _encode_all(value)
+    if kind is tuple:
+        return {"()": _encode_all(value)}
     if kind is dict:
-        if all(type(key) is str and key not in _TAGS for key in value):
-            return {key: encode(item) for key, item in value.items()}
-        return {"{}": [[encode(key), encode(item)] for key, item in value.items()]}
+        encoded = {}
+        for key, item in value.items():
+            if type(key) is not str or key in _TAGS:
+                return {"{}": [[encode(key), encode(item)] for key, item in value.items()]}
+            encoded[key] = item if type(item) in _PLAIN else encode(item)
+        return encoded
     return _encode_other(value)
+
+
+def _encode_all(items: Iterable[Any]) -> list[Any]:
+    return [item if type(item) in _PLAIN else encode(item) for item in items]
 
 
 def _encode_other(value: Any) -> Any:
     match value:
         case tuple():
-            return {"()": [encode(item) for item in value]}
+            return {"()": _encode_all(value)}
         case bool() | int() | float():
             return value.real
         case str():
@@ -65,30 +78,34 @@ def _encode_other(value: Any) -> Any:
 def decode(value: Any) -> Any:
     """The inverse of encode; what was an unknown object stays its repr."""
     if type(value) is list:
-        return [decode(item) for item in value]
+        return _decode_all(value)
     if type(value) is not dict:
         return value
     if len(value) == 1:
         tag, content = next(iter(value.items()))
         match tag:
             case "()":
-                return tuple(decode(item) for item in content)
+                return tuple(_decode_all(content))
             case "{}":
                 return {decode(key): decode(item) for key, item in content}
             case "set":
-                return {decode(item) for item in content}
+                return set(_decode_all(content))
             case "frozenset":
-                return frozenset(decode(item) for item in content)
+                return frozenset(_decode_all(content))
             case "bytes":
                 return base64.b64decode(content)
             case "repr":
                 return content
-    return {key: decode(item) for key, item in value.items()}
+    return {key: decode(item) if type(item) in _NESTED else item for key, item in value.items()}
+
+
+def _decode_all(items: Iterable[Any]) -> list[Any]:
+    return [decode(item) if type(item) in _NESTED else item for item in items]
 
 
 def pack(kind: str, data: Any = None) -> bytes:
     """One frame, header included."""
-    body = json.dumps([kind, encode(data)], separators=(",", ":")).encode()
+    body = _ENCODER.encode([kind, encode(data)]).encode()
     if len(body) > MAX_FRAME_BYTES:
         raise WireError(f"a {kind} of {len(body)} bytes is over the {MAX_FRAME_BYTES} of one frame")
     return _HEADER.pack(MAGIC, len(body)) + body
@@ -122,6 +139,10 @@ class Reader:
             WireError: not a frame of ours. Nothing after it can be trusted.
         """
         self._fill()
+        yield from self.received_frames()
+
+    def received_frames(self) -> Iterator[tuple[str, Any]]:
+        """The frames that are complete by what was read before; see frames()."""
         while (frame := self._next()) is not None:
             yield frame
 

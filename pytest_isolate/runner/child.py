@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_isolate import wire
 from pytest_isolate.runner import compat, reruns
+from pytest_isolate.runner.orders import Inbox
 from pytest_isolate.runner.reporter import (
     EXIT_OUR_FAULT,
     REPORTING_HOOKS,
@@ -61,17 +61,19 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
 
 
 def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> None:
-    commands = CommandReader(reporter.link.command_fd)
+    orders = Inbox(reporter.link.command_fd)
     run = _run_inside if not reporter.link.gated else _run_whole
-    if reporter.link.gated and commands.read() is None:
+    if reporter.link.gated and not orders.await_gate():
         return
     while True:
+        reporter.begins(item)
         ending = _run_one(item, nextitem, run, ours)
         last = nextitem is None or ending["control"] is not None
         if last:
             break
-        reporter.send("done", {**ending, "last": False})
-        command = commands.read()
+        held = bool(reporter.failed or ending["shouldstop"] or ending["shouldfail"])
+        reporter.send("done", {**ending, "last": False, "held": held})
+        command = orders.next(held=held)
         if command is None:
             ending = _end_group(item, reporter)
             break
@@ -136,7 +138,8 @@ def _leave_tidily(reporter: Reporter) -> None:
         _save_coverage(coverage)
     if (logging := sys.modules.get("logging")) is not None:
         for reference in list(logging._handlerList):
-            if (handler := reference()) is not None:
+            handler = reference()
+            if handler is not None and type(handler).__module__ != "_pytest.logging":  # those write to memory
                 with contextlib.suppress(OSError, ValueError):
                     handler.flush()
     compat.flush(reporter._config)
@@ -147,21 +150,3 @@ def _save_coverage(coverage: Any) -> None:
     if current is not None:
         current.stop()
         current.save()
-
-
-class CommandReader:
-    """The parent's words to a child that runs more than one item. Blocking."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._frames: list[tuple[str, Any]] = []
-        self._reader = wire.Reader(fd)
-
-    def read(self) -> dict[str, Any] | None:
-        """The next command; None when the parent wants no more, or is gone."""
-        while not self._frames:
-            if self._reader.eof:
-                return None
-            self._frames += self._reader.frames()
-        kind, data = self._frames.pop(0)
-        return data if kind == "run" else None

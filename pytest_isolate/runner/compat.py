@@ -25,6 +25,10 @@ from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
 from _pytest.unittest import TestCaseFunction
 
 try:
+    from _pytest.junitxml import xml_key
+except ImportError:  # named differently in a pytest to come
+    xml_key = None  # type: ignore[assignment]
+try:
     from _pytest.subtests import SubtestReport, failed_subtests_key
 except ImportError:  # before pytest 9.0
     SubtestReport = None  # type: ignore[assignment,misc]
@@ -72,11 +76,35 @@ def wrappers_may_nest(item: pytest.Item, ours: object) -> bool:
     return True
 
 
+def junit_log(config: pytest.Config) -> Any:
+    """pytest's LogXML, where this process writes a junit file; else None."""
+    return config.stash.get(xml_key, None) if xml_key is not None else None  # type: ignore[redundant-expr]
+
+
+def runs_in_order(config: pytest.Config) -> bool:
+    """True when pytest's own loop goes through session.items one by one, and nothing of a test's output is shown as it comes."""
+    loops = [
+        impl
+        for impl in config.hook.pytest_runtestloop.get_hookimpls()
+        if not (impl.hookwrapper or getattr(impl, "wrapper", False))
+    ]
+    live = config.getoption("capture", "fd") in ("no", "tee-sys") or config.getoption("log_cli_level", None)
+    if live or config.getini("log_cli") is True:
+        return False
+    return [module_root(impl.function) for impl in loops] == ["_pytest"]
+
+
 def keep_only(config: pytest.Config, plugin: object, hooks: tuple[str, ...]) -> None:
     """Leave ``plugin`` as the only implementation of ``hooks``: in a child, the other listeners are the parent's."""
     for name in hooks:
         caller = getattr(config.hook, name)
-        caller._hookimpls[:] = [impl for impl in caller._hookimpls if impl.plugin is plugin]
+        kept = next((impl for impl in reversed(caller._hookimpls) if impl.plugin is plugin), None)
+        _others.append(caller._hookimpls)
+        caller._hookimpls = [] if kept is None else [kept]
+
+
+#: The lists that keep_only() put aside. Dropped, they would write to every page that one of their listeners lies in.
+_others: list[Any] = []
 
 
 def forget_finalizers(session: pytest.Session) -> None:

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ import pytest
 
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
-from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group
+from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group, runaway
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.policy import Limits
-from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
+from pytest_isolate.policy import NO_LIMITS, Limits
+from pytest_isolate.runner import compat, crash, frames, junit, network, reporter, verdict
+from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.units import format_seconds
@@ -43,13 +44,13 @@ _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 class TestProcess:
     """A test's process as its parent holds it. Owner of the descriptors and output files.
 
-    Reports arrive on ``report_fd``; what to run next is written to ``orders_fd``.
+    Reports arrive on ``report_fd``.
     """
 
     __test__ = False
 
     report_fd: int
-    orders_fd: int
+    orders: Orders
     outputs: crash.Outputs
     reader: wire.Reader
     item: pytest.Item
@@ -57,14 +58,8 @@ class TestProcess:
     last: pytest.Item = field(init=False)
     group: Any = None
     cgroup: Cgroup | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = NO_LIMITS
     network: SandboxNetwork | None = None
-
-    def send_run(self, place: int, following: int | None) -> None:
-        wire.send(self.orders_fd, "run", {"item": place, "next": following})
-
-    def send_end(self) -> None:
-        wire.send(self.orders_fd, "end")
 
     def kill(self) -> None:
         """End all of it: what its namespace or session shows, and what its cgroup holds."""
@@ -75,8 +70,8 @@ class TestProcess:
     def close(self) -> None:
         if self.report_fd >= 0:
             os.close(self.report_fd)
-            os.close(self.orders_fd)
-            self.report_fd = self.orders_fd = -1
+            self.report_fd = -1
+            self.orders.close()
             self.outputs.close()
 
 
@@ -111,7 +106,9 @@ class Conversation:
         grace_s: float,
         slow_s: float,
         attempts: Attempts | None = None,
+        quiet: bool = False,
     ) -> None:
+        """``quiet``: nobody is to hear of the item, whose process ran ahead of a run that was stopped."""
         self._item = item
         self._ihook = item.ihook
         self._worker = worker
@@ -121,15 +118,14 @@ class Conversation:
         self._timeout_s = timeout_s
         self._policy_timeout_s = policy_timeout_s
         self._attempts = attempts or Attempts(item)
+        self._quiet = quiet
         self._grace_s = grace_s
         self._slow_at: float | None = self._began + slow_s
         self._debugging = False
         self._phases = 0
         self._sections: list[tuple[str, str]] = []
         self._held: pytest.TestReport | None = None
-        self._tries = 0
-        self._started = True
-        self._finish_pending = False
+        self._tries = 1
         self._done: dict[str, Any] | None = None
         self._eof = False
         self._garbage = ""
@@ -144,14 +140,14 @@ class Conversation:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self, *meanwhile: Callable[[], None]) -> Verdict:
+    def run(self, meanwhile: Callable[[], None] | None = None) -> Verdict:
         """Listen until the item is done or its process has ended; ``meanwhile`` is done first, while it starts.
 
-        The first of it may raise a KeyboardInterrupt that was held back.
+        It may raise a KeyboardInterrupt that was held back.
         """
         try:
-            for call in meanwhile:
-                call()
+            if meanwhile is not None:
+                meanwhile()
             self._listen()
         except KeyboardInterrupt:
             self._interrupt()
@@ -160,6 +156,7 @@ class Conversation:
         else:
             self.verdict.evidence = self._done
             self.verdict.control = self._done["control"]
+            self._worker.orders.held = bool(self._done.get("held"))
             self._apply_stop()
         return self.verdict
 
@@ -167,6 +164,7 @@ class Conversation:
         poller = select.poll()
         poller.register(self._worker.report_fd, select.POLLIN)
         poller.register(self._worker.process.pidfd, select.POLLIN)
+        self._take(self._worker.reader.received_frames())  # a group's child may be ahead of us
         while self._done is None:
             ready = dict(poller.poll(self._wait_ms()))
             if self._worker.report_fd in ready and not self._read():
@@ -185,15 +183,20 @@ class Conversation:
 
     def _read(self) -> bool:
         """Handle what arrived; False at the end of the stream."""
+        self._take(self._worker.reader.frames())
+        self._eof = self._worker.reader.eof
+        return not self._eof and not self._garbage
+
+    def _take(self, arrived: Iterator[tuple[str, Any]]) -> None:
+        """Handle frames until the item is done: those after it are the next item's."""
         try:
-            for kind, data in self._worker.reader.frames():
+            for kind, data in arrived:
                 self._handle(kind, data)
+                if self._done is not None:
+                    return
         except wire.WireError as error:
             self._garbage = str(error)
             self._worker.kill()
-            return False
-        self._eof = self._worker.reader.eof
-        return not self._eof
 
     def _drain(self) -> None:
         """The process has ended: what it had sent before is still in the channel."""
@@ -245,18 +248,18 @@ class Conversation:
             case "report":
                 self._relay(frames.read_report(self._item, data))
             case "warning":
-                relay_warning(self._item, frames.read_warning(data))
-            case "start":
-                self._restart()
-                self._tries += 1
+                if not self._quiet:
+                    relay_warning(self._item, frames.read_warning(data))
+            case "again":
+                self._restart(finished=frames.read_again(data))
             case "phase":
                 self._phases = frames.read_phase(data)
-            case "finish":
-                self._finish_pending = True
+            case "junit":
+                junit.add(self._item, data)
             case "timer":
                 self._set_timer(frames.read_timer(data))
             case "network":
-                self._traffic.answer(data, self._worker.orders_fd)
+                self._traffic.answer(data, self._worker.orders.fd)
             case "debugger":
                 self._debugging = True
             case "done":
@@ -294,23 +297,23 @@ class Conversation:
             self._log(report)
 
     def _log(self, report: pytest.TestReport) -> None:
+        if self._quiet:
+            return
         cause = getattr(report, "isolate_cause", None)
         if cause is not None:
             self._ihook.pytest_isolate_report(item=self._item, report=report, cause=cause)
         self._ihook.pytest_runtest_logreport(report=report)
 
-    def _restart(self) -> None:
-        """The protocol's owner repeats the item: its reporters hear of it as they would without us."""
-        if self._finish_pending:
-            self.flush()
-            self._ihook.pytest_runtest_logfinish(nodeid=self._item.nodeid, location=self._item.location)
-            self._finish_pending = False
-            self._started = False
-            if self._policy_timeout_s is not None and self._timeout_s == self._policy_timeout_s:
-                self._deadline = time.monotonic() + self._policy_timeout_s  # each try has the policy's time
-        if not self._started:
-            self._ihook.pytest_runtest_logstart(nodeid=self._item.nodeid, location=self._item.location)
-            self._started = True
+    def _restart(self, *, finished: bool) -> None:
+        """The protocol's owner repeats the item: where it finished it before, its reporters hear of it as without us."""
+        self._tries += 1
+        if not finished:
+            return
+        self.flush()
+        self._ihook.pytest_runtest_logfinish(nodeid=self._item.nodeid, location=self._item.location)
+        if self._policy_timeout_s is not None and self._timeout_s == self._policy_timeout_s:
+            self._deadline = time.monotonic() + self._policy_timeout_s  # each try has the policy's time
+        self._ihook.pytest_runtest_logstart(nodeid=self._item.nodeid, location=self._item.location)
 
     def flush(self) -> None:
         """Log the teardown report that was held back."""
@@ -413,6 +416,20 @@ class Conversation:
         if not hasattr(self._held, "isolate_cause"):
             self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
         self._cause = self._cause or (Cause.LEAK.value, "; ".join(text.splitlines()))
+
+    def unheld(self) -> None:
+        """A test that left its cgroup ran without its limits: that is no pass. Of a shared process nothing is told."""
+        counted, evidence = self.verdict.counted, self.verdict.evidence
+        if self._held is None or counted is None or self._before is not None:
+            return
+        used_s = sum(evidence.get(name, 0.0) for name in ("user_s", "system_s"))
+        for cause, text in runaway(used_s, counted, self._worker.limits):
+            if self._held.passed:
+                self._held.outcome, self._held.longrepr = "failed", text
+                self._held.isolate_cause = cause.value  # type: ignore[attr-defined]
+            else:
+                self._held.sections.append(("Limits", text))
+            self._cause = self._cause or (cause.value, text)
 
     def note(self, evidence: dict[str, Any]) -> None:
         """Put cause and cost of the test on its last report, where junit and other reporters find them."""

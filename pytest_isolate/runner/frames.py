@@ -44,6 +44,14 @@ def read_phase(data: Any) -> int:
     return _PHASES.index(data)
 
 
+def read_again(data: Any) -> bool:
+    """Whether the try before this one was finished."""
+    match data:
+        case {"finished": bool(finished)}:
+            return finished
+    raise wire.WireError("a repetition that says nothing known")
+
+
 def read_timer(data: Any) -> float | None:
     """The seconds of a timer frame; None: cancelled."""
     try:

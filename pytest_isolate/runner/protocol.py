@@ -7,6 +7,7 @@ Refuses: to start and end processes (workers.py), to listen to them (conversatio
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -39,6 +40,8 @@ class Isolation(reporter.Listener):
         self._worker: TestProcess | None = None
         self._ahead: TestProcess | None = None
         self._may_fork_ahead: bool | None = None
+        self._may_order_ahead: bool | None = None
+        self._has_forked = False
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
         self._held: interrupts.Held | None = None
@@ -97,6 +100,8 @@ class Isolation(reporter.Listener):
 
     def _needs_no_process(self, item: pytest.Item, settings: Settings) -> bool:
         """A test that its marks skip runs no code of its own; a living child of its group skips it itself."""
+        if self._ahead is not None and self._ahead.item is item:
+            return False  # looked at when it was forked
         if self._worker is not None and self._worker.group == group_of(item, settings)[0]:
             return False
         return compat.is_skipped(item)
@@ -175,7 +180,7 @@ class Isolation(reporter.Listener):
             attempts=attempts,
         )
         talk.setup_s = time.monotonic() - began
-        result = talk.run(self._release_interrupts, lambda: self._meanwhile(item, nextitem, settings))
+        result = talk.run(lambda: self._meanwhile(item, nextitem, settings))
         stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted or result.control)
         if result.over or following is None:
             self._bury(result)
@@ -210,8 +215,10 @@ class Isolation(reporter.Listener):
         return bool(self._config.getoption("usepdb") or self._config.getoption("trace", False))
 
     def _same_group(self, item: pytest.Item, group: Any) -> bool:
+        if group is None:
+            return False
         settings = self._resolver.item(item)
-        return group is not None and runs_isolated(settings) and group_of(item, settings)[0] == group
+        return runs_isolated(settings) and group_of(item, settings)[0] == group
 
     def _worker_for(
         self,
@@ -225,9 +232,7 @@ class Isolation(reporter.Listener):
         """The living child of the item's group, told to run it; else a new one."""
         if self._worker is not None and group is not None and self._worker.group == group:
             self._hold_interrupts()
-            with contextlib.suppress(OSError):  # it died while it waited: start another
-                self._worker.send_run(self._place(item), None if following is None else self._place(following))
-                self._worker.last = item
+            if self._was_told(self._worker, item, following):
                 return self._worker
             self._bury(Verdict(died=True))
         self._retire()
@@ -235,7 +240,7 @@ class Isolation(reporter.Listener):
             self._hold_interrupts()
             self._worker, self._ahead = self._ahead, None
             with contextlib.suppress(OSError):  # it died at the gate: start another
-                self._worker.send_run(0, None)
+                self._worker.orders.open_gate()
                 return self._worker
             self._bury(Verdict(died=True))
         self._drop_ahead()
@@ -249,16 +254,62 @@ class Isolation(reporter.Listener):
         self._hold_interrupts()
         self._worker = self._start(item, following, settings, gated=False, tries=tries)
         self._worker.group = group
+        self._order_ahead(self._worker, following)
         return self._worker
+
+    def _was_told(self, worker: TestProcess, item: pytest.Item, following: pytest.Item | None) -> bool:
+        """Let the living child of a group run ``item``; False when it died while it waited, or was told of another."""
+        orders, ordered = worker.orders, worker.orders.queued is item
+        if orders.queued is not None and not ordered:
+            return False
+        if orders.held or not ordered:
+            try:
+                orders.go_on()
+                if not ordered:
+                    orders.run(*self._places(item, following))
+            except OSError:
+                return False
+        orders.queued, worker.last = None, item
+        self._order_ahead(worker, following)
+        return True
+
+    def _order_ahead(self, worker: TestProcess, following: pytest.Item | None) -> None:
+        """Order what comes next now, so that a child whose test passed need not wait until we have told of it.
+
+        Not where somebody would see or count the difference: output that is not captured, a debugger, a cgroup, a
+        network policy; and not where somebody else chooses the next item.
+        """
+        if following is None or worker.cgroup is not None or worker.network is not None:
+            return
+        if self._may_order_ahead is None:
+            self._may_order_ahead = not self._debugs() and compat.runs_in_order(self._config)
+        items = following.session.items
+        after = self._place(following) + 1
+        if not self._may_order_ahead or items[after - 2] is not worker.last:
+            return
+        next_one = items[after] if after < len(items) and self._same_group(items[after], worker.group) else None
+        with contextlib.suppress(OSError):  # it has died: whoever listens to it hears that
+            worker.orders.run(*self._places(following, next_one))
+            worker.orders.queued = following
+
+    def _places(self, item: pytest.Item, following: pytest.Item | None) -> tuple[int, int | None]:
+        return self._place(item), None if following is None else self._place(following)
 
     def _is_set_up(self, item: pytest.Item, settings: Settings) -> bool:
         """True when nothing is left to set up here: the usual case from a module's second test on."""
         return settings.scope == "function" and compat.is_set_up(item, item.parent, ())
 
     def _meanwhile(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
-        """What can be done while ``item`` runs: fork the next child, remove the cgroups of those before."""
-        self._fork_ahead(item, nextitem, settings)
-        self.host.groups.tidy()
+        """What can be done while ``item`` runs: fork the next child, remove the cgroups of those before.
+
+        Raises:
+            KeyboardInterrupt: it came since the item's process was started, and was held back.
+        """
+        try:
+            self._fork_ahead(item, nextitem, settings)
+            self.host.groups.tidy()
+        finally:
+            self._release_interrupts()
 
     def _fork_ahead(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
         """While ``item`` runs, fork the child of the next one, where nothing has to change here before its turn."""
@@ -266,12 +317,8 @@ class Isolation(reporter.Listener):
             return
         with contextlib.suppress(*compat.FIXTURE_FAILURES):  # all made, or failed: this only links them to the item
             compat.set_up_wide_fixtures(nextitem, Scope.Function)
-        self._hold_interrupts()
-        try:
-            with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn
-                self._ahead = self._start(nextitem, None, settings, gated=True)
-        finally:
-            self._release_interrupts()
+        with contextlib.suppress(IsolateError):  # tried again, and reported, at its turn
+            self._ahead = self._start(nextitem, None, settings, gated=True)
 
     def _can_go_ahead(self, item: pytest.Item, nextitem: pytest.Item, settings: Settings) -> bool:
         if self._may_fork_ahead is None:
@@ -329,6 +376,11 @@ class Isolation(reporter.Listener):
         self._threads.look(item)
         compat.make_base_temp(self._config)
         compat.flush(self._config)
+        if not self._has_forked:
+            self._has_forked = True
+            if settings.scope == "function":
+                shared_with = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+                self._workers.expect((len(item.session.items) - self._place(item)) // shared_with)
         return self._workers.start(
             item, following, settings, gated=gated, tries=tries, dump_stacks=self._deadline_s(settings) is not None
         )
@@ -357,6 +409,7 @@ class Isolation(reporter.Listener):
     def _judge(self, talk: Conversation, result: Verdict, settings: Settings) -> None:
         if result.leftovers and settings.leaks != "ignore":
             talk.leaked(result.leftovers, fail=settings.leaks == "fail")
+        talk.unheld()
         talk.note(result.evidence)
 
     def _run_teardown(
@@ -393,11 +446,24 @@ class Isolation(reporter.Listener):
             return
         verdict = Verdict(died=True)
         with contextlib.suppress(OSError):
-            worker.send_end()
-            talk = Conversation(worker.last, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
-            verdict = talk.run()
-            talk.finish(None, [])
+            worker.orders.end()
+            verdict = self._heard_out(worker)
         self._bury(verdict)
+
+    def _heard_out(self, worker: TestProcess) -> Verdict:
+        """What a child has yet to say that was told to end; first of an item that it ran ahead of a run that was stopped."""
+        if worker.orders.runs_ahead:
+            worker.last = worker.orders.queued or worker.last
+            verdict = self._last_talk(worker, quiet=True).run()
+            if verdict.over:
+                return verdict
+        talk = self._last_talk(worker)
+        verdict = talk.run()
+        talk.finish(None, [])
+        return verdict
+
+    def _last_talk(self, worker: TestProcess, *, quiet: bool = False) -> Conversation:
+        return Conversation(worker.last, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S, quiet=quiet)
 
     def _place(self, item: pytest.Item) -> int:
         """The item's place in session.items, which a forked child shares."""

@@ -15,10 +15,12 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.endings import living
+from pytest_isolate.kernel import hugepages
 from pytest_isolate.policy import Namespace
 from pytest_isolate.runner import crash, fresh, reporter
 from pytest_isolate.runner.conversation import TestProcess, Verdict
 from pytest_isolate.runner.host import Host
+from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.settings import Settings
 from pytest_isolate.sandbox import joined, no_room_said
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 #: More bodies than this are not left lying: the next test waits for the oldest.
 _MAX_BODIES = 4
+#: A heap of this size that is forked so often is worth a copy into huge pages: see Workers.expect().
+_LARGE_HEAP_BYTES = 64 * 2**20
+_MANY_FORKS = 300
 #: What a child that has said its last word may take to end.
 EXIT_S = 10.0
 
@@ -75,6 +80,14 @@ class Workers:
         self._reaper = Reaper()
         self._live: list[TestProcess] = []
 
+    def expect(self, forks: int) -> None:
+        """Said before the first start: so many will follow. A large heap is then copied into huge pages, where the kernel can.
+
+        Measured at 300 MB: 2.5 ms per MB once, 4 to 5 ms less for each fork (benchmarks/per_test.py --heaps 300).
+        """
+        if forks >= _MANY_FORKS:
+            hugepages.collapse_heap(_LARGE_HEAP_BYTES)
+
     def start(
         self,
         item: pytest.Item,
@@ -95,7 +108,7 @@ class Workers:
         self._reaper.collect(keep=_MAX_BODIES)
         report_fd, channel_fd = os.pipe()
         command_fd, orders_fd = os.pipe()
-        worker = TestProcess(report_fd, orders_fd, crash.Outputs.make(), wire.Reader(report_fd), item)
+        worker = TestProcess(report_fd, Orders(orders_fd), crash.Outputs.make(), wire.Reader(report_fd), item)
         worker.last = item
         link = reporter.Link(
             channel_fd=channel_fd,
@@ -142,7 +155,7 @@ class Workers:
         report_fd, channel_fd = os.pipe()
         outputs = crash.Outputs.make()
         trace_fd = os.dup(outputs.trace_fd)
-        worker = TestProcess(report_fd, os.dup(report_fd), outputs, wire.Reader(report_fd), item)
+        worker = TestProcess(report_fd, Orders(-1), outputs, wire.Reader(report_fd), item)
         worker.last = item
         worker.limits = settings.policy.limits
         try:
@@ -175,7 +188,7 @@ class Workers:
     def _forget(self, own: TestProcess) -> None:
         """In the child: close what is the parent's side, its own and that of its siblings."""
         os.close(own.report_fd)
-        os.close(own.orders_fd)
+        own.orders.close()
         for sibling in self._live:
             sibling.process.close()
             sibling.close()
