@@ -1,7 +1,7 @@
 """Parent side of one item: reads the frames of its process, re-logs its reports, keeps its deadline.
 
 Owns: the order in which reporters hear of an item, the deadline, and the verdict when the process ends early.
-Refuses: to start processes (protocol.py) and to word failures (crash.py).
+Refuses: to start processes (workers.py) and to word failures (crash.py).
 """
 
 from __future__ import annotations
@@ -11,28 +11,23 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_isolate import wire
-from pytest_isolate.backend import Process
-from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group, runaway
+from pytest_isolate.endings import cpu_text, hard_cpu_text, living, of_group, runaway
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.hooks import call_report
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.policy import NO_LIMITS, Limits
-from pytest_isolate.runner import compat, crash, frames, junit, network, reporter, verdict
-from pytest_isolate.runner.orders import Orders
-from pytest_isolate.runner.report import LEAK_SECTION
+from pytest_isolate.runner import compat, costs, crash, frames, junit, network, reporter, verdict
+from pytest_isolate.runner.process import TestProcess, Verdict
+from pytest_isolate.runner.report import LEAK_SECTION, say_slow
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
-    from pytest_isolate.hooks import Life
-    from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
-    from pytest_isolate.networks import SandboxNetwork
+    from pytest_isolate.kernel.cgroups import CgroupUsage
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
 _DUMP_S = 0.3
@@ -41,63 +36,6 @@ _INTERRUPT_S = 5.0
 _EXIT_S = 10.0
 _COSTS = ("user_s", "system_s", "max_rss_bytes")
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
-
-
-@dataclass(slots=True)
-class TestProcess:
-    """A test's process as its parent holds it. Owner of the descriptors and output files.
-
-    Reports arrive on ``report_fd``.
-    """
-
-    __test__ = False
-
-    report_fd: int
-    orders: Orders
-    outputs: crash.Outputs
-    reader: wire.Reader
-    item: pytest.Item
-    process: Process = field(init=False)
-    last: pytest.Item = field(init=False)
-    group: Any = None
-    cgroup: Cgroup | None = None
-    limits: Limits = NO_LIMITS
-    network: SandboxNetwork | None = None
-    life: Life | None = None
-    began: float = field(default_factory=time.monotonic)
-
-    def kill(self) -> None:
-        """End all of it: what its namespace or session shows, and what its cgroup holds."""
-        self.process.kill()
-        if self.cgroup is not None:
-            self.cgroup.kill()
-
-    def close(self) -> None:
-        if self.report_fd >= 0:
-            os.close(self.report_fd)
-            self.report_fd = -1
-            self.orders.close()
-            self.outputs.close()
-
-
-@dataclass(slots=True)
-class Verdict:
-    """What a conversation came to."""
-
-    control: dict[str, Any] | None = None
-    died: bool = False
-    leftovers: list[Leftover] = field(default_factory=list)
-    evidence: dict[str, Any] = field(default_factory=dict)
-    counted: CgroupUsage | None = None
-    interrupted: bool = False
-    again: bool = False
-    cause: tuple[str, str] | None = None
-    complaint: IsolateError | None = None
-
-    @property
-    def over(self) -> bool:
-        """True when its process takes no further item."""
-        return self.died or self.control is not None
 
 
 class Conversation:
@@ -449,6 +387,11 @@ class Conversation:
                 self._held.sections.append(("Limits", text))
             self._cause = self._cause or (cause.value, text)
 
+    def _counted(self) -> CgroupUsage | None:
+        if self.verdict.counted is None and self._worker.cgroup is not None:
+            return self._worker.cgroup.usage(current=False)
+        return self.verdict.counted
+
     def note(self, evidence: dict[str, Any]) -> None:
         """Put cause and cost of the test on its last report, where junit and other reporters find them."""
         if self._held is None:
@@ -458,35 +401,10 @@ class Conversation:
             *self._held.user_properties,
             ("isolate_wall_s", wall_s),
             *((f"isolate_{name}", evidence[name]) for name in _COSTS if name in evidence),
-            *self._group_costs(),
+            *costs.of_group(self._counted(), self._before),
             *zip(("isolate_cause", "isolate_detail"), self._cause or (), strict=False),
             *self._traffic.properties(),
         ]
-
-    def _group_costs(self) -> list[tuple[str, Any]]:
-        """The cgroup's figures; of one that ran other tests before, what was added since. A peak stays that of all."""
-        counted = self.verdict.counted
-        if counted is None and self._worker.cgroup is not None:
-            counted = self._worker.cgroup.usage(current=False)
-        if counted is None:
-            return []
-        before = group_usage(self._before) if self._before is not None else {}
-        costs = ((name, value, before.get(name) or 0) for name, value in group_usage(counted).items())
-        return [
-            (f"isolate_{name}", value if "peak" in name else value - had)
-            for name, value, had in costs
-            if value is not None
-        ]
-
-
-def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> None:
-    """One line on the terminal while the test runs; nothing with -q."""
-    terminal = item.config.pluginmanager.getplugin("terminalreporter")
-    if terminal is None or compat.verbosity(item.config) < 0:
-        return
-    ends = f", ends in {format_seconds(deadline - time.monotonic())}" if deadline is not None else ""
-    terminal.ensure_newline()
-    terminal.write_line(f"SLOW {item.nodeid}: running for {format_seconds(elapsed_s)}{ends}", yellow=True)
 
 
 def relay_warning(item: pytest.Item, found: dict[str, Any]) -> None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from pytest_isolate.endings import group_usage
 from pytest_isolate.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import CgroupUsage
 
 _PREFIX = "isolate_"
 _VERSION = 1
@@ -129,3 +133,18 @@ def _checked_file(config: pytest.Config, value: str) -> str:
     if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
         raise pytest.UsageError(f"--isolate-record: {value!r} is no file in a directory that exists. Make it first.")
     return path
+
+
+def of_group(counted: CgroupUsage | None, before: CgroupUsage | None) -> list[tuple[str, Any]]:
+    """The cgroup's figures as properties of a report; of one that ran other tests ``before``, what was added since.
+
+    A peak stays that of all of them.
+    """
+    if counted is None:
+        return []
+    had = group_usage(before) if before is not None else {}
+    return [
+        (f"isolate_{name}", value if "peak" in name else value - (had.get(name) or 0))
+        for name, value in group_usage(counted).items()
+        if value is not None
+    ]

@@ -6,9 +6,12 @@ that exit codes, --lf and junit hold.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Policy
@@ -103,3 +106,13 @@ def describe(policy: Policy) -> str:
     if policy.hardening.no_new_privs:
         parts.append("no new privileges")
     return ", ".join(parts) or "a process and session of its own"
+
+
+def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> None:
+    """One line on the terminal while the test runs; nothing with -q."""
+    terminal = item.config.pluginmanager.getplugin("terminalreporter")
+    if terminal is None or compat.verbosity(item.config) < 0:
+        return
+    ends = f", ends in {format_seconds(deadline - time.monotonic())}" if deadline is not None else ""
+    terminal.ensure_newline()
+    terminal.write_line(f"SLOW {item.nodeid}: running for {format_seconds(elapsed_s)}{ends}", yellow=True)

@@ -22,9 +22,9 @@ from pytest_isolate.kernel import hugepages
 from pytest_isolate.outcome import Cause, ExitStatus, Outcome
 from pytest_isolate.policy import Namespace
 from pytest_isolate.runner import crash, fresh, reporter
-from pytest_isolate.runner.conversation import TestProcess, Verdict
 from pytest_isolate.runner.host import Host, kind_of
 from pytest_isolate.runner.orders import Orders
+from pytest_isolate.runner.process import TestProcess, Verdict
 from pytest_isolate.runner.settings import Settings
 from pytest_isolate.sandbox import joined, no_room_said
 
