@@ -1,6 +1,6 @@
-"""`python -m docs.generate`: writes docs/reference/options.md from the tables that the code reads.
+"""`python -m docs.generate`: writes docs/reference/options.md and hooks.md from the tables that the code reads.
 
-Owns: the text of that page, and the two marked tables of docs/explanation/profiles.md. `--check` writes nothing and exits with 1
+Owns: the text of these pages, and the two marked tables of docs/explanation/profiles.md. `--check` writes nothing and exits with 1
 when a page is not what would be written; `--parity FILE` puts the table of a parity run (`tox -e parity | tee FILE`) into its place.
 Refuses: to make up a figure: without a parity run, its place says that there was none.
 """
@@ -11,15 +11,19 @@ import argparse
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pytest_isolate import hookspecs
+from pytest_isolate.hooks import NAMES
 from pytest_isolate.kernel import probe
 from pytest_isolate.profile import PROFILES, WORDS
 from pytest_isolate.runner import fixtures, report
 from pytest_isolate.runner.options import MARKER_HELP, OPTIONS
 
 DOCS = Path(__file__).resolve().parent
+HOOKS_PAGE = DOCS / "reference" / "hooks.md"
 OPTIONS_PAGE = DOCS / "reference" / "options.md"
 PROFILES_PAGE = DOCS / "explanation" / "profiles.md"
 
@@ -164,6 +168,63 @@ def _feature_rows() -> Iterator[tuple[str, ...]]:
         yield f"`{name}`", meaning
 
 
+# ---- reference/hooks.md ----
+
+_HOOKS_HEAD = """\
+# Hooks
+
+<!-- Written by `python -m docs.generate` from pytest_isolate/hookspecs.py. Do not edit. -->
+
+In a `conftest.py` they are functions of these names, undecorated. In a package, decorate them with `pytest.hookimpl` (or
+`pluggy.HookimplMarker("pytest")`) and name the module under the entry points `pytest_isolate`: it is then imported when a run
+isolates something, and in no other. Take only the arguments you need. A hook called `pytest_isolate_...` that does not exist
+stops the run, and the one that was meant is named. A hook that raises is blamed by plugin, file and line: the test is an ERROR,
+not a failure.
+
+Without pytest, register plugins with `manager = pytest_isolate.hooks.plugin_manager()` and give
+`Sandbox(hooks=Hooks(manager))`; a sandbox that is given none uses those of the installed packages.
+
+They are called in this order; `backends` and `select` before the first sandbox of a policy, the others for each sandbox."""
+
+#: Beneath the prose of a hook: an example.
+_EXAMPLES = {
+    "pytest_isolate_child": """\
+```python
+def pytest_isolate_child(item):
+    engine = item.session.config.stash.get(ENGINE, None)
+    if engine is not None:
+        engine.dispose(close=False)  # the parent keeps its connections, the child makes its own
+```""",
+    "pytest_isolate_guards": """\
+```python
+def pytest_isolate_guards(policy):
+    return [licence_server()]  # a context manager
+```""",
+    "pytest_isolate_finished": """\
+```python
+def pytest_isolate_finished(sandbox, outcome):
+    statsd.gauge(f"tests.rss.{sandbox.name}", outcome.usage.max_rss_bytes)
+```""",
+}
+
+
+def hooks_page() -> str:
+    """The whole page."""
+    sections = [_HOOKS_HEAD]
+    for name in NAMES:
+        function = getattr(hookspecs, name)
+        first = " The first answer that is not None holds." if function.pytest_spec["firstresult"] else ""
+        sections.append(f"## `{name}({', '.join(inspect.signature(function).parameters)})`")
+        prose, _, arguments = inspect.getdoc(function).partition("\n\nArgs:\n")  # type: ignore[union-attr]
+        sections.append(f"{prose.replace('``', '`')}{first}")
+        if arguments:
+            sections.append(
+                re.sub(r"^(\w+): ", r"- `\1`: ", textwrap.dedent(arguments).replace("``", "`"), flags=re.MULTILINE)
+            )
+        sections.extend([_EXAMPLES[name]] if name in _EXAMPLES else [])
+    return "\n\n".join(sections) + "\n"
+
+
 # ---- the marked tables of explanation/profiles.md ----
 
 
@@ -202,6 +263,7 @@ def pages() -> dict[Path, str]:
     """Every page with generated parts, as it should be now."""
     return {
         OPTIONS_PAGE: options_page(),
+        HOOKS_PAGE: hooks_page(),
         PROFILES_PAGE: filled(PROFILES_PAGE.read_text(), "profiles", profiles_table()),
     }
 

@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_isolate.errors import BackendUnavailable, CleanupError, IsolateError, PolicyError, SetupError
+    from pytest_isolate.errors import (
+        BackendUnavailable,
+        CleanupError,
+        IsolateError,
+        PluginError,
+        PolicyError,
+        SetupError,
+    )
     from pytest_isolate.hardening import Landlock, SeccompProfile
     from pytest_isolate.outcome import Cause, ExitStatus, Leftover, Outcome, Usage
     from pytest_isolate.policy import (
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
     from pytest_isolate.sandbox import CallFailed, Sandbox
 
 _WHERE = {
-    "errors": ("BackendUnavailable", "CleanupError", "IsolateError", "PolicyError", "SetupError"),
+    "errors": ("BackendUnavailable", "CleanupError", "IsolateError", "PluginError", "PolicyError", "SetupError"),
     "hardening": ("Landlock", "SeccompProfile"),
     "outcome": ("Cause", "ExitStatus", "Leftover", "Outcome", "Usage"),
     "policy": (

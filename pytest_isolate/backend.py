@@ -1,16 +1,39 @@
 """The extension contract's values: what a backend is, and what it gives back.
 
-Owns: the protocols Backend and Process. Refuses: to choose (registry.py) or to start anything itself.
+Owns: the protocols Backend and Process, and Launch. Refuses: to choose (registry.py) or to start anything itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from pytest_isolate.kernel.native import Exited, Joined
 from pytest_isolate.outcome import Leftover
 from pytest_isolate.policy import Policy
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.native import Exited, Joined
+
+#: What a backend can start: programs, test functions (a fork of this very interpreter), and fresh interpreters, which
+#: are programs that inherit descriptors above 2.
+Kind = Literal["programs", "tests", "fresh"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One start of a sandbox, as the hooks see it.
+
+    ``args``: program and arguments, or for a test function its node id. ``item``: the pytest.Item that is run, or that
+    is known to have asked for the program; None else. Where a child serves a class or a module, its first test.
+    """
+
+    name: str
+    kind: Kind
+    args: tuple[str, ...]
+    policy: Policy
+    backend: str
+    item: Any = None
 
 
 @runtime_checkable
@@ -44,9 +67,15 @@ class Process(Protocol):
 
 
 class Backend(Protocol):
-    """A way to start processes under a policy."""
+    """A way to start processes under a policy.
+
+    ``quality`` orders backends that enforce the same: the native one has 100, fork 10. ``runs``: what it can start; the
+    method of a kind that is not in it is never called.
+    """
 
     name: str
+    quality: int
+    runs: frozenset[Kind]
 
     def lacks(self, policy: Policy) -> list[str]:
         """What of ``policy`` it cannot enforce on this host, each as ``what: why. remedy``; empty when it can."""

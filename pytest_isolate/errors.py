@@ -1,4 +1,4 @@
-"""What can go wrong, by who must act: the user, the host, or us.
+"""What can go wrong, by who must act: the user, the host, a plugin's author, or us.
 
 Owns: the exception classes and the one shape of their text, ``what failed: why. remedy``.
 Refuses: to print, log or exit; a fault of the sandbox is never reported as a fault of the test.
@@ -21,7 +21,8 @@ class IsolateError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}"
-        return f"{text}. {self.remedy[:1].upper()}{self.remedy[1:]}." if self.remedy else text
+        end = "" if self.remedy.endswith("?") else "."
+        return f"{text}. {self.remedy[:1].upper()}{self.remedy[1:]}{end}" if self.remedy else text
 
 
 class PolicyError(IsolateError, ValueError):
@@ -48,6 +49,24 @@ class SetupError(IsolateError, OSError):
         self.step = step
         self.errno = errno
         self.index = index
+
+    @classmethod
+    def of_tool(cls, tool: str, said: str, remedy: str = "") -> SetupError:
+        """A tool that makes sandboxes could not make one, and gave no errno but words."""
+        error = cls.__new__(cls)
+        IsolateError.__init__(error, f"sandbox setup failed in {tool}", said, remedy)
+        error.step, error.errno, error.index = tool, 0, -1
+        return error
+
+
+class PluginError(IsolateError, RuntimeError):
+    """A plugin's hook raised, or gave what has no meaning: its author must act. Names plugin, hook, file and line."""
+
+    def __init__(self, plugin: str, hook: str, why: str, place: str = "") -> None:
+        IsolateError.__init__(self, f"plugin {plugin}, {hook}{f' ({place})' if place else ''}", why)
+        self.plugin = plugin
+        self.hook = hook
+        self.place = place
 
 
 class CleanupError(IsolateError, RuntimeError):

@@ -1,15 +1,20 @@
 """Which backend runs a policy, and why the others do not.
 
-Owns: the list of known backends in order of preference, and the choice.
+Owns: the backends of this process, built in and offered by plugins, in order of preference, and the choice.
 Refuses: to weaken the policy: who can enforce all of it, or an error that says what each one lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from pytest_isolate.backend import Backend
-from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.backend import Backend, Kind
+from pytest_isolate.errors import BackendUnavailable, PluginError
+from pytest_isolate.hooks import Hooks, of_this_process
 from pytest_isolate.policy import Policy, unknown
 
 
@@ -25,40 +30,167 @@ def _fork() -> Backend:
     return ForkBackend()
 
 
-#: In order of preference; each is made when it is first asked.
 _BUILT_IN: dict[str, Callable[[], Backend]] = {"native": _native, "fork": _fork}
+_QUALITY = {"native": 100, "fork": 10}
+#: What a plugin's ``lacks`` may take before it counts as hanging.
+PROBE_S = 10.0
+_INSTEAD = {
+    "tests": "use --isolate-mode=fresh, or sandbox.run for programs",
+    "fresh": "use --isolate-mode=fork",
+    "programs": "use the native backend",
+}
+_KINDS = {"tests": "test functions", "fresh": "fresh interpreters", "programs": "programs"}
+
 _made: dict[str, Backend] = {}
 
 
-def backends(names: Sequence[str] = ()) -> list[Backend]:
-    """The backends called ``names``, in that order; all of them, best first, without names.
+def backends(names: Sequence[str] = (), hooks: Hooks | None = None) -> list[Backend]:
+    """The backends called ``names``, in that order; without names all of them, best first.
+
+    Plugins are asked for theirs only where a name or the absence of names calls for it.
 
     Raises:
-        PolicyError: a name that no backend has; the nearest one is suggested.
+        PolicyError: a name that no backend has; the nearest one is suggested. PluginError: see offered().
     """
+    if names and all(name in _BUILT_IN for name in names):
+        return [_built_in(name) for name in names]
+    plugins = offered(hooks)
+    quality = {**_QUALITY, **{name: getattr(backend, "quality", 50) for name, (_, backend) in plugins.items()}}
     for name in names:
-        if name not in _BUILT_IN:
-            raise unknown("backend", name, _BUILT_IN)
-    for name in names or _BUILT_IN:
-        if name not in _made:
-            _made[name] = _BUILT_IN[name]()
-    return [_made[name] for name in names or _BUILT_IN]
+        if name not in quality:
+            raise unknown("backend", name, quality)
+    order = names or sorted(quality, key=lambda name: -quality[name])
+    return [plugins[name][1] if name in plugins else _built_in(name) for name in order]
 
 
-def choose(policy: Policy, names: Sequence[str] = ()) -> Backend:
-    """The first backend that enforces all of ``policy``.
+def _built_in(name: str) -> Backend:
+    if name not in _made:
+        _made[name] = _BUILT_IN[name]()
+    return _made[name]
+
+
+def offered(hooks: Hooks | None = None) -> dict[str, tuple[str, Backend]]:
+    """name -> (plugin, backend) of what plugins offer; asked once, and once more after the collection.
 
     Raises:
-        BackendUnavailable: none does; the text says what each lacks.
+        PluginError: two offer one name (both are named), or the hook raised.
     """
-    reasons = []
-    for backend in backends(names):
-        lacking = backend.lacks(policy)
-        if not lacking:
-            return backend
-        reasons.append(f"{backend.name} lacks {'; '.join(lacking)}")
+    hooks = hooks or of_this_process()
+    if hooks.offered is None:
+        found: dict[str, tuple[str, Backend]] = {}
+        for plugin, backend in hooks.offers():
+            holder = "pytest-isolate itself" if backend.name in _BUILT_IN else found.get(backend.name, ("",))[0]
+            if holder:
+                why = (
+                    f"the backend {backend.name!r} is already offered by {holder}; rename one, or block it with -p no:"
+                )
+                raise PluginError(plugin, "pytest_isolate_backends", why)
+            found[backend.name] = plugin, backend
+        hooks.offered = found
+    return hooks.offered
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a backend can run a policy: ``lacking`` is empty, or says what it cannot, why, and what would help."""
+
+    backend: Backend
+    lacking: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return not self.lacking
+
+
+def verdicts(
+    policy: Policy, names: Sequence[str] = (), *, kind: Kind = "programs", hooks: Hooks | None = None
+) -> Iterator[Verdict]:
+    """What each backend says of ``policy``, asked one after the other, best first. Raises as backends()."""
+    for backend in _in_order(names, hooks):
+        yield Verdict(backend, tuple(_lacking(backend, policy, kind)))
+
+
+def _in_order(names: Sequence[str], hooks: Hooks | None) -> Iterator[Backend]:
+    """Without names the native backend is first: where it suffices no plugin is loaded or asked."""
+    if names:
+        yield from backends(names, hooks)
+        return
+    yield _built_in("native")
+    yield from (backend for backend in backends((), hooks) if backend.name != "native")
+
+
+def _lacking(backend: Backend, policy: Policy, kind: Kind) -> list[str]:
+    if kind not in getattr(backend, "runs", ("programs",)):
+        return [f"{_KINDS[kind]}: it starts none. {_INSTEAD[kind].capitalize()}"]
+    if backend.name in _BUILT_IN:
+        return backend.lacks(policy)
+    return _answer_in_time(backend, policy)
+
+
+_answers: dict[tuple[int, int], tuple[Backend, Policy, list[str]]] = {}
+
+
+def _answer_in_time(backend: Backend, policy: Policy) -> list[str]:
+    """A plugin's answer, remembered for this policy."""
+    key = id(backend), id(policy)
+    if key not in _answers:
+        _answers[key] = backend, policy, _asked_in_time(backend, policy)
+    return _answers[key][2]
+
+
+def _asked_in_time(backend: Backend, policy: Policy) -> list[str]:
+    """Its answer, or that it hangs, or how it failed: one bad plugin leaves the others to be chosen."""
+    answers: list[list[str]] = []
+
+    def ask() -> None:
+        try:
+            answers.append([str(text).rstrip(".") for text in backend.lacks(policy)])
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            answers.append([f"an answer: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"])
+
+    thread = threading.Thread(target=ask, name=f"probe of {backend.name}", daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    return answers[0] if answers else [f"an answer: its probe has not answered within {PROBE_S:g} s"]
+
+
+def candidates(
+    policy: Policy, names: Sequence[str] = (), *, kind: Kind = "programs", hooks: Hooks | None = None
+) -> list[Backend]:
+    """The backends that enforce all of ``policy``, best first: only the first, unless a plugin wants to choose.
+
+    Raises:
+        BackendUnavailable: none does; the text says what each lacks. PolicyError, PluginError: see backends().
+    """
+    hooks = hooks or of_this_process()
+    found, reasons = [], []
+    for verdict in verdicts(policy, names, kind=kind, hooks=hooks):
+        if verdict:
+            found.append(verdict.backend)
+            if not hooks.selects:
+                break
+        else:
+            reasons.append(f"{verdict.backend.name} lacks {'; '.join(verdict.lacking)}")
+    if found:
+        return found
     raise BackendUnavailable(
         "no backend on this host can enforce the policy",
         " | ".join(reasons),
         "run `pytest-isolate doctor`, ask for less (--isolate-profile=minimal), or choose --isolate-missing=skip|warn",
     )
+
+
+def choose(
+    policy: Policy,
+    names: Sequence[str] = (),
+    *,
+    kind: Kind = "programs",
+    hooks: Hooks | None = None,
+    item: Any = None,
+) -> Backend:
+    """The backend for ``policy``: the first that enforces all of it, or which of these a plugin selects.
+
+    Raises: as candidates().
+    """
+    hooks = hooks or of_this_process()
+    return hooks.select(item, policy, candidates(policy, names, kind=kind, hooks=hooks))

@@ -25,6 +25,7 @@ from pytest_isolate.profile import vary
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
+    from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.networks import SandboxNetwork
 from pytest_isolate.endings import (
@@ -70,12 +71,14 @@ class Running:
         files: Files,
         meanwhile: Callable[[], None],
         network: SandboxNetwork | None = None,
+        life: Life | None = None,
     ) -> None:
         self.args = tuple(args)
         self.policy = policy
         self._process = process
         self._cgroup = cgroup
         self._network = network
+        self._life = life  # the hooks around it, where a plugin has any
         self._files = files
         self._meanwhile = meanwhile  # what can be done while the program runs: groups of earlier ones are removed
         self._began = time.monotonic()
@@ -256,6 +259,8 @@ class Running:
         )
         self._process.close()
         self._files.close()
+        if self._life is not None:
+            self._life.finished(self._outcome)
 
     def _end_strays(self) -> list[Leftover]:
         """Name and end what is in the cgroup yet, so that from here on it is empty."""

@@ -17,7 +17,9 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pytest_isolate import groups, networks, wire
+from pytest_isolate.backend import Kind, Launch
 from pytest_isolate.errors import IsolateError, PolicyError, SetupError
+from pytest_isolate.hooks import Hooks, of_this_process
 from pytest_isolate.kernel.native import Joined
 from pytest_isolate.outcome import Outcome
 from pytest_isolate.policy import Limits, Policy
@@ -44,6 +46,8 @@ class Sandbox:
         policy: what holds for every run; each call may vary it by keywords (see profile.WORDS).
         backends: names to choose from, first preferred; empty: the best that enforces the policy.
         cgroups: where group limits are held; None: those of this process, on whatever hierarchy has them.
+        hooks: whose backends and hooks hold; None: those of the pytest run, else of the installed packages.
+        item: the pytest.Item on whose behalf programs are run, for the hooks.
     """
 
     def __init__(
@@ -53,8 +57,12 @@ class Sandbox:
         backends: Sequence[str] = (),
         name: str = "program",
         cgroups: groups.Groups | None = None,
+        hooks: Hooks | None = None,
+        item: Any = None,
     ) -> None:
         self.policy = policy
+        self._hooks = hooks or of_this_process()
+        self._item = item
         self._backends = tuple(backends)
         self._name = name
         self._groups = cgroups or groups.of_this_process()
@@ -119,7 +127,7 @@ class Sandbox:
         """
         args = _arguments(argv)
         policy = self._vary(words)
-        backend = choose(policy, self._backends)
+        backend = choose(policy, self._backends, hooks=self._hooks, item=self._item)
         with contextlib.ExitStack() as undo, _input(input, stdin) as stdin_fd:
             files = Files(text=text, merge=merge_stderr)
             undo.callback(files.close)
@@ -130,6 +138,9 @@ class Sandbox:
             network = self._networks.enter(policy, cgroup, self._private)
             if network is not None:
                 undo.callback(network.close)
+            life = self._hooks.begin(self._launch("programs", tuple(args), policy, backend.name))
+            if life is not None:
+                undo.callback(life.close)
             with no_room_said(policy.limits):
                 process = backend.spawn(
                     policy,
@@ -141,8 +152,10 @@ class Sandbox:
                     stdout_fd=out_fd,
                     stderr_fd=err_fd,
                 )
+            if life is not None:
+                life.spawned(process)
             undo.pop_all()
-        running = Running(args, policy, process, cgroup, files, self._groups.tidy, network)
+        running = Running(args, policy, process, cgroup, files, self._groups.tidy, network, life)
         self._running.append(running)
         return running
 
@@ -158,7 +171,8 @@ class Sandbox:
             CallFailed: the function raised (the text is its traceback), or its process crashed or timed out.
         """
         chosen = self._vary(dict(policy or {}))
-        backend = choose(chosen, self._backends)
+        backend = choose(chosen, self._backends, kind="tests", hooks=self._hooks, item=self._item)
+        name = getattr(function, "__qualname__", repr(function))
         read_fd, write_fd = os.pipe()
         files = Files(text=True, merge=False)
         with contextlib.ExitStack() as undo:
@@ -171,16 +185,20 @@ class Sandbox:
                 network = self._networks.enter(chosen, cgroup, self._private)
                 if network is not None:
                     undo.callback(network.close)
+                life = self._hooks.begin(self._launch("tests", (name,), chosen, backend.name))
+                if life is not None:
+                    undo.callback(life.close)
                 with no_room_said(chosen.limits):
                     process = backend.fork(chosen, joined(cgroup, network))
                 if process is None:
                     self._networks.leave_in_child()
                     _call_and_leave(function, args, kwargs, write_fd, files)
+                if life is not None:
+                    life.spawned(process)
             finally:
                 os.close(write_fd)
             undo.pop_all()
-        name = getattr(function, "__qualname__", repr(function))
-        running = Running((name,), chosen, process, cgroup, files, self._groups.tidy, network)
+        running = Running((name,), chosen, process, cgroup, files, self._groups.tidy, network, life)
         with open(read_fd, "rb", buffering=0) as channel:
             return _result(running, wire.Reader(channel.fileno()))
 
@@ -196,6 +214,9 @@ class Sandbox:
         if self._private is None:
             self._private = networks.PrivateNetwork()
         return self._private
+
+    def _launch(self, kind: Kind, args: tuple[str, ...], policy: Policy, backend: str) -> Launch:
+        return Launch(name=self._name, kind=kind, args=args, policy=policy, backend=backend, item=self._item)
 
     def _vary(self, words: Mapping[str, Any]) -> Policy:
         """The settled policy for a call; the same words give the same value, so that its plan is compiled once."""

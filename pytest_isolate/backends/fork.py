@@ -15,6 +15,7 @@ import select
 import signal
 from collections.abc import Mapping, Sequence
 
+from pytest_isolate.backend import Kind
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.native import Exited, Joined, Rusage
 from pytest_isolate.kernel.processes import leftovers_of_session
@@ -74,6 +75,8 @@ class ForkBackend:
     """See the module."""
 
     name = "fork"
+    quality = 10
+    runs: frozenset[Kind] = frozenset({"tests"})
 
     def lacks(self, policy: Policy) -> list[str]:
         found = []

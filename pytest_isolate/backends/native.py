@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pytest_isolate.backend import Kind
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, landlock, native, seccomp
@@ -27,11 +28,13 @@ class NativeBackend:
     """See the module. Plans are compiled once per policy value."""
 
     name = "native"
+    quality = 100
+    runs: frozenset[Kind] = frozenset({"programs", "tests", "fresh"})
 
     def __init__(self) -> None:
         self._compiled: dict[int, tuple[Policy, Compiled]] = {}
         self._placed: dict[tuple[int, str], Plan] = {}
-        self._lacks: dict[int, list[str]] = {}
+        self._lacks: dict[int, tuple[Policy, list[str]]] = {}  # with the policy: its id is its own while it lives
 
     def compiled(self, policy: Policy) -> Compiled:
         """The plan of ``policy`` on this host, and its mount table; compiled at the first call."""
@@ -61,8 +64,8 @@ class NativeBackend:
 
     def lacks(self, policy: Policy) -> list[str]:
         if id(policy) not in self._lacks:
-            self._lacks[id(policy)] = self._probe(policy)
-        return self._lacks[id(policy)]
+            self._lacks[id(policy)] = policy, self._probe(policy)
+        return self._lacks[id(policy)][1]
 
     def _probe(self, policy: Policy) -> list[str]:
         """Do it once, in a child that leaves at once: what a sysctl says and what the kernel does are two things."""

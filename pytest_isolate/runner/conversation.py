@@ -19,6 +19,8 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
 from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group, runaway
+from pytest_isolate.errors import IsolateError
+from pytest_isolate.hooks import call_report
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
 from pytest_isolate.policy import NO_LIMITS, Limits
 from pytest_isolate.runner import compat, crash, frames, junit, network, reporter, verdict
@@ -28,6 +30,7 @@ from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
+    from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
     from pytest_isolate.networks import SandboxNetwork
 
@@ -60,6 +63,8 @@ class TestProcess:
     cgroup: Cgroup | None = None
     limits: Limits = NO_LIMITS
     network: SandboxNetwork | None = None
+    life: Life | None = None
+    began: float = field(default_factory=time.monotonic)
 
     def kill(self) -> None:
         """End all of it: what its namespace or session shows, and what its cgroup holds."""
@@ -86,6 +91,8 @@ class Verdict:
     counted: CgroupUsage | None = None
     interrupted: bool = False
     again: bool = False
+    cause: tuple[str, str] | None = None
+    complaint: IsolateError | None = None
 
     @property
     def over(self) -> bool:
@@ -158,6 +165,7 @@ class Conversation:
             self.verdict.control = self._done["control"]
             self._worker.orders.held = bool(self._done.get("held"))
             self._apply_stop()
+        self.verdict.cause = self._cause
         return self.verdict
 
     def _listen(self) -> None:
@@ -301,8 +309,18 @@ class Conversation:
             return
         cause = getattr(report, "isolate_cause", None)
         if cause is not None:
-            self._ihook.pytest_isolate_report(item=self._item, report=report, cause=cause)
+            self._tell_plugins(report, cause)
         self._ihook.pytest_runtest_logreport(report=report)
+
+    def _tell_plugins(self, report: pytest.TestReport, cause: str) -> None:
+        """A hook that raises is an error of the item's teardown; told now where this is the report of it."""
+        try:
+            call_report(self._ihook, item=self._item, report=report, cause=cause, outcome=verdict.outcome_of(report))
+        except IsolateError as error:
+            if report.when == "teardown" and report.passed:
+                report.outcome, report.longrepr = "failed", f"pytest-isolate: {error}"
+            else:
+                self.verdict.complaint = self.verdict.complaint or error
 
     def _restart(self, *, finished: bool) -> None:
         """The protocol's owner repeats the item: where it finished it before, its reporters hear of it as without us."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.groups import Groups
+from pytest_isolate.hooks import of_this_process
 from pytest_isolate.networks import Networks
-from pytest_isolate.registry import backends
+from pytest_isolate.registry import verdicts
 from pytest_isolate.runner import report
+from pytest_isolate.runner.host import kind_of
 from pytest_isolate.runner.options import OPTIONS, asks_for_network
 from pytest_isolate.runner.settings import Resolver
 
@@ -65,7 +67,7 @@ def explained(item: pytest.Item, resolver: Resolver) -> Iterator[str]:
     for option in OPTIONS:
         if (value := item.config.getoption(option.dest)) is not None:
             yield f"  option     {option.flag}={value}"
-    yield from (f"  backend    {line}" for line in _verdicts(settings))
+    yield from (f"  backend    {line}" for line in _verdicts(item, settings))
 
 
 def _when(item: pytest.Item, settings: Settings) -> str:
@@ -80,8 +82,7 @@ def _words(mark: pytest.Mark) -> list[str]:
     return [*map(repr, mark.args), *(f"{name}={value!r}" for name, value in mark.kwargs.items())]
 
 
-def _verdicts(settings: Settings) -> Iterator[str]:
-    taken: Any = None
+def _verdicts(item: pytest.Item, settings: Settings) -> Iterator[str]:
     with contextlib.closing(Groups()) as groups, contextlib.closing(Networks(groups)) as networks:
         try:
             policy = groups.settle(settings.policy)
@@ -89,14 +90,21 @@ def _verdicts(settings: Settings) -> Iterator[str]:
         except IsolateError as error:
             yield f"none: {error}"
             return
-    for backend in backends(settings.backends):
-        lacking = backend.lacks(policy)
-        if lacking:
-            yield f"{backend.name}: not taken, it lacks {'; '.join(lacking)}"
-        elif taken is None:
-            taken = backend
-            yield f"{backend.name}: taken, the first that enforces all of it"
+    hooks = of_this_process()
+    able = []
+    for verdict in verdicts(policy, settings.backends, kind=kind_of(settings), hooks=hooks):
+        if not verdict:
+            yield f"{verdict.backend.name}: not taken, it lacks {'; '.join(verdict.lacking)}"
         else:
-            yield f"{backend.name}: could enforce it, and {taken.name} comes first"
-    if taken is None:
+            able.append(verdict.backend)
+    if able:
+        taken = hooks.select(item, policy, able)
+        how = "by a plugin's choice" if taken is not able[0] else "the first that enforces all of it"
+        yield f"{taken.name}: taken, {how}"
+        yield from (
+            f"{backend.name}: could enforce it, and {taken.name} comes first"
+            for backend in able
+            if backend is not taken
+        )
+    else:
         yield f"none: --isolate-missing={settings.missing} decides"

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_isolate.runner.options import configured, listed
+
 if TYPE_CHECKING:
     from pytest_isolate.kernel.probe import Feature
     from pytest_isolate.runner.netpolicy import NetPolicy
@@ -21,7 +23,7 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """Run programs in a sandbox: ``sandbox.run([...], memory="64M", net="none")``; ended with the test."""
     from pytest_isolate.sandbox import Sandbox
 
-    with Sandbox(name=request.node.name) as made:
+    with Sandbox(name=request.node.name, backends=_chosen(request), item=request.node) as made:
         yield made
 
 
@@ -37,12 +39,17 @@ def net_policy(request: pytest.FixtureRequest) -> Iterator[NetPolicy]:
 
 
 @pytest.fixture(scope="session")
-def sandbox_session() -> Iterator[Sandbox]:
+def sandbox_session(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """As ``sandbox``, for the whole session: servers that many tests use."""
     from pytest_isolate.sandbox import Sandbox
 
-    with Sandbox(name="session") as made:
+    with Sandbox(name="session", backends=_chosen(request)) as made:
         yield made
+
+
+def _chosen(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What --isolate-backend names, but for ``fork``, which starts no programs."""
+    return tuple(name for name in listed(configured(request.config, "backend")) if name != "fork")
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,15 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_isolate.backend import Backend
+from pytest_isolate.backend import Backend, Kind
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.groups import Groups
+from pytest_isolate.hooks import of_this_process
 from pytest_isolate.kernel.filesystem import for_tests
 from pytest_isolate.networks import Networks
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL
-from pytest_isolate.registry import choose
+from pytest_isolate.registry import candidates
 from pytest_isolate.runner import compat
 from pytest_isolate.runner.settings import Resolver, Settings
 
@@ -37,7 +38,8 @@ class Host:
         self._config = config
         self._resolver = resolver
         self._admitted: dict[int, Settings] = {}
-        self._backends: dict[int, Backend] = {}
+        self._backends: dict[int, list[Backend]] = {}
+        self.hooks = of_this_process()
         self._refused: dict[int, str] = {}
         self.degraded: list[str] = []
         self.groups = Groups(
@@ -62,10 +64,10 @@ class Host:
             settled = self._with_places(self._settled(settings))
             self.networks.settle(settled)
             given = settings if settled is settings.policy else replace(settings, policy=settled)
-            backend = choose(settled, settings.backends)
+            found = candidates(settled, settings.backends, kind=kind_of(settings), hooks=self.hooks)
             if settings.mode == "fork":
-                self.groups.check_room(settled, backend)
-            self._take(settings, given, backend)
+                self.groups.check_room(settled, found[0])
+            self._take(settings, given, found)
         except BackendUnavailable as error:
             return self._missing(settings, error)
         except IsolateError as error:
@@ -114,9 +116,9 @@ class Host:
         )
         return replace(policy, filesystem=view)
 
-    def _take(self, asked: Settings, given: Settings, backend: Backend) -> None:
+    def _take(self, asked: Settings, given: Settings, found: list[Backend]) -> None:
         self._admitted[id(asked)] = given
-        self._backends[id(given.policy)] = backend
+        self._backends[id(given.policy)] = found
 
     def _missing(self, settings: Settings, error: BackendUnavailable) -> str:
         match settings.missing:
@@ -125,7 +127,7 @@ class Host:
                 return str(error)
             case "warn":
                 weaker = replace(settings, policy=without_namespaces(self._settled(settings)))
-                self._take(settings, weaker, choose(weaker.policy, ()))
+                self._take(settings, weaker, candidates(weaker.policy, kind=kind_of(settings), hooks=self.hooks))
                 self._give_up(f"{settings.profile} -> minimal, because {error.why}")
                 return ""
         raise pytest.UsageError(f"pytest-isolate: {error}") from error
@@ -135,8 +137,18 @@ class Host:
         self.check(settings)
         return self._admitted[id(settings)]
 
-    def backend(self, settings: Settings) -> Backend:
-        return self._backends[id(settings.policy)]
+    def backends_of(self, settings: Settings) -> str:
+        """For the header: the name of the backend, or of all that a plugin will select from."""
+        return " or ".join(backend.name for backend in self._backends[id(settings.policy)])
+
+    def backend(self, settings: Settings, item: pytest.Item | None = None) -> Backend:
+        """The backend of admitted settings; where a plugin chooses, its choice for ``item``. Raises PluginError."""
+        return self.hooks.select(item, settings.policy, self._backends[id(settings.policy)])
+
+
+def kind_of(settings: Settings) -> Kind:
+    """What a backend has to start for these settings."""
+    return "fresh" if settings.mode == "fresh" else "tests"
 
 
 def without_namespaces(policy: Policy) -> Policy:

@@ -106,7 +106,12 @@ OPTIONS = (
         per_run=True,
         help="write outcome, cause and peaks of every test to FILE, as JSON: figures to size limits by",
     ),
-    Option(name="backend", metavar="NAMES", default="", help="backends to choose from, first preferred: native, fork"),
+    Option(
+        name="backend",
+        metavar="NAMES",
+        default="",
+        help="backends to choose from, first preferred: native, fork, or what plugins offer; for programs, too",
+    ),
 )
 MARKER_HELP = (
     "isolate(timeout=, mem_limit=, cpu_limit=, profile=, scope=, mode=, leaks=, ...): run this test in a sandbox of "
@@ -139,6 +144,11 @@ def configured(config: pytest.Config, name: str) -> Any:
         if value not in (None, ""):
             return value
     return option.default
+
+
+def listed(names: Any) -> tuple[str, ...]:
+    """The parts of a text with commas."""
+    return tuple(name.strip() for name in str(names or "").split(",") if name.strip())
 
 
 def is_asked_for(config: pytest.Config) -> bool:

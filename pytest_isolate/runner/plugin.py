@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_isolate import hooks, hookspecs
 from pytest_isolate.runner.fixtures import net_policy, sandbox, sandbox_capabilities, sandbox_session
 from pytest_isolate.runner.options import (
     MARKER_HELP,
@@ -38,9 +39,14 @@ _inside_key = pytest.StashKey[bool]()
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    from pytest_isolate import hookspecs
-
     pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_plugin_registered(plugin: object) -> None:
+    """A hook of ours that is misspelt would never be called: refused here, where pytest would say INTERNALERROR."""
+    for name, meant in hooks.misspelt(plugin):
+        place = getattr(plugin, "__file__", plugin)
+        raise pytest.UsageError(f"pytest-isolate: {place}: there is no hook {name}; did you mean {meant}?")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -61,6 +67,7 @@ def _refuse_namesake(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    config.add_cleanup(hooks.use(hooks.Hooks(config.pluginmanager, config, installed=True)))
     config.addinivalue_line("markers", MARKER_HELP)
     config.addinivalue_line("markers", NETPOLICY_HELP)
     channel = os.environ.pop("PYTEST_ISOLATE_CHANNEL", None)
@@ -112,6 +119,7 @@ def _activate(config: pytest.Config) -> Isolation:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Check every item's settings before the first test runs: a typing error is not found an hour later."""
+    hooks.of_this_process().look_again()
     if config.stash.get(_inside_key, False):
         return
     if not is_asked_for(config) and not any(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -60,7 +61,7 @@ class Isolation(reporter.Listener):
         if reason := self.host.check(default):
             return [f"isolate: isolated tests are skipped, because {reason}"]
         given = self.host.admitted(default)
-        line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backend(given).name}"
+        line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backends_of(given)}"
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
         line += f", eBPF by {self.host.networks.front_end}" if self.host.networks.opened else ""
         return [line + scope, *self.given_up()]
@@ -193,7 +194,7 @@ class Isolation(reporter.Listener):
             talk.finish(None, [])
             return True
         failure, sections = self._run_teardown(item, None if stop else nextitem)
-        talk.finish(failure, sections)
+        talk.finish(failure or _objection(item, result), sections)
         _continue_as(result)
         return False
 
@@ -277,9 +278,9 @@ class Isolation(reporter.Listener):
         """Order what comes next now, so that a child whose test passed need not wait until we have told of it.
 
         Not where somebody would see or count the difference: output that is not captured, a debugger, a cgroup, a
-        network policy; and not where somebody else chooses the next item.
+        network policy, a plugin's hook; and not where somebody else chooses the next item.
         """
-        if following is None or worker.cgroup is not None or worker.network is not None:
+        if following is None or any((worker.cgroup, worker.network, worker.life)):
             return
         if self._may_order_ahead is None:
             self._may_order_ahead = not self._debugs() and compat.runs_in_order(self._config)
@@ -323,7 +324,9 @@ class Isolation(reporter.Listener):
     def _can_go_ahead(self, item: pytest.Item, nextitem: pytest.Item, settings: Settings) -> bool:
         if self._may_fork_ahead is None:
             debugging = self._config.getoption("usepdb") or self._config.getoption("trace", False)
-            self._may_fork_ahead = not debugging and compat.wrappers_may_nest(item, self)
+            self._may_fork_ahead = not (debugging or self.host.hooks.takes_part) and compat.wrappers_may_nest(
+                item, self
+            )
         return (
             self._may_fork_ahead
             and (settings.scope, settings.mode) == ("function", "fork")
@@ -449,6 +452,8 @@ class Isolation(reporter.Listener):
             worker.orders.end()
             verdict = self._heard_out(worker)
         self._bury(verdict)
+        if verdict.complaint is not None:  # its items have been told of: the reason is not lost
+            warnings.warn(f"pytest-isolate: {verdict.complaint}", stacklevel=2)
 
     def _heard_out(self, worker: TestProcess) -> Verdict:
         """What a child has yet to say that was told to end; first of an item that it ran ahead of a run that was stopped."""
@@ -486,6 +491,14 @@ def group_of(item: pytest.Item, settings: Settings) -> tuple[Any, Any]:
     if node is None:
         return None, None
     return (id(node), compat.wide_parameters(item, _WIDEST[settings.scope]), id(settings)), node
+
+
+def _objection(item: pytest.Item, verdict: Verdict) -> pytest.TestReport | None:
+    """What a plugin's hook found wrong with the sandbox at its end: an error of teardown, not a failure of the test."""
+    if verdict.complaint is None:
+        return None
+    ending = crash.Ending(text=f"pytest-isolate: {verdict.complaint}", cause=Cause.SETUP)
+    return crash.report(item, "teardown", ending, start=time.time(), sections=[])
 
 
 def _continue_as(verdict: Verdict) -> None:

@@ -18,7 +18,7 @@ from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.policy import Policy, unknown
 from pytest_isolate.profile import WORDS, parse_profiles, truth, vary
 from pytest_isolate.runner import network
-from pytest_isolate.runner.options import OPTIONS, asks_for_network, configured
+from pytest_isolate.runner.options import OPTIONS, asks_for_network, configured, listed
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 #: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
@@ -137,7 +137,7 @@ class Resolver:
             leaks=values["leaks"],
             missing=values["missing"],
             slow_s=slow_s,
-            backends=tuple(name.strip() for name in str(values["backend"] or "").split(",") if name.strip()),
+            backends=listed(values["backend"]),
             resources=_resources(marker.get("resources"), where),
         )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from pytest_isolate.outcome import Cause
+from pytest_isolate.outcome import Cause, Outcome
 from pytest_isolate.policy import UNLIMITED, Limits
+from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.units import format_bytes
 
 if TYPE_CHECKING:
@@ -94,3 +95,10 @@ def mark(report: Any, causes: list[tuple[Cause, str]]) -> None:
 def line_of(report: Any) -> str:
     """The first line of evidence on a report that ``mark`` has marked."""
     return next((text.partition("\n")[0] for title, text in report.sections if title == LIMITS_SECTION), "")
+
+
+def outcome_of(report: Any) -> Outcome:
+    """What a report with a cause tells, for hooks: how its process ended is known only later."""
+    told = (text for title, text in report.sections if title in (LIMITS_SECTION, LEAK_SECTION))
+    line = next(told, str(report.longrepr or "")).partition("\n")[0]
+    return Outcome(args=(report.nodeid,), causes=(Cause(report.isolate_cause),), detail=(line,) if line else ())

@@ -7,24 +7,29 @@ listen (conversation.py).
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from pytest_isolate import wire
-from pytest_isolate.backend import Process
-from pytest_isolate.endings import living
+from pytest_isolate.backend import Backend, Launch, Process
+from pytest_isolate.endings import living, usage_of
+from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import hugepages
+from pytest_isolate.outcome import Cause, ExitStatus, Outcome
 from pytest_isolate.policy import Namespace
 from pytest_isolate.runner import crash, fresh, reporter
 from pytest_isolate.runner.conversation import TestProcess, Verdict
-from pytest_isolate.runner.host import Host
+from pytest_isolate.runner.host import Host, kind_of
 from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.settings import Settings
 from pytest_isolate.sandbox import joined, no_room_said
 
 if TYPE_CHECKING:
+    from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.networks import SandboxNetwork
 
@@ -69,6 +74,32 @@ def _collected(process: Process, cgroup: Cgroup | None, network: SandboxNetwork 
         if cgroup is not None:
             cgroup.close(later=True)
     return done
+
+
+def _undo(worker: TestProcess) -> None:
+    """Give back what was made for a start that failed."""
+    for made in (worker.life, worker.network, worker.cgroup, worker):
+        if made is not None:
+            made.close()
+
+
+def _finished(worker: TestProcess, life: Life, verdict: Verdict) -> IsolateError | None:
+    """Tell the plugins that take part how it ended; what one objects."""
+    exited = worker.process.wait(EXIT_S)
+    try:
+        life.finished(
+            Outcome(
+                args=life.launch.args,
+                status=ExitStatus(signal=signal.SIGKILL) if exited is None else exited.status,
+                causes=() if verdict.cause is None else (Cause(verdict.cause[0]),),
+                detail=() if verdict.cause is None else (verdict.cause[1],),
+                usage=usage_of(exited, time.monotonic() - worker.began),
+                leftovers=tuple(verdict.leftovers),
+            )
+        )
+    except IsolateError as error:
+        return error
+    return None
 
 
 class Workers:
@@ -126,17 +157,17 @@ class Workers:
         try:
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
             worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
+            backend = self._host.backend(settings, item)
+            worker.life = self._begin(item, settings, backend)
             with no_room_said(settings.policy.limits):
-                process = self._host.backend(settings).fork(settings.policy, joined(worker.cgroup, worker.network))
+                process = backend.fork(settings.policy, joined(worker.cgroup, worker.network))
             if process is None:
                 self._forget(worker)
                 self._serve(item, following, link)
+            if worker.life is not None:
+                worker.life.spawned(process)
         except BaseException:
-            if worker.network is not None:
-                worker.network.close()
-            if worker.cgroup is not None:
-                worker.cgroup.close()
-            worker.close()
+            _undo(worker)
             raise
         finally:
             os.close(channel_fd)
@@ -163,7 +194,9 @@ class Workers:
                 os.set_inheritable(fd, True)
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
             worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
-            worker.process = self._host.backend(settings).spawn(
+            backend = self._host.backend(settings, item)
+            worker.life = self._begin(item, settings, backend)
+            worker.process = backend.spawn(
                 settings.policy,
                 fresh.command(item),
                 env=fresh.environment(channel_fd, trace_fd),
@@ -172,18 +205,22 @@ class Workers:
                 stdout_fd=outputs.out_fd,
                 stderr_fd=outputs.err_fd,
             )
+            if worker.life is not None:
+                worker.life.spawned(worker.process)
         except BaseException:
-            if worker.network is not None:
-                worker.network.close()
-            if worker.cgroup is not None:
-                worker.cgroup.close()
-            worker.close()
+            _undo(worker)
             raise
         finally:
             os.close(channel_fd)
             os.close(trace_fd)
         self._live.append(worker)
         return worker
+
+    def _begin(self, item: pytest.Item, settings: Settings, backend: Backend) -> Life | None:
+        kind, policy = kind_of(settings), settings.policy
+        return self._host.hooks.begin(
+            Launch(name=item.name, kind=kind, args=(item.nodeid,), policy=policy, backend=backend.name, item=item)
+        )
 
     def _forget(self, own: TestProcess) -> None:
         """In the child: close what is the parent's side, its own and that of its siblings."""
@@ -206,10 +243,12 @@ class Workers:
             exited = process.wait(EXIT_S)
             verdict.leftovers = living(process, worker.cgroup, exited is None or exited.leftovers)
             worker.kill()
-        if verdict.died or verdict.leftovers:
+        if verdict.died or verdict.leftovers or worker.life is not None:
             process.reap(block=True)  # a port that a leaked server held is free before the next test asks for it
         if worker.cgroup is not None:
             verdict.counted = worker.cgroup.usage(current=False)
+        if worker.life is not None:
+            verdict.complaint = _finished(worker, worker.life, verdict)
         self._reaper.add(worker)
 
     def close(self) -> None:

@@ -13,7 +13,21 @@ ALLOWED = {
     "pytest_isolate",
     *(
         f"pytest_isolate.{name}"
-        for name in ("policy", "hardening", "outcome", "errors", "units", "hookspecs", "backend", "registry")
+        for name in (
+            "policy",
+            "hardening",
+            "outcome",
+            "errors",
+            "units",
+            "capability",
+            "hookspecs",
+            "hooks",
+            "backend",
+            "registry",
+            "tool",
+            "oci",
+            "testing",
+        )
     ),
 }
 

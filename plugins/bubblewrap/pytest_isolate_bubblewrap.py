@@ -1,0 +1,151 @@
+"""The backend `bubblewrap`: programs under bwrap(1), the sandbox of Flatpak.
+
+Owns: the translation of a policy into the arguments of bwrap. Refuses: what bwrap cannot do is in no table of this file:
+time namespaces, overlays, a network without even 127.0.0.1 (bwrap always brings it up).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+
+import pluggy
+
+from pytest_isolate.backend import Kind
+from pytest_isolate.capability import Capability
+from pytest_isolate.policy import Namespace, Policy
+from pytest_isolate.tool import Exited, Place, Run, ToolBackend, places, program_below
+
+hookimpl = pluggy.HookimplMarker("pytest")
+
+#: --size of a tmpfs, --perms, and --json-status-fd that tells whether the program was executed.
+OLDEST = (0, 5)
+_UNSHARE = {
+    Namespace.PID: "--unshare-pid",
+    Namespace.USER: "--unshare-user",
+    Namespace.UTS: "--unshare-uts",
+    Namespace.CGROUP: "--unshare-cgroup",
+    Namespace.IPC: "--unshare-ipc",
+    Namespace.NET: "--unshare-net",
+}
+
+
+@hookimpl
+def pytest_isolate_backends() -> list[ToolBackend]:
+    return [Bubblewrap()]
+
+
+class Bubblewrap(ToolBackend):
+    """See the module."""
+
+    name = "bubblewrap"
+    quality = 60
+    runs: frozenset[Kind] = frozenset({"programs", "fresh"})
+    tool = "bwrap"
+    install = "Install it: apt-get install bubblewrap"
+    enforces = frozenset(
+        {
+            Capability.NAMESPACE_PID,
+            Capability.NAMESPACE_USER,
+            Capability.NAMESPACE_UTS,
+            Capability.NAMESPACE_CGROUP,
+            Capability.NAMESPACE_IPC,
+            Capability.NAMESPACE_MNT,
+            Capability.NAMESPACE_NET,
+            Capability.HOSTNAME,
+            Capability.ROOT_READONLY,
+            Capability.ROOT_MINIMAL,
+            Capability.BINDS,
+            Capability.TMPFS,
+            Capability.MASKS,
+            Capability.FRESH_PROC,
+            Capability.NETWORK_LOOPBACK,
+            Capability.NETWORK_PRIVATE,
+            Capability.CAPABILITIES,
+            Capability.NO_NEW_PRIVS,
+        }
+    )
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Policy, list[str]]] = {}
+
+    def lacks_more(self, policy: Policy) -> list[str]:
+        lacking = []
+        if (found := version(self.path)) < OLDEST:
+            wanted, here = (".".join(map(str, numbers)) for numbers in (OLDEST, found))
+            lacking.append(f"bwrap {wanted}: this is {here}. Install a newer one")
+        if any(not bind.recursive for bind in policy.filesystem.binds):
+            lacking.append("binds without the mounts below them: bwrap binds recursively. Leave out recursive=False")
+        if policy.network.wired and (Namespace.USER in policy.namespaces or os.geteuid() != 0):
+            lacking.append("a wired network: it cannot be joined from a user namespace. Run as root without user")
+        return lacking
+
+    def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
+        if id(policy) not in self._known:
+            self._known[id(policy)] = policy, list(options(policy))
+        status_fd = run.pass_file()
+        return [*self._known[id(policy)][1], "--json-status-fd", str(status_fd), "--chdir", run.cwd, "--", *argv]
+
+    def fault(self, exited: Exited, run: Run) -> str:
+        """bwrap writes ``exit-code`` only when the program was executed. Source: report_child_exit_status, bubblewrap.c."""
+        said = os.pread(run.passed_fds[0], 65536, 0).decode("utf-8", "replace")
+        if exited.status.signal is not None or any(
+            "exit-code" in json.loads(line) for line in said.splitlines() if line
+        ):
+            return ""
+        return f"{exited.status}, the program was not executed"
+
+    def receives_signals(self, pid: int) -> int:
+        """bwrap passes none on: it waits outside, and with a PID namespace as its init as well."""
+        return program_below(pid)
+
+
+def version(path: str) -> tuple[int, ...]:
+    """``(0, 8, 0)``; empty when it does not say."""
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5).stdout
+    found = re.search(r"(\d+)\.(\d+)\.(\d+)", said)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def options(policy: Policy) -> Iterator[str]:
+    """The options that make a sandbox, in the order in which bwrap mounts."""
+    yield "--die-with-parent"
+    joins = policy.network.wired
+    for namespace in sorted(policy.namespaces):
+        if namespace in _UNSHARE and not (joins and namespace is Namespace.NET):
+            yield _UNSHARE[namespace]
+    if policy.hostname:
+        yield from ("--hostname", policy.hostname)
+    if (kept := policy.hardening.capabilities) is not None:
+        yield from ("--cap-drop", "ALL")
+        for name in sorted(kept):
+            yield from ("--cap-add", name)
+    view = policy.filesystem
+    yield from {"host": ("--dev-bind", "/", "/"), "readonly": ("--ro-bind", "/", "/"), "minimal": ()}[view.root]
+    if view.root == "readonly":  # what bwrap binds, or makes read-only, has no devices: they come one by one
+        yield from ("--dev", "/dev", "--remount-ro", "/dev")
+    for place in places(policy):
+        yield from _mounted(place)
+
+
+def _mounted(place: Place) -> Iterator[str]:
+    match place.kind:
+        case "bind" if place.source.startswith("/dev/"):
+            yield from ("--dev-bind", place.source, place.target)
+        case "bind":
+            yield from ("--bind" if place.writable else "--ro-bind", place.source, place.target)
+        case "tmpfs":
+            yield from ("--perms", f"{place.mode:o}")
+            yield from () if place.size_bytes is None else ("--size", str(place.size_bytes))
+            yield from ("--tmpfs", place.target)
+        case "mask" if os.path.isdir(place.target):
+            yield from ("--perms", "0", "--tmpfs", place.target, "--remount-ro", place.target)
+        case "mask":
+            yield from ("--ro-bind", "/dev/null", place.target)
+        case "proc":
+            yield from ("--proc", place.target)
+        case "link":
+            yield from ("--symlink", place.source, place.target)

@@ -1,0 +1,150 @@
+"""A policy as the configuration of an OCI runtime: what runc, crun and runsc are told.
+
+Owns: ``bundle``: config.json and a root made of the host's directories. Refuses: to know which runtime reads it.
+Source: https://github.com/opencontainers/runtime-spec, config.md and config-linux.md, version 1.0.2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pytest_isolate.kernel import capabilities
+from pytest_isolate.kernel.rlimits import compile_rlimits, number_of
+from pytest_isolate.policy import RLIMIT_UNITS, Namespace, Policy
+from pytest_isolate.tool import Place, Run, places
+
+_TYPES = {
+    Namespace.PID: "pid",
+    Namespace.USER: "user",
+    Namespace.UTS: "uts",
+    Namespace.CGROUP: "cgroup",
+    Namespace.IPC: "ipc",
+    Namespace.MOUNT: "mount",
+    Namespace.NET: "network",
+    Namespace.TIME: "time",
+}
+_CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
+_UNLIMITED = 2**64 - 1
+
+
+def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = False) -> str:
+    """Write config.json and the root into the directory of ``run``; return that.
+
+    ``own_kernel``: the runtime is a kernel itself: its /dev, /proc and /sys are shown, and capabilities are its own.
+    """
+    root = os.path.join(run.directory, "root")
+    os.mkdir(root)
+    shown = places(policy)
+    for place in shown:
+        if place.kind == "link":
+            link = root + place.target
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            os.symlink(place.source, link)
+    config = {
+        "ociVersion": "1.0.2",
+        "process": _process(policy, argv, run, own_kernel),
+        "root": {"path": root, "readonly": policy.filesystem.root != "minimal"},
+        "mounts": [*_root(policy, root, own_kernel), *(_mount(place) for place in shown if place.kind != "link")],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in sorted(_namespaces(policy))],
+            "cgroupsPath": os.path.basename(run.directory),
+        },
+    }
+    if policy.hostname:
+        config["hostname"] = policy.hostname
+    with open(os.path.join(run.directory, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file)
+    return run.directory
+
+
+def _namespaces(policy: Policy) -> set[str]:
+    """A root of one's own is always in a mount namespace."""
+    return {_TYPES[namespace] for namespace in policy.namespaces} | {"mount"}
+
+
+def _process(policy: Policy, argv: Sequence[str], run: Run, own_kernel: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "terminal": False,
+        "user": {"uid": os.geteuid(), "gid": os.getegid(), "additionalGids": os.getgroups()},
+        "args": list(argv),
+        "env": [f"{name}={value}" for name, value in run.env.items()],
+        "cwd": run.cwd,
+        "noNewPrivileges": policy.hardening.no_new_privs,
+        "rlimits": list(_rlimits(policy)),
+    }
+    kept = policy.hardening.capabilities
+    found["capabilities"] = dict.fromkeys(_CAPABILITY_SETS, sorted(_held(own_kernel) if kept is None else kept))
+    return found
+
+
+def _held(own_kernel: bool) -> set[str]:
+    """The capabilities of this process. A runtime that is a kernel refuses those newer than it: gVisor has the first 38."""
+    newest = capabilities.NUMBERS["CAP_AUDIT_READ"] if own_kernel else 63
+    return {name for name, number in capabilities.NUMBERS.items() if number <= newest and capabilities.has(name)}
+
+
+def _rlimits(policy: Policy) -> Iterator[Mapping[str, Any]]:
+    names = {number_of(name): name for name in RLIMIT_UNITS}
+    for number, soft, hard in compile_rlimits(policy.limits):
+        yield {"type": f"RLIMIT_{names[number]}", "soft": soft & _UNLIMITED, "hard": hard & _UNLIMITED}
+
+
+def _root(policy: Policy, root: str, own_kernel: bool) -> Iterator[dict[str, Any]]:
+    """The host's directories, each bound; its links, made anew. A minimal root is empty."""
+    view = policy.filesystem
+    if view.root == "minimal":
+        return
+    option = "ro" if view.root == "readonly" else "rw"
+    for name in sorted(os.listdir("/")):
+        path = f"/{name}"
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), os.path.join(root, name))
+        elif os.path.isdir(path) and not (own_kernel and name in ("dev", "proc", "sys")):
+            yield {
+                "destination": path,
+                "type": "bind",
+                "source": path,
+                "options": ["rbind", _whole(option, own_kernel)],
+            }
+    if own_kernel:
+        yield {"destination": "/proc", "type": "proc", "source": "proc"}
+
+
+def _whole(option: str, own_kernel: bool) -> str:
+    """``rro`` is read-only with all that is mounted below; a kernel of its own has no mounts of the host below."""
+    return "rro" if option == "ro" and not own_kernel else option
+
+
+def _mount(place: Place) -> dict[str, Any]:
+    match place.kind:
+        case "tmpfs":
+            size = [] if place.size_bytes is None else [f"size={place.size_bytes}"]
+            return {
+                "destination": place.target,
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": [f"mode={place.mode:o}", *size],
+            }
+        case "proc":
+            return {"destination": place.target, "type": "proc", "source": "proc"}
+        case "mask" if os.path.isdir(place.target):
+            options = ["mode=0", "size=4096", "ro"]
+            return {"destination": place.target, "type": "tmpfs", "source": "tmpfs", "options": options}
+        case "mask":
+            return {"destination": place.target, "type": "bind", "source": "/dev/null", "options": ["bind", "ro"]}
+    kind = "rbind" if place.recursive else "bind"
+    options = [kind, "rw" if place.writable else "ro"]
+    return {"destination": place.target, "type": "bind", "source": place.source, "options": options}
+
+
+def runtime_fault(run: Run) -> str:
+    """The first error in the runtime's log, ``log`` in the directory of ``run`` and in JSON; empty without one."""
+    try:
+        with open(os.path.join(run.directory, "log"), encoding="utf-8", errors="replace") as file:
+            lines = [json.loads(line) for line in file if line.startswith("{")]
+    except (OSError, ValueError):
+        return ""
+    return next((str(line.get("msg", "")) for line in lines if line.get("level") in ("error", "fatal")), "")

@@ -1,0 +1,355 @@
+"""A backend that puts a tool before the program: bwrap, runc, runsc. What such a backend need not write itself.
+
+Owns: ToolBackend: its answer to ``lacks``, the start of the tool, its end translated back into the program's.
+Refuses: to know any tool; a subclass says how it is called. The tool is started by the C library, in the sandbox's cgroup
+and network and under its rlimits, so that limits, counts and time-outs hold whatever the tool is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pytest_isolate.backend import Kind, Process
+from pytest_isolate.capability import Capability, needs
+from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
+from pytest_isolate.kernel import capabilities, filesystem, native
+from pytest_isolate.kernel.filesystem.entries import entries
+from pytest_isolate.kernel.filesystem.tree import Tree
+from pytest_isolate.kernel.native import Exited, Joined
+from pytest_isolate.kernel.plan import Plan
+from pytest_isolate.kernel.rlimits import compile_rlimits
+from pytest_isolate.outcome import ExitStatus, Leftover
+from pytest_isolate.policy import Namespace, Policy
+
+__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "ToolBackend", "ToolProcess", "places", "program_below"]
+
+#: What holds for every tool, because it is started as any program is.
+BY_OURSELVES = frozenset(
+    {Capability.SESSION, Capability.RLIMITS, Capability.GROUP_LIMITS, Capability.NETWORK_RULES, Capability.CLOSE_FDS}
+)
+_TRIAL_S = 8.0
+_MAX_PLANS = 256
+_SHELL_SIGNAL = 128  # a program ended by signal n is told as status 128 + n, as sh(1) does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One place of a view, sources and targets without symlinks; in the order in which they are to be mounted.
+
+    ``bind`` shows ``source``; ``tmpfs`` is empty, ``size_bytes`` large (None: no bound) with ``mode``; ``mask`` hides
+    what is there; ``proc`` is a fresh /proc; ``link`` is a symlink to ``source``.
+    """
+
+    kind: Literal["bind", "tmpfs", "mask", "proc", "link"]
+    target: str
+    source: str = ""
+    writable: bool = False
+    recursive: bool = True
+    size_bytes: int | None = None
+    mode: int = 0o1777
+
+
+def places(policy: Policy) -> list[Place]:
+    """What is mounted over the root of ``policy``'s view, parents first.
+
+    Raises:
+        PolicyError: a source or target that is not there. BackendUnavailable: it holds an overlay, which no tool makes.
+    """
+    context = filesystem.Context.of_this_host(
+        user_namespace=Namespace.USER in policy.namespaces or not capabilities.has("CAP_SYS_ADMIN"),
+        pid_namespace=Namespace.PID in policy.namespaces,
+    )
+    view = policy.filesystem if Namespace.MOUNT in policy.namespaces else replace(policy.filesystem, proc=False)
+    found = entries(view, context=context, host=Tree(context.mounts, context.lookup), skipped=[])
+    if any(entry.kind == "overlay" for entry in found):
+        raise BackendUnavailable("overlays", "no tool makes them", "use the native backend")
+    return [
+        Place(
+            kind=entry.kind,  # type: ignore[arg-type]
+            target=entry.target,
+            source=entry.source or entry.target,
+            writable=entry.writable,
+            recursive=entry.recursive,
+            size_bytes=entry.size_bytes,
+            mode=entry.mode,
+        )
+        for entry in found
+    ]
+
+
+@dataclass
+class Run:
+    """One start of the tool: what ``command`` may read, and where it leaves what has to be given back.
+
+    ``cwd`` and ``env`` are those of the program, filled in. ``undo`` is unwound when the sandbox has ended.
+    """
+
+    env: Mapping[str, str]
+    cwd: str
+    undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    passed_fds: list[int] = field(default_factory=list)
+
+    @functools.cached_property
+    def directory(self) -> str:
+        """A directory for this start alone, removed at its end."""
+        made = tempfile.mkdtemp(prefix="pytest-isolate-")
+        self.undo.callback(shutil.rmtree, made, ignore_errors=True)
+        return made
+
+    def pass_file(self, content: bytes = b"") -> int:
+        """A memory file that the tool inherits under the number that is returned; read what it wrote with os.pread."""
+        fd = os.memfd_create("pytest-isolate", 0)
+        self.undo.callback(os.close, fd)
+        os.pwrite(fd, content, 0)
+        self.passed_fds.append(fd)
+        return fd
+
+
+class ToolBackend:
+    """See the module. A subclass gives ``name``, ``tool``, ``enforces`` and ``command``; the rest is optional.
+
+    Attributes:
+        tool: the program, looked up on PATH. install: what to say where it is missing.
+        enforces: what the tool does; BY_OURSELVES comes on top, but for what the tool ``undoes``.
+        sets_rlimits: True when the tool sets them for the program, and is not to be under them itself.
+        signals_as_status: True when the tool tells a signal as status 128 + number, as sh(1) does.
+    """
+
+    name = ""
+    quality = 50
+    runs: frozenset[Kind] = frozenset({"programs"})
+    tool = ""
+    install = ""
+    enforces: frozenset[Capability] = frozenset()
+    undoes: frozenset[Capability] = frozenset()
+    signals_as_status = True
+    sets_rlimits = False
+
+    def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
+        """The arguments after the tool's name that make it run ``argv`` under ``policy``."""
+        raise NotImplementedError
+
+    def fault(self, exited: Exited, run: Run) -> str:
+        """Why the tool itself failed; empty when it was the program that ended so. Asked once, at the end."""
+        return ""
+
+    def receives_signals(self, pid: int) -> int:
+        """Who is to get a signal for the program, ``pid`` being the tool: itself, if it passes signals on."""
+        return pid
+
+    def lacks_more(self, policy: Policy) -> list[str]:
+        """What ``enforces`` is too coarse to say, each as ``what: why. remedy``."""
+        return []
+
+    # -- what selection asks
+
+    @functools.cached_property
+    def path(self) -> str:
+        """The tool's path; empty where it is not installed."""
+        return shutil.which(self.tool) or ""
+
+    def lacks(self, policy: Policy) -> list[str]:
+        """By the table, then by the tool's presence, then by doing it once with a program that leaves at once."""
+        able = self.enforces | (BY_OURSELVES - self.undoes)
+        lacking = [f"{asked}: {self.name} does not enforce it" for asked in needs(policy) if asked not in able]
+        if lacking:
+            return lacking
+        if not self.path:
+            return [f"{self.tool}: not found on PATH. {self.install}"]
+        return self.lacks_more(policy) or self._tried(policy)
+
+    def _tried(self, policy: Policy) -> list[str]:
+        """Group limits and rules are left to those who enter them before the tool, and try them."""
+        view = policy.filesystem
+        if view.root == "minimal":
+            policy = replace(policy, filesystem=replace(view, programs=(*view.programs, "true")))
+        said_fd = os.memfd_create("said", os.MFD_CLOEXEC)
+        try:
+            process = self.spawn(policy, ["true"], cwd="/", stdout_fd=said_fd, stderr_fd=said_fd)
+            try:
+                exited = process.wait(_TRIAL_S)
+            finally:
+                process.kill()
+                process.reap(block=True)
+                process.close()
+        except IsolateError as error:
+            return [str(error).rstrip(".")]
+        finally:
+            found = _last_line(said_fd)
+            os.close(said_fd)
+        if exited is None:
+            return [f"{self.tool}: a program that leaves at once was not done after {_TRIAL_S:g} s"]
+        return [] if exited.status.code == 0 else [" ".join([f"{self.tool}: true {exited.status}", *found])]
+
+    # -- what a launch asks
+
+    def fork(self, policy: Policy, joined: Joined | None = None) -> Process | None:
+        raise BackendUnavailable(f"backend {self.name}", "it starts programs, not test functions", "use native")
+
+    def spawn(
+        self,
+        policy: Policy,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        joined: Joined | None = None,
+        stdin_fd: int = -1,
+        stdout_fd: int = -1,
+        stderr_fd: int = -1,
+    ) -> Process:
+        if not self.path:
+            raise BackendUnavailable(f"backend {self.name}", f"{self.tool} is not on PATH", self.install)
+        _check_program(policy, argv[0], os.environ if env is None else env, cwd)
+        run = Run(os.environ if env is None else env, cwd or os.getcwd())
+        with run.undo:
+            words = self.command(policy, argv, run)
+            child = native.spawn(
+                self._plan(policy, tuple(run.passed_fds)),
+                [self.path, *words],
+                env,
+                joined=joined,
+                stdin_fd=stdin_fd,
+                stdout_fd=stdout_fd,
+                stderr_fd=stderr_fd,
+            )
+            run.undo = run.undo.pop_all()
+        return ToolProcess(self, child, run, stderr_fd)
+
+    def _plan(self, policy: Policy, passed_fds: tuple[int, ...]) -> Plan:
+        """How the tool is started. The same value for a policy, which the C library then has compiled already."""
+        return _compiled(policy, passed_fds if policy.hardening.close_fds else (), self.sets_rlimits)
+
+
+_plans: dict[tuple[int, tuple[int, ...], bool], tuple[Policy, Plan]] = {}
+
+
+def _compiled(policy: Policy, keep_fds: tuple[int, ...], sets_rlimits: bool) -> Plan:
+    key = id(policy), keep_fds, sets_rlimits
+    known = _plans.get(key)
+    if known is None:
+        if len(_plans) >= _MAX_PLANS:
+            _plans.clear()
+        plan = Plan(
+            rlimits=() if sets_rlimits else compile_rlimits(policy.limits),
+            new_session=policy.session,
+            monitor=policy.session,
+            close_fds=policy.hardening.close_fds,
+            keep_fds=keep_fds,
+        )
+        known = _plans[key] = policy, plan
+    return known[1]
+
+
+def _check_program(policy: Policy, program: str, env: Mapping[str, str], cwd: str | None) -> None:
+    """Before the tool is started, where its view shows the host's programs: it would tell us in words of its own."""
+    if policy.filesystem.root == "minimal":
+        return
+    path = os.path.join(cwd or "", program) if "/" in program else program
+    if shutil.which(path, path=env.get("PATH", os.defpath)) is None:
+        code = errno.EACCES if "/" in program and os.path.exists(path) else errno.ENOENT
+        raise SetupError("exec", code, detail=f"({program})")
+
+
+def _last_line(fd: int) -> list[str]:
+    said = os.pread(fd, 4096, max(0, os.fstat(fd).st_size - 4096)).decode("utf-8", "replace").strip().splitlines()
+    return [f"({said[-1].strip()})"] if said else []
+
+
+class ToolProcess:
+    """The tool, the program in it, and the monitor that ends both: a Process."""
+
+    def __init__(self, backend: ToolBackend, child: native.Child, run: Run, stderr_fd: int) -> None:
+        self._backend = backend
+        self._child = child
+        self._run = run
+        self._stderr_fd = stderr_fd  # borrowed
+        self._exited: Exited | None = None
+        self.pid = child.pid
+        self.pidfd = child.pidfd
+        self.init_pid = child.init_pid
+
+    def wait(self, timeout_s: float | None = None) -> Exited | None:
+        """As the protocol says.
+
+        Raises:
+            SetupError: the tool ended without having run the program; once.
+        """
+        if self._exited is None:
+            exited = self._child.wait(timeout_s)
+            if exited is None:
+                return None
+            self._exited = replace(exited, status=self._program_status(exited.status))
+            if why := self._backend.fault(exited, self._run):
+                raise SetupError.of_tool(self._backend.tool, " ".join([why, *self._said()]))
+        return self._exited
+
+    def _said(self) -> list[str]:
+        """The last line on standard error, where that is a file."""
+        try:
+            return _last_line(self._stderr_fd) if self._stderr_fd >= 0 else []
+        except OSError:
+            return []
+
+    def _program_status(self, status: ExitStatus) -> ExitStatus:
+        number = (status.code or 0) - _SHELL_SIGNAL
+        if self._backend.signals_as_status and number in signal.valid_signals():
+            return ExitStatus(signal=number)
+        return status
+
+    def signal(self, signum: int) -> None:
+        """Send it to the program, by way of the tool where that passes it on."""
+        target = self._backend.receives_signals(self.pid)
+        if target == self.pid:
+            self._child.signal(signum)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target, signum)
+
+    def kill(self) -> None:
+        self._child.kill()
+
+    def leftovers(self) -> list[Leftover]:
+        return self._child.leftovers()
+
+    def reap(self, block: bool) -> bool:
+        return self._child.reap(block)
+
+    def close(self) -> None:
+        self._child.close()
+        self._run.undo.close()
+
+
+def program_below(tool_pid: int) -> int:
+    """The first process below the tool that executes something else; the tool where there is none yet."""
+    pid, tool = tool_pid, _executable(tool_pid)
+    while children := _children_of(pid):
+        pid = children[0]
+        if _executable(pid) != tool:
+            return pid
+    return tool_pid
+
+
+def _executable(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
+
+
+def _children_of(pid: int) -> list[int]:
+    """Empty when it has ended."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except (OSError, ValueError):
+        return []
