@@ -1,0 +1,77 @@
+"""`pytest-isolate bench` measures what it says: every row of the floor and of ours succeeds, and nothing else loads it. No figure is judged."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pytest_isolate.bench import forkexec, lookup, pidns
+from pytest_isolate.bench.measure import Effort, Samples, in_turns
+from pytest_isolate.bench.table import Table
+from tests.conftest import require
+
+LITTLE = {"rounds": 1, "batch": 2}
+
+
+@pytest.fixture(autouse=True)
+def _root() -> None:
+    require("root", os.geteuid() == 0, "makes namespaces without a user namespace")
+
+
+@pytest.mark.parametrize("row", ["standard", "simple", "pid", "user", "mnt+pivot", "all+pivot"])
+def test_a_start_succeeds_through_every_door(row: str) -> None:
+    (table,) = forkexec.measure(Effort(**LITTLE, only=frozenset({row})))
+    errors = {who: int(cells[table.head.index("errors") - 1]) for who, *cells in table.rows}
+    ours = {who: found for who, found in errors.items() if who.startswith(("C floor", "iso_", "native", "Sandbox"))}
+    assert len(ours) >= 4
+    assert set(ours.values()) == {0}
+
+
+def test_operations_in_deep_namespaces_and_in_sandboxes_succeed() -> None:
+    (table,) = pidns.measure(Effort(**LITTLE, only=frozenset({"thread"})))
+    assert [row[0] for row in table.rows][-2:] == ["sandbox, own PID namespace", "sandbox, flat"]
+    assert {row[table.head.index("errors")] for row in table.rows} == {"0"}
+
+
+def test_paths_are_looked_up_in_every_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup.shutil, "which", lambda _name: None)  # gVisor takes seconds
+    (table,) = lookup.measure(Effort(**LITTLE))
+    assert {row[0] for row in table.rows} > {
+        "host, tmpfs",
+        "bind",
+        "overlay",
+        "private tmpfs",
+        "minimal root",
+        "across a mount",
+    }
+    assert all("-" not in row for row in table.rows)
+
+
+def test_competitors_take_turns_and_errors_are_no_times() -> None:
+    order: list[str] = []
+
+    def competitor(name: str) -> list[int]:
+        order.append(name)
+        return [10, 30, -22]
+
+    found = in_turns({name: lambda _count, name=name: competitor(name) for name in "ab"}, Effort(rounds=2, batch=3))
+    assert order == ["a", "b", "b", "a"]
+    assert (found["a"].median_ns, found["a"].errors, len(found["a"].times_ns)) == (20, 2, 4)
+    assert math.isnan(Samples().median_ns)
+
+
+def test_a_table_is_the_same_for_people_and_in_markdown() -> None:
+    table = Table(title="t", head=("who", "us"), rows=(("a", "1"), ("long", "22")), notes=("note",))
+    assert list(table.text()) == ["t", "who   us", "a      1", "long  22", "note"]
+    assert list(table.markdown())[:5] == ["### t", "", "| who | us |", "| --- | --: |", "| a | 1 |"]
+
+
+def test_the_plugin_does_not_load_it() -> None:
+    code = (
+        "import sys, pytest_isolate.runner.plugin, pytest_isolate.cli; print([m for m in sys.modules if '.bench' in m])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
