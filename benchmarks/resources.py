@@ -30,6 +30,8 @@ from pytest_isolate.running import Running
 from pytest_isolate.sandbox import Sandbox
 
 PLAN = Plan()
+#: What the first runs of a process cost more (caches, lazy imports) is no part of a growth.
+WARM_UP = 200
 LIMITS: dict[str, dict[str, int | float]] = {
     "memory": {"memory_bytes": 2**28},
     "pids": {"pids": 50},
@@ -207,7 +209,8 @@ def whole(mode: str, rounds: int) -> None:
 
 def whole_growth(mode: str, count: int) -> None:
     for runs, label in runs_there(mode):
-        runs.limited()
+        for _ in range(WARM_UP):
+            runs.limited()
         fds = len(os.listdir("/proc/self/fd"))
         costs = [timed(runs.limited)[1] for _ in range(count)]
         first, last = statistics.median(costs[:100]), statistics.median(costs[-100:])
@@ -248,13 +251,25 @@ def growth(mode: str, count: int) -> None:
         fds = len(os.listdir("/proc/self/fd"))
         # The plain start goes along, so that a neighbour's load does not pass for growth; and CPU time is compared.
         costs = []
-        for _ in range(count):
+        for _ in range(WARM_UP + count):
             _, base = timed(plain)
             costs.append(timed(sandboxed, manager, limits, later=False)[1] - base)
+        costs = costs[WARM_UP:]
         first, last = statistics.median(costs[:100]), statistics.median(costs[-100:])
         print(f"{label}; {count} one after another, CPU time added")
         print(f"  first hundred {first:.0f} us, last hundred {last:.0f} us: {100 * (last / first - 1):+.1f} %")
-        print(f"  left: {remaining(manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors")
+        print(
+            f"  left: {remaining(manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors{dying(manager)}"
+        )
+
+
+def dying(manager: CgroupManager) -> str:
+    """Cgroups that are removed and not yet freed by the kernel, of this run; v2 alone counts them."""
+    for branch in manager.branches:
+        if branch.version == 2:
+            with open(f"{branch.path}/cgroup.stat", encoding="ascii") as file:
+                return f", {dict(line.split() for line in file)['nr_dying_descendants']} dying cgroups"
+    return ""
 
 
 def at_once(mode: str, count: int) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         PolicyError,
         SetupError,
     )
+    from pytest_isolate.hardening import Landlock, SeccompProfile
     from pytest_isolate.outcome import Cause, ExitStatus, Leftover, Outcome, Usage
     from pytest_isolate.policy import (
         Bind,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "errors": ("BackendUnavailable", "CleanupError", "IsolateError", "PluginError", "PolicyError", "SetupError"),
+    "hardening": ("Landlock", "SeccompProfile"),
     "outcome": ("Cause", "ExitStatus", "Leftover", "Outcome", "Usage"),
     "policy": (
         "Bind",

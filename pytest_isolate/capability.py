@@ -42,6 +42,9 @@ class Capability(str, enum.Enum):
     SECCOMP = "seccomp"
     LANDLOCK = "landlock"
     CLOSE_FDS = "close_fds"
+    SECUREBITS = "securebits"
+    UMASK = "umask"
+    ENVIRONMENT = "environment"
 
     def __str__(self) -> str:
         return self.value
@@ -68,8 +71,11 @@ def _asked(policy: Policy) -> Iterator[Capability]:
         Capability.CAPABILITIES: hardening.capabilities is not None,
         Capability.NO_NEW_PRIVS: hardening.no_new_privs,
         Capability.SECCOMP: hardening.seccomp != "none",
-        Capability.LANDLOCK: hardening.landlock,
+        Capability.LANDLOCK: hardening.landlock is not None,
         Capability.CLOSE_FDS: hardening.close_fds,
+        Capability.SECUREBITS: hardening.securebits,
+        Capability.UMASK: hardening.umask is not None,
+        Capability.ENVIRONMENT: hardening.environment != "keep",
     }
     yield from (capability for capability, wanted in chosen.items() if wanted)
     yield from _of_filesystem(policy)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: What is on its way out when the program ends is no leftover.
 GRACE_S = 0.25
 POLL_S = 0.005
+#: CPU time that a program spent and its cgroup did not see: less than this, and a quarter, is spent before it joins.
+_UNSEEN_S = 0.2
 #: The kernel checks RLIMIT_CPU by whole clock ticks, and reports exact time: killed at 1 s was 0.82 to 0.9 s, measured.
 _TICKS_RUN_AHEAD = 0.75
 
@@ -108,6 +110,20 @@ def group_usage(counted: CgroupUsage) -> dict[str, Any]:
         "io_read_ops": counted.io_read_ops,
         "io_write_ops": counted.io_write_ops,
     }
+
+
+def runaway(used_s: float, counted: CgroupUsage, limits: Limits) -> list[tuple[Cause, str]]:
+    """That a program left its cgroup, and with it its limits, as root can who may write cgroupfs: told by its CPU time.
+
+    The kernel counts it twice, for the process (``used_s``) and for the cgroup. Who left and then did little is not seen.
+    """
+    if counted.cpu_usec is None or not limits.needs_cgroup:
+        return []
+    seen_s = counted.cpu_usec / 1e6
+    if used_s - seen_s < max(_UNSEEN_S, used_s / 4):
+        return []
+    spent = f"of {format_seconds(used_s)} of CPU time its cgroup saw {format_seconds(seen_s)}"
+    return [(Cause.SETUP, f"the limits did not hold: the program left its cgroup: {spent}")]
 
 
 def status_verdicts(exited: Exited | None, limits: Limits) -> list[tuple[Cause, str]]:

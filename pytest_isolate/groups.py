@@ -98,17 +98,15 @@ class Groups:
         limits = policy.limits
         if limits.memory_fallback == "rlimit":
             limits = replace(limits, memory_bytes=None)
-        if limits.needs_cgroup:
+        if limits.needs_cgroup or (self.account and self.why_not_counted() == ""):
             return self.manager().create(name, limits, accounting=self._accounting())
-        if self.account and self.why_not_counted() == "":
-            return self.manager().create(name, Limits(cpu_time_s=limits.cpu_time_s), accounting=self._accounting())
         return self.bare(name) if policy.network.counted else None
 
     def bare(self, name: str) -> Cgroup | None:
         """A group without limits, to hang a network policy on; None where there is no v2 hierarchy of ours."""
         if self.v2_directory() is None:
             return None
-        return self.manager().create(name, Limits(), accounting=frozenset())
+        return self.manager().create(name, accounting=frozenset())
 
     def v2_directory(self) -> str | None:
         """The run's directory in the v2 hierarchy; None without one."""

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from pytest_isolate.errors import PolicyError
+from pytest_isolate.hardening import Landlock, SeccompProfile
 
 
 class Namespace(str, enum.Enum):
@@ -229,18 +230,32 @@ class Network:
 class Hardening:
     """What the processes inside may not do, beyond what they cannot see.
 
-    ``capabilities``: None keeps them; a frozenset of names (``CAP_CHOWN``) is all that remains in every set.
-    ``seccomp``: the name of a profile (``none``, ``default``). ``landlock``: read-only outside the writable paths.
+    Attributes:
+        capabilities: None keeps them; a frozenset of names (``CAP_CHOWN``) is all that remains in every set.
+        securebits: user 0 gets no capability back by execve or setuid, for good. Takes CAP_SETPCAP.
+        no_new_privs: setuid programs give nothing. seccomp and landlock imply it.
+        seccomp: a profile: ``none``, ``default`` or a SeccompProfile of your own.
+        landlock: paths and ports that may be opened, whatever the view shows.
+        close_fds: inherited descriptors above 2 are closed.
+        umask: of the processes inside; None keeps it.
+        environment: ``scrub`` leaves a handful of variables of what is inherited (hardening.scrubbed).
     """
 
     capabilities: frozenset[str] | None = None
+    securebits: bool = False
     no_new_privs: bool = False
-    seccomp: str = "none"
-    landlock: bool = False
+    seccomp: str | SeccompProfile = "none"
+    landlock: Landlock | None = None
     close_fds: bool = False
+    umask: int | None = None
+    environment: Literal["keep", "scrub"] = "keep"
 
     def __post_init__(self) -> None:
-        _choice("seccomp", self.seccomp, ("none", "default"))
+        if isinstance(self.seccomp, str):
+            _choice("seccomp", self.seccomp, ("none", "default"))
+        _choice("environment", self.environment, ("keep", "scrub"))
+        if self.umask is not None and not 0 <= self.umask <= 0o777:
+            raise PolicyError("umask", f"{self.umask:o} is out of range", "write 0 to 777, in octal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,3 +338,7 @@ _C = TypeVar("_C", bound=str)
 def _choice(what: str, value: _C, known: Iterable[str]) -> None:
     if value not in known:
         raise unknown(what, value, known)
+
+
+#: One value for all who limit nothing.
+NO_LIMITS = Limits()

@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_isolate import units
 from pytest_isolate.errors import PolicyError
+from pytest_isolate.hardening import Landlock, SeccompProfile
 from pytest_isolate.policy import (
     NETWORK_MODES,
     RLIMIT_UNITS,
@@ -76,7 +77,7 @@ def _network(policy: Policy, value: str) -> Policy:
 
 def _rules(policy: Policy, verb: str, value: Any) -> Policy:
     """A list, or one text with commas; rules make the mode ``policy`` where the host's network is seen."""
-    texts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+    texts = _words(value) if isinstance(value, str) else list(value)
     if any(not isinstance(text, str) for text in texts):
         raise PolicyError(f"net_{verb}", f"{value!r} is not a list of texts", 'write ["203.0.113.7:443/tcp"]')
     return _ruled(policy, **{verb: tuple(texts)})
@@ -106,6 +107,47 @@ def _capabilities(policy: Policy, value: Any) -> Policy:
     names = [] if value == "drop" else value.replace(",", " ").split() if isinstance(value, str) else list(value)
     full = frozenset(name.upper() if name.upper().startswith("CAP_") else f"CAP_{name.upper()}" for name in names)
     return _hardening(policy, capabilities=full)
+
+
+def _words(value: Any) -> list[str]:
+    """A list, or one text with commas."""
+    return value.replace(",", " ").split() if isinstance(value, str) else [str(word) for word in value]
+
+
+def _seccomp_refuse(policy: Policy, value: Any) -> Policy:
+    """``ptrace,chroot=ENOSYS``: refused besides what the profile refuses."""
+    before = policy.hardening.seccomp
+    if isinstance(before, str):
+        before = SeccompProfile(name=before, base=before)  # type: ignore[arg-type]
+    pairs = [word.partition("=") for word in _words(value)]
+    refuse = {name: answer or "EPERM" for name, _, answer in pairs}
+    name = f"{before.name}, and {', '.join(refuse)} refused"
+    return _hardening(policy, seccomp=replace(before, name=name, refuse={**before.refuse, **refuse}))
+
+
+def _landlock(policy: Policy, value: Any) -> Policy:
+    if not isinstance(value, Landlock):
+        value = Landlock() if truth(value, what="landlock") else None
+    return _hardening(policy, landlock=value)
+
+
+def _landlocked(policy: Policy, **fields: Any) -> Policy:
+    return _hardening(policy, landlock=replace(policy.hardening.landlock or Landlock(), **fields))
+
+
+def _ports(value: Any, *, what: str) -> tuple[int, ...]:
+    words = [] if value in ("none", None) else _words([value] if isinstance(value, int) else value)
+    if not all(word.isdigit() for word in words):
+        raise PolicyError(what, f"{value!r} are no ports", "write 80,443 or none")
+    return tuple(int(word) for word in words)
+
+
+def _umask(value: Any) -> int:
+    """``077`` is octal; so is the number 77 of a text, and a number is what it is."""
+    try:
+        return value if isinstance(value, int) else int(str(value), 8)
+    except ValueError:
+        raise PolicyError("umask", f"{value!r} is not octal", "write 077") from None
 
 
 #: At the hard limit the kernel sends SIGKILL, which tells nothing; so one value means SIGXCPU at it, SIGKILL this much later.
@@ -190,8 +232,17 @@ WORDS: Mapping[str, Callable[[Policy, Any], Policy]] = MappingProxyType(
         "hostname": lambda p, v: replace(p, hostname=str(v), namespaces=p.namespaces | {Namespace.UTS}),
         "capabilities": _capabilities,
         "no_new_privs": lambda p, v: _hardening(p, no_new_privs=truth(v, what="no_new_privs")),
-        "seccomp": lambda p, v: _hardening(p, seccomp=str(v)),
-        "landlock": lambda p, v: _hardening(p, landlock=truth(v, what="landlock")),
+        "securebits": lambda p, v: _hardening(p, securebits=truth(v, what="securebits")),
+        "seccomp": lambda p, v: _hardening(p, seccomp=v),
+        "seccomp_refuse": _seccomp_refuse,
+        "landlock": _landlock,
+        "landlock_read": lambda p, v: _landlocked(p, read=tuple(_words(v))),
+        "landlock_write": lambda p, v: _landlocked(p, write=tuple(_words(v))),
+        "landlock_connect": lambda p, v: _landlocked(p, connect_tcp=_ports(v, what="landlock_connect")),
+        "landlock_bind": lambda p, v: _landlocked(p, bind_tcp=_ports(v, what="landlock_bind")),
+        "landlock_scoped": lambda p, v: _landlocked(p, scoped=truth(v, what="landlock_scoped")),
+        "umask": lambda p, v: _hardening(p, umask=_umask(v)),
+        "environment": lambda p, v: _hardening(p, environment=str(v)),
         "close_fds": lambda p, v: _hardening(p, close_fds=truth(v, what="close_fds")),
         "session": lambda p, v: replace(p, session=truth(v, what="session")),
     }

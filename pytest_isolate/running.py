@@ -34,6 +34,7 @@ from pytest_isolate.endings import (
     in_pid_namespace,
     is_monitored,
     living,
+    runaway,
     status_verdicts,
     strays,
     usage_of,
@@ -300,7 +301,10 @@ class Running:
         cgroup = self._cgroup
         try:
             counted = cgroup.usage(current=False)
-            found = [(cause, text) for cause, text in cgroup.verdicts(usage=counted)]
+            found = [
+                *runaway(usage.user_s + usage.system_s, counted, self.policy.limits),
+                *cgroup.verdicts(usage=counted),
+            ]
         finally:
             cgroup.close(later=True)
         return replace(usage, **group_usage(counted)), [*found, *verdicts]

@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 MAGIC = b"iso1"
@@ -23,6 +23,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _PLAIN = frozenset({str, int, float, bool, type(None)})
+_NESTED = frozenset({list, dict})
 _TAGS = frozenset({"()", "{}", "set", "frozenset", "bytes", "repr"})
 
 
@@ -36,18 +37,27 @@ def encode(value: Any) -> Any:
     if kind in _PLAIN:
         return value
     if kind is list:
-        return [encode(item) for item in value]
+        return _encode_all(value)
+    if kind is tuple:
+        return {"()": _encode_all(value)}
     if kind is dict:
-        if all(type(key) is str and key not in _TAGS for key in value):
-            return {key: encode(item) for key, item in value.items()}
-        return {"{}": [[encode(key), encode(item)] for key, item in value.items()]}
+        encoded = {}
+        for key, item in value.items():
+            if type(key) is not str or key in _TAGS:
+                return {"{}": [[encode(key), encode(item)] for key, item in value.items()]}
+            encoded[key] = item if type(item) in _PLAIN else encode(item)
+        return encoded
     return _encode_other(value)
+
+
+def _encode_all(items: Iterable[Any]) -> list[Any]:
+    return [item if type(item) in _PLAIN else encode(item) for item in items]
 
 
 def _encode_other(value: Any) -> Any:
     match value:
         case tuple():
-            return {"()": [encode(item) for item in value]}
+            return {"()": _encode_all(value)}
         case bool() | int() | float():
             return value.real
         case str():
@@ -68,25 +78,29 @@ def _encode_other(value: Any) -> Any:
 def decode(value: Any) -> Any:
     """The inverse of encode; what was an unknown object stays its repr."""
     if type(value) is list:
-        return [decode(item) for item in value]
+        return _decode_all(value)
     if type(value) is not dict:
         return value
     if len(value) == 1:
         tag, content = next(iter(value.items()))
         match tag:
             case "()":
-                return tuple(decode(item) for item in content)
+                return tuple(_decode_all(content))
             case "{}":
                 return {decode(key): decode(item) for key, item in content}
             case "set":
-                return {decode(item) for item in content}
+                return set(_decode_all(content))
             case "frozenset":
-                return frozenset(decode(item) for item in content)
+                return frozenset(_decode_all(content))
             case "bytes":
                 return base64.b64decode(content)
             case "repr":
                 return content
-    return {key: decode(item) for key, item in value.items()}
+    return {key: decode(item) if type(item) in _NESTED else item for key, item in value.items()}
+
+
+def _decode_all(items: Iterable[Any]) -> list[Any]:
+    return [decode(item) if type(item) in _NESTED else item for item in items]
 
 
 def pack(kind: str, data: Any = None) -> bytes:

@@ -38,13 +38,14 @@
 	X(RLIMITS, 17, "rlimits")	    /* index: entry of rlimits */                                              \
 	X(CAPABILITIES, 18, "capabilities") /* index: the capability, -1 for capset(2) */                              \
 	X(NO_NEW_PRIVS, 19, "no_new_privs")                                                                            \
-	X(LANDLOCK, 20, "landlock")                                                                                    \
-	X(STDIO, 21, "stdio") /* index: 0, 1 or 2 */                                                                   \
-	X(FDS, 22, "fds")     /* index: entry of keep_fds, -1 for close_range(2) */                                    \
+	X(LANDLOCK, 20, "landlock") /* index: entry of landlock */                                                     \
+	X(STDIO, 21, "stdio")	    /* index: 0, 1 or 2 */                                                             \
+	X(FDS, 22, "fds")	    /* index: entry of keep_fds, -1 for close_range(2) */                              \
 	X(SECCOMP, 23, "seccomp")                                                                                      \
 	X(EXEC, 24, "exec")                                                                                            \
-	X(INIT, 25, "init") /* isolate-init could not be executed, or died early */                                    \
-	X(PROC, 26, "proc") /* /proc is not that of the caller's PID namespace */
+	X(INIT, 25, "init")		/* isolate-init could not be executed, or died early */                        \
+	X(PROC, 26, "proc")		/* /proc is not that of the caller's PID namespace */                          \
+	X(SECUREBITS, 27, "securebits") /* before CAPABILITIES */
 
 #define ISO_DECLARE_STEP(name, number, text) ISO_STEP_##name = number,
 enum iso_step { ISO_STEPS(ISO_DECLARE_STEP) };
@@ -118,6 +119,19 @@ struct iso_mount {
 	ISO_MOUNT_FIELDS(ISO_DECLARE_FIELD)
 };
 
+/*
+ * One rule of a Landlock ruleset that the child makes: in its own mounts, for a rule holds for a file, not for a name.
+ * With a path, rights are LANDLOCK_ACCESS_FS_*; what a file cannot have is left out of them. Else LANDLOCK_ACCESS_NET_*.
+ */
+#define ISO_LANDLOCK_FIELDS(X)                                                                                         \
+	X(uint64_t, rights, 0)                                                                                         \
+	X(uint64_t, path, 8) /* const char *, or 0 */                                                                  \
+	X(uint32_t, port, 16)                                                                                          \
+	X(uint32_t, optional, 20) /* 1: nothing at path is no failure */
+struct iso_landlock {
+	ISO_LANDLOCK_FIELDS(ISO_DECLARE_FIELD)
+};
+
 /* Everything the child does between clone and exec, or between fork and the caller's code. All fds are borrowed. */
 #define ISO_PLAN_FIELDS(X)                                                                                             \
 	X(uint32_t, size, 0)		  /* sizeof(struct iso_plan) as the caller knows it */                         \
@@ -142,12 +156,18 @@ struct iso_mount {
 	X(uint32_t, joins_count, 128)                                                                                  \
 	X(uint32_t, cgroup_procs_fds_count, 132)                                                                       \
 	X(uint32_t, keep_fds_count, 136)                                                                               \
-	X(uint32_t, seccomp_count, 140)	  /* instructions */                                                           \
-	X(uint64_t, capabilities, 144)	  /* what remains, bit n = capability n; with ISO_SET_CAPABILITIES */          \
-	X(uint32_t, cgroup_fd_plus1, 152) /* directory of a v2 cgroup */                                               \
-	X(uint32_t, landlock_fd_plus1, 156)                                                                            \
-	X(uint32_t, pdeathsig, 160) /* for the main process when there is no init */                                   \
-	X(uint32_t, umask, 164)	    /* with ISO_SET_UMASK */
+	X(uint32_t, seccomp_count, 140)	    /* instructions */                                                         \
+	X(uint64_t, capabilities, 144)	    /* what remains, bit n = capability n; with ISO_SET_CAPABILITIES */        \
+	X(uint32_t, cgroup_fd_plus1, 152)   /* directory of a v2 cgroup */                                             \
+	X(uint32_t, landlock_fd_plus1, 156) /* a ruleset made before, enforced besides `landlock` */                   \
+	X(uint32_t, pdeathsig, 160)	    /* for the main process when there is no init */                           \
+	X(uint32_t, umask, 164)		    /* with ISO_SET_UMASK */                                                   \
+	X(uint64_t, landlock, 168)	    /* const struct iso_landlock *: rules of a ruleset made by the child */    \
+	X(uint64_t, landlock_fs, 176)	    /* what of LANDLOCK_ACCESS_FS_* it governs */                              \
+	X(uint64_t, landlock_net, 184)	    /* of LANDLOCK_ACCESS_NET_* (ABI 4) */                                     \
+	X(uint64_t, landlock_scoped, 192)   /* of LANDLOCK_SCOPE_* (ABI 6) */                                          \
+	X(uint32_t, landlock_count, 200)                                                                               \
+	X(uint32_t, securebits, 204) /* PR_SET_SECUREBITS; 0: unchanged */
 struct iso_plan {
 	ISO_PLAN_FIELDS(ISO_DECLARE_FIELD)
 };
@@ -227,6 +247,7 @@ struct iso_exit {
 	X(iso_rlimit, ISO_RLIMIT_FIELDS)                                                                               \
 	X(iso_join, ISO_JOIN_FIELDS)                                                                                   \
 	X(iso_mount, ISO_MOUNT_FIELDS)                                                                                 \
+	X(iso_landlock, ISO_LANDLOCK_FIELDS)                                                                           \
 	X(iso_plan, ISO_PLAN_FIELDS)                                                                                   \
 	X(iso_exec, ISO_EXEC_FIELDS)                                                                                   \
 	X(iso_hooks, ISO_HOOKS_FIELDS)                                                                                 \

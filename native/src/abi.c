@@ -13,6 +13,7 @@
 #define ASSERT_RLIMIT(t, n, o) ASSERT_FIELD(iso_rlimit, t, n, o)
 #define ASSERT_JOIN(t, n, o) ASSERT_FIELD(iso_join, t, n, o)
 #define ASSERT_MOUNT(t, n, o) ASSERT_FIELD(iso_mount, t, n, o)
+#define ASSERT_LANDLOCK(t, n, o) ASSERT_FIELD(iso_landlock, t, n, o)
 #define ASSERT_PLAN(t, n, o) ASSERT_FIELD(iso_plan, t, n, o)
 #define ASSERT_EXEC(t, n, o) ASSERT_FIELD(iso_exec, t, n, o)
 #define ASSERT_HOOKS(t, n, o) ASSERT_FIELD(iso_hooks, t, n, o)
@@ -24,6 +25,7 @@ ISO_IDMAP_FIELDS(ASSERT_IDMAP)
 ISO_RLIMIT_FIELDS(ASSERT_RLIMIT)
 ISO_JOIN_FIELDS(ASSERT_JOIN)
 ISO_MOUNT_FIELDS(ASSERT_MOUNT)
+ISO_LANDLOCK_FIELDS(ASSERT_LANDLOCK)
 ISO_PLAN_FIELDS(ASSERT_PLAN)
 ISO_EXEC_FIELDS(ASSERT_EXEC)
 ISO_HOOKS_FIELDS(ASSERT_HOOKS)
@@ -42,6 +44,7 @@ ISO_STRUCTS(ASSERT_NO_PADDING)
 #define ROW_RLIMIT(t, n, o) ROW(iso_rlimit, t, n, o)
 #define ROW_JOIN(t, n, o) ROW(iso_join, t, n, o)
 #define ROW_MOUNT(t, n, o) ROW(iso_mount, t, n, o)
+#define ROW_LANDLOCK(t, n, o) ROW(iso_landlock, t, n, o)
 #define ROW_PLAN(t, n, o) ROW(iso_plan, t, n, o)
 #define ROW_EXEC(t, n, o) ROW(iso_exec, t, n, o)
 #define ROW_HOOKS(t, n, o) ROW(iso_hooks, t, n, o)
@@ -52,9 +55,9 @@ ISO_STRUCTS(ASSERT_NO_PADDING)
 
 static const struct iso_abi_field table[] = {
 	ISO_IDMAP_FIELDS(ROW_IDMAP) ISO_RLIMIT_FIELDS(ROW_RLIMIT) ISO_JOIN_FIELDS(ROW_JOIN) ISO_MOUNT_FIELDS(ROW_MOUNT)
-		ISO_PLAN_FIELDS(ROW_PLAN) ISO_EXEC_FIELDS(ROW_EXEC) ISO_HOOKS_FIELDS(ROW_HOOKS)
-			ISO_FAILURE_FIELDS(ROW_FAILURE) ISO_CHILD_FIELDS(ROW_CHILD) ISO_EXIT_FIELDS(ROW_EXIT)
-				ISO_STRUCTS(ROW_SIZE)};
+		ISO_LANDLOCK_FIELDS(ROW_LANDLOCK) ISO_PLAN_FIELDS(ROW_PLAN) ISO_EXEC_FIELDS(ROW_EXEC)
+			ISO_HOOKS_FIELDS(ROW_HOOKS) ISO_FAILURE_FIELDS(ROW_FAILURE) ISO_CHILD_FIELDS(ROW_CHILD)
+				ISO_EXIT_FIELDS(ROW_EXIT) ISO_STRUCTS(ROW_SIZE)};
 
 uint32_t iso_abi_version(void)
 {

@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: MIT
 /*
- * launch.c - the caller's side of a start: everything made before the clone, everything taken away after it.
+ * launch.c - the caller's side of a start, from the clone on: waits, reads what the child says, takes everything away.
  *
  * From the clone until the child no longer shares our memory, the child runs on this thread's thread-local storage:
  * in between only raw system calls are made here.
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -31,9 +27,6 @@
 #define CLONE_CLEAR_SIGHAND 0x100000000ULL
 #endif
 #define MONITOR_ENDS_MS 2000
-#define ALL_NAMESPACES                                                                                                 \
-	((uint64_t)CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID |        \
-	 CLONE_NEWNET | CLONE_NEWTIME)
 
 int iso_launch_note(struct launch *l, int step, int err)
 {
@@ -41,222 +34,6 @@ int iso_launch_note(struct launch *l, int step, int err)
 	l->failure.err = err;
 	l->failure.index = -1;
 	return -err;
-}
-
-/* ---- before ---- */
-
-static bool sane(const struct iso_plan *plan, const struct iso_exec *exec)
-{
-	bool maps = plan->uid_map_count || plan->gid_map_count;
-
-	if (plan->version != ISO_ABI_VERSION || plan->size != sizeof(*plan) || (exec && exec->size != sizeof(*exec)))
-		return false;
-	if (plan->namespaces & ~ALL_NAMESPACES || plan->flags & ~(uint64_t)ISO_FLAGS_ALL)
-		return false;
-	if (plan->seccomp_count > 4096 || plan->pdeathsig > 64)
-		return false;
-	return !maps || (plan->namespaces & CLONE_NEWUSER);
-}
-
-static uint64_t joined_namespaces(const struct iso_plan *plan)
-{
-	const struct iso_join *joins = iso_ptr(plan->joins);
-	uint64_t all = 0;
-	uint32_t i;
-
-	for (i = 0; i < plan->joins_count; i++)
-		all |= joins[i].flags;
-	return all;
-}
-
-/* One id that is our own may be mapped by the child itself; all else needs our privileges. user_namespaces(7). */
-static bool is_own_id(const struct iso_idmap *map, uint32_t count, uint32_t id)
-{
-	return count == 0 || (count == 1 && map->count == 1 && map->outside == id);
-}
-
-/* Lowering a limit that exists cannot fail. */
-static bool limits_only_lower(const struct iso_plan *plan)
-{
-	const struct iso_rlimit *limits = iso_ptr(plan->rlimits);
-	struct rlimit64 now;
-	uint32_t i;
-
-	for (i = 0; i < plan->rlimits_count; i++)
-		if (prlimit64(0, (enum __rlimit_resource)limits[i].resource, NULL, &now) ||
-		    limits[i].hard > now.rlim_max || limits[i].soft > limits[i].hard)
-			return false;
-	return true;
-}
-
-/* What is left to the forked process itself: session, umask, no_new_privs cannot fail either. */
-static bool main_cannot_fail(const struct launch *l)
-{
-	const struct iso_plan *plan = l->plan;
-	bool inside = plan->namespaces || plan->joins_count || plan->mounts_count || plan->cwd || plan->hostname ||
-		      plan->cgroup_fd_plus1 || plan->cgroup_procs_fds_count || (plan->flags & ISO_LOOPBACK_UP);
-
-	if (!l->has_init && inside)
-		return false;
-	return !(plan->flags & (ISO_SET_CAPABILITIES | ISO_CLOSE_FDS)) && !plan->landlock_fd_plus1 &&
-	       !plan->joins_count && !plan->seccomp_count && !plan->keep_fds_count && limits_only_lower(plan);
-}
-
-static void decide(struct launch *l)
-{
-	const struct iso_plan *plan = l->plan;
-	uint64_t joined = joined_namespaces(plan);
-
-	l->has_init = (plan->namespaces | joined) & CLONE_NEWPID;
-	l->flat = !l->has_init && (plan->flags & ISO_MONITOR);
-	l->has_init |= l->flat;
-	l->private_main = l->exec && (joined & CLONE_NEWTIME);
-	l->shared_memory = l->has_init || (l->exec && !l->private_main);
-	l->parent_maps = !is_own_id(iso_ptr(plan->uid_map), plan->uid_map_count, l->caller_uid) ||
-			 !is_own_id(iso_ptr(plan->gid_map), plan->gid_map_count, l->caller_gid);
-	l->reports = l->exec ? l->private_main : !main_cannot_fail(l);
-	if (!l->has_init && !l->exec)
-		l->late_namespaces = plan->namespaces; /* fork(2) takes no flags */
-	else if (plan->cgroup_procs_fds_count)
-		l->late_namespaces = plan->namespaces & CLONE_NEWCGROUP; /* its root is where we then are */
-}
-
-/* A child that executes a program never leaves its frames, so a sanitizer still thinks of them at this address. */
-#if defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-static void forget_old_frames(char *at, size_t bytes)
-{
-#ifdef SANITIZED
-	extern void __asan_unpoison_memory_region(void const volatile *at, size_t bytes);
-
-	__asan_unpoison_memory_region(at, bytes);
-#else
-	(void)at;
-	(void)bytes;
-#endif
-}
-
-static int open_arena(struct launch *l)
-{
-	char *at =
-		mmap(NULL, ISO_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	if (at == MAP_FAILED)
-		return -errno;
-	forget_old_frames(at, ISO_ARENA_BYTES);
-	l->arena = at;
-	l->init_stack = at + ISO_GUARD_BYTES;
-	l->main_stack = l->init_stack + ISO_STACK_BYTES + ISO_GUARD_BYTES;
-	l->uid_text = l->main_stack + ISO_STACK_BYTES;
-	l->gid_text = l->uid_text + ISO_MAP_TEXT_BYTES;
-	if (mprotect(at, ISO_GUARD_BYTES, PROT_NONE) ||
-	    mprotect(l->main_stack - ISO_GUARD_BYTES, ISO_GUARD_BYTES, PROT_NONE))
-		return -errno;
-	return 0;
-}
-
-static int write_map_texts(struct launch *l)
-{
-	const struct iso_plan *plan = l->plan;
-	size_t bytes = ISO_MAP_TEXT_BYTES;
-
-	if (plan->uid_map_count && !iso_map_text(l->uid_text, bytes, iso_ptr(plan->uid_map), plan->uid_map_count))
-		return -E2BIG;
-	if (plan->gid_map_count && !iso_map_text(l->gid_text, bytes, iso_ptr(plan->gid_map), plan->gid_map_count))
-		return -E2BIG;
-	return 0;
-}
-
-/* A pipe would do but where a forked child without shared memory asks for its maps and waits. */
-static int open_channels(struct launch *l)
-{
-	int type = SOCK_STREAM | SOCK_CLOEXEC;
-
-	if (l->reports && socketpair(AF_UNIX, type, 0, l->report_fd))
-		return -errno;
-	if (!l->has_init)
-		return 0;
-	if (socketpair(AF_UNIX, type, 0, l->status_fd))
-		return -errno;
-	l->parent_pidfd = iso_pidfd_open(l->caller_pid);
-	return l->parent_pidfd < 0 ? l->parent_pidfd : 0;
-}
-
-static int open_init(struct launch *l)
-{
-	const char *path = iso_ptr(l->plan->init);
-
-	if (!l->has_init)
-		return 0;
-	l->init_fd = path ? open(path, O_PATH | O_CLOEXEC) : -1;
-	if (l->init_fd >= 0)
-		return 0;
-	return iso_launch_note(l, ISO_STEP_INIT, path ? errno : ENOENT);
-}
-
-/* The monitor finds its children there; numbers of another PID namespace would make it kill strangers. */
-static int open_proc(struct launch *l)
-{
-	char self[16];
-	ssize_t n;
-
-	if (!l->flat)
-		return 0;
-	l->proc_fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	n = l->proc_fd < 0 ? -1 : readlinkat(l->proc_fd, "self", self, sizeof(self) - 1);
-	self[n > 0 ? n : 0] = 0;
-	return atoi(self) == l->caller_pid ? 0 : iso_launch_note(l, ISO_STEP_PROC, ESRCH);
-}
-
-static void block_signals(struct launch *l)
-{
-	uint64_t all = ~0ull;
-
-	sigemptyset(&l->caller_mask);
-	raw4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &l->caller_mask, sizeof(all));
-}
-
-/* Raw, so that glibc's own two signals are blocked too, which pthread_sigmask refuses. */
-static void unblock_signals(const struct launch *l)
-{
-	raw4(__NR_rt_sigprocmask, SIG_SETMASK, &l->caller_mask, 0, sizeof(uint64_t));
-}
-
-int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct iso_exec *exec)
-{
-	int err;
-
-	memset(l, 0, sizeof(*l));
-	l->plan = plan;
-	l->exec = exec;
-	l->init_fd = l->proc_fd = l->parent_pidfd = l->main_pidfd = l->clone.pidfd = l->clone.cgroup_fd = -1;
-	l->status_fd[0] = l->status_fd[1] = l->report_fd[0] = l->report_fd[1] = -1;
-	l->failure.index = -1;
-	l->caller_pid = getpid();
-	l->caller_uid = geteuid();
-	l->caller_gid = getegid();
-	sigaltstack(NULL, &l->caller_altstack);
-	l->dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
-	block_signals(l);
-	if (!sane(plan, exec))
-		return iso_launch_note(l, ISO_STEP_PLAN, EINVAL);
-	decide(l);
-	err = open_init(l);
-	if (!err)
-		err = open_proc(l);
-	if (err)
-		return err;
-	err = open_arena(l);
-	if (!err)
-		err = write_map_texts(l);
-	if (!err)
-		err = open_channels(l);
-	return err ? iso_launch_note(l, ISO_STEP_PREPARE, -err) : 0;
 }
 
 /* ---- during: raw system calls only ---- */
@@ -416,6 +193,11 @@ static void hand_over(struct launch *l, struct iso_child *child)
 	child->monitor = l->flat;
 	if (l->has_init)
 		send(l->status_fd[0], "", 1, MSG_NOSIGNAL); /* from now on the init may collect the main process */
+}
+
+static void unblock_signals(const struct launch *l)
+{
+	raw4(__NR_rt_sigprocmask, SIG_SETMASK, &l->caller_mask, 0, sizeof(uint64_t));
 }
 
 void iso_launch_close(struct launch *l)

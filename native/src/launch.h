@@ -71,7 +71,10 @@ struct launch {
 	int maps_written; /* 0: wait, 1: done, < 0: -errno, the child gives up */
 };
 
-/* child.c: code that runs in the child. Both return only on success; failure is recorded and the child ends. */
+/*
+ * Code that runs in the child: namespaces.c, supervise.c, program.c, child.c. They return only on success; failure is
+ * recorded and the child ends.
+ */
 void iso_enter_namespaces(struct launch *l);
 void iso_hear_of_children(struct launch *l);
 void iso_watch_over(struct launch *l);
@@ -93,7 +96,7 @@ void iso_proc_path(char path[32], pid_t pid);
 /* clone.c */
 pid_t iso_clone(struct iso_clone *c, int (*run)(void *), void *arg);
 
-/* launch.c: the caller's side of both entries. */
+/* prepare.c (open) and launch.c: the caller's side of both entries. */
 int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct iso_exec *exec);
 int iso_launch_helper(struct launch *l, int (*run)(void *));
 int iso_launch_await(struct launch *l, pid_t writes_maps_of);

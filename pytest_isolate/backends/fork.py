@@ -20,7 +20,7 @@ from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.native import Exited, Joined, Rusage
 from pytest_isolate.kernel.processes import leftovers_of_session
 from pytest_isolate.outcome import ExitStatus, Leftover
-from pytest_isolate.policy import Policy
+from pytest_isolate.policy import Hardening, Policy
 
 
 class ForkedProcess:
@@ -83,7 +83,7 @@ class ForkBackend:
         if policy.namespaces:
             names = ", ".join(sorted(namespace.value for namespace in policy.namespaces))
             found.append(f"namespaces {names}: the fork backend has none. Use --isolate-profile=minimal")
-        if policy.hardening.capabilities is not None or policy.hardening.no_new_privs:
+        if policy.hardening != Hardening():
             found.append("hardening: the fork backend changes no privileges. Use the native backend")
         if policy.network.counted:
             found.append(f"network {policy.network.mode}: the fork backend joins no cgroup v2. Use the native backend")

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_isolate.backend import Kind
-from pytest_isolate.errors import IsolateError
-from pytest_isolate.kernel import capabilities, filesystem, native
+from pytest_isolate.errors import BackendUnavailable, IsolateError
+from pytest_isolate.hardening import scrubbed
+from pytest_isolate.kernel import capabilities, filesystem, landlock, native, seccomp
 from pytest_isolate.kernel.filesystem import Layers, MountPlan
 from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
-from pytest_isolate.policy import Namespace, Policy
+from pytest_isolate.policy import Hardening, Namespace, Policy
 
 _EVERY_ID = 2**32 - 1
 _PROBE_S = 10.0
@@ -89,6 +90,8 @@ class NativeBackend:
         child = _kept(lambda: native.fork(plan, joined), layers)
         if child is None and layers is not None:
             layers.close()
+        if child is None and policy.hardening.environment == "scrub":
+            _scrub_own_environment()
         return child
 
     def spawn(
@@ -103,6 +106,8 @@ class NativeBackend:
         stdout_fd: int = -1,
         stderr_fd: int = -1,
     ) -> native.Child:
+        if env is None and policy.hardening.environment == "scrub":
+            env = scrubbed(os.environ)
         plan, layers = self._plan(policy, cwd)
         child = _kept(
             lambda: native.spawn(
@@ -146,15 +151,13 @@ def _not_enforced(policy: Policy) -> list[str]:
 
     Rules and private networks are guards' (networks.py), entered before this backend starts anything.
     """
-    wired_by_stranger = policy.network.wired and Namespace.USER in _needed(policy)
-    asked = {
-        f"seccomp {policy.hardening.seccomp}": policy.hardening.seccomp != "none",
-        "landlock": policy.hardening.landlock,
-    }
-    lacking = [
-        f"{what}: this version's native backend does not enforce it. Leave it out" for what, on in asked.items() if on
-    ]
-    if wired_by_stranger:
+    hardening = policy.hardening
+    lacking = [] if hardening.landlock is None else list(landlock.lacks(hardening.landlock))
+    try:
+        seccomp.compile_profile(hardening.seccomp)
+    except BackendUnavailable as error:
+        lacking.append(str(error))
+    if policy.network.wired and Namespace.USER in _needed(policy):
         mode = policy.network.mode
         lacking.append(f"network {mode}: a user namespace cannot join what the host wired. Run as root without user")
     return lacking
@@ -195,12 +198,27 @@ def compile_plan(policy: Policy) -> Compiled:
         mounts=table.ops if table is not None else (),
         rlimits=compile_rlimits(policy.limits),
         capabilities=None if hardening.capabilities is None else capabilities.mask(hardening.capabilities),
-        no_new_privs=hardening.no_new_privs,
+        securebits=capabilities.LOCKED_SECUREBITS if hardening.securebits else 0,
+        no_new_privs=_gives_up_privileges(hardening),
+        landlock=None if hardening.landlock is None else landlock.compile_ruleset(hardening.landlock),
+        seccomp=seccomp.compile_profile(hardening.seccomp),
+        umask=-1 if hardening.umask is None else hardening.umask,
         new_session=policy.session,
         close_fds=hardening.close_fds,
         monitor=policy.session and Namespace.PID not in policy.namespaces,
     )
     return Compiled(plan, table)
+
+
+def _scrub_own_environment() -> None:
+    kept = scrubbed(os.environ)
+    for name in [name for name in os.environ if name not in kept]:
+        del os.environ[name]
+
+
+def _gives_up_privileges(hardening: Hardening) -> bool:
+    """The kernel asks it of whoever installs a filter or a ruleset without CAP_SYS_ADMIN: a setuid program would run under it."""
+    return hardening.no_new_privs or hardening.seccomp != "none" or hardening.landlock is not None
 
 
 def _id_maps() -> tuple[tuple[IdMap, ...], tuple[IdMap, ...]]:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
         "doctor": "what this host can isolate, what it cannot, why, and the fix",
+        "bench": "what isolation costs on this machine, beside the floor in C and beside peers",
         "run": "run a program in a sandbox: pytest-isolate run --memory 64M --net none -- cmd",
     }
 )

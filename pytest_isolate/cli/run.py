@@ -37,6 +37,19 @@ _WORDS = {
     "grace": "time between SIGTERM and SIGKILL at a time-out (1)",
     "hostname": "its host name",
     "capabilities": "drop, keep, or the names that stay",
+    "no-new-privs": "yes: setuid programs give nothing",
+    "securebits": "yes: user 0 gets no capability back",
+    "seccomp": "profile for system calls: none or default",
+    "seccomp-refuse": "system calls to refuse besides, as ptrace,chroot=ENOSYS",
+    "landlock": "yes: writes only below /tmp, /var/tmp, /dev and /proc",
+    "landlock-read": "paths below which to read and execute, as /usr,/lib",
+    "landlock-write": "paths below which to do everything",
+    "landlock-connect": "TCP ports to connect to, as 80,443, or none",
+    "landlock-bind": "TCP ports to bind, or none",
+    "landlock-scoped": "yes: no signal and no abstract socket reaches out",
+    "close-fds": "yes: inherited descriptors above 2 are closed",
+    "umask": "umask, as 077",
+    "environment": "keep, or scrub: only HOME, PATH, LANG and the like stay",
 }
 
 

@@ -42,6 +42,7 @@ class Step(enum.IntEnum):
     EXEC = 24
     INIT = 25
     PROC = 26
+    SECUREBITS = 27
 
 
 class Flag(enum.IntFlag):
@@ -80,6 +81,10 @@ class Mount(Structure):
     )
 
 
+class Landlock(Structure):
+    _fields_ = (("rights", c_uint64), ("path", c_uint64), ("port", c_uint32), ("optional", c_uint32))
+
+
 class Plan(Structure):
     _fields_ = (
         ("size", c_uint32),
@@ -110,6 +115,12 @@ class Plan(Structure):
         ("landlock_fd_plus1", c_uint32),
         ("pdeathsig", c_uint32),
         ("umask", c_uint32),
+        ("landlock", c_uint64),
+        ("landlock_fs", c_uint64),
+        ("landlock_net", c_uint64),
+        ("landlock_scoped", c_uint64),
+        ("landlock_count", c_uint32),
+        ("securebits", c_uint32),
     )
 
 
@@ -177,6 +188,7 @@ MIRRORS: dict[str, type[Structure]] = {
     "iso_rlimit": Rlimit,
     "iso_join": Join,
     "iso_mount": Mount,
+    "iso_landlock": Landlock,
     "iso_plan": Plan,
     "iso_exec": Exec,
     "iso_hooks": Hooks,

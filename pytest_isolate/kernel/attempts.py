@@ -23,7 +23,10 @@ from typing import Any
 
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
 from pytest_isolate.kernel import capabilities, filesystem
-from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, MountKind, MountOp, Plan
+from pytest_isolate.kernel import landlock as landlock_abi
+from pytest_isolate.kernel.capabilities import LOCKED_SECUREBITS
+from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, LandlockRuleset, MountKind, MountOp, Plan
+from pytest_isolate.kernel.seccomp import compile_profile
 from pytest_isolate.kernel.throwaway import DEADLINE_S, Act, Refused, as_plain_user, in_child, libc, syscall
 from pytest_isolate.policy import Bind, Filesystem, Namespace, Overlay, Tmpfs
 
@@ -34,7 +37,7 @@ PROC = MountOp(kind=MountKind.MOUNT, source="proc", target="/proc", fstype="proc
 
 # Numbers since 424 are the same on every architecture. Source: include/uapi/asm-generic/unistd.h.
 _SYS_PIDFD_OPEN, _SYS_CLONE3, _SYS_CLOSE_RANGE, _SYS_LANDLOCK_CREATE_RULESET = 434, 435, 436, 444
-_PR_GET_NO_NEW_PRIVS = 39
+_PR_GET_NO_NEW_PRIVS, _PR_GET_SECUREBITS = 39, 27
 
 
 # ---- namespaces ----
@@ -306,6 +309,48 @@ def landlock() -> str:
         return in_child(Plan(landlock_fd=ruleset_fd, no_new_privs=True), is_refused)
     finally:
         os.close(ruleset_fd)
+
+
+def seccomp_default() -> str:
+    """The profile `default` is loaded, and refuses to unshare nothing."""
+    program = compile_profile("default")
+
+    def is_refused() -> str:
+        if libc().unshare(0) == 0:
+            raise Refused("seccomp", 0, "the filter was loaded and refuses nothing")
+        return f"{len(program) // 8} instructions"
+
+    return in_child(Plan(seccomp=program, no_new_privs=True), is_refused)
+
+
+def landlock_tcp() -> str:
+    """A ruleset without ports refuses to bind one."""
+    version = landlock_abi.abi()
+    if version < 4:
+        raise Refused("landlock", 0, f"ABI {version}, of 4", "needs Linux 6.7")
+
+    def is_refused() -> str:
+        with socket.socket() as server:
+            try:
+                server.bind(("127.0.0.1", 0))
+            except PermissionError:
+                return f"ABI {version}"
+        raise Refused("landlock", 0, "the ruleset is in force and refuses nothing")
+
+    return in_child(Plan(landlock=LandlockRuleset(net=1), no_new_privs=True), is_refused)
+
+
+def securebits() -> str:
+    """They are set, and locked."""
+
+    def are_set() -> str:
+        if (found := libc().prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)) != LOCKED_SECUREBITS:
+            raise Refused("securebits", 0, f"they were set and are {found:#x}")
+        return ""
+
+    inside = () if capabilities.has("CAP_SETPCAP") else (Namespace.USER,)
+    in_child(plan_of(*inside, securebits=LOCKED_SECUREBITS), are_set)
+    return "inside a user namespace" if inside else ""
 
 
 # ---- control groups and eBPF ----

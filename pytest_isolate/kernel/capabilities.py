@@ -19,6 +19,10 @@ _NAMES = (
 NUMBERS = {f"CAP_{name}": number for number, name in enumerate(_NAMES)}
 
 
+#: NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE, KEEP_CAPS off, and the lock of each. Source: linux/securebits.h.
+LOCKED_SECUREBITS = 0b1110_1111
+
+
 def mask(names: Iterable[str]) -> int:
     """Bit n set for capability n.
 

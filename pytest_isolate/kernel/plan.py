@@ -62,6 +62,26 @@ class IdMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LandlockRule:
+    """One rule: ``rights`` (LANDLOCK_ACCESS_*) beneath ``path`` as the sandbox sees it, or, without a path, for ``port``."""
+
+    rights: int
+    path: str = ""
+    port: int = 0
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LandlockRuleset:
+    """What is governed, and the exceptions. Source: landlock(7)."""
+
+    fs: int = 0
+    net: int = 0
+    scoped: int = 0
+    rules: tuple[LandlockRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything the child will do between clone and exec (or between fork and the test).
 
@@ -75,7 +95,9 @@ class Plan:
             orphans, names them and ends the whole tree; with a PID namespace the init does that anyway.
         capabilities: mask of what remains in every set (bit n = capability n), or None to keep all.
         seccomp: a BPF program, struct sock_filter[] as bytes; empty for none.
-        landlock_fd: a ruleset to enforce, or -1.
+        landlock: a ruleset that the child makes among its own mounts, and enforces.
+        landlock_fd: a ruleset made before, to enforce, or -1.
+        securebits: for prctl(PR_SET_SECUREBITS); 0 leaves them.
         keep_fds: with close_fds, the numbers that stay open besides 0, 1 and 2.
     """
 
@@ -91,7 +113,9 @@ class Plan:
     rlimits: tuple[tuple[int, int, int], ...] = ()
     capabilities: int | None = None
     no_new_privs: bool = False
+    landlock: LandlockRuleset | None = None
     landlock_fd: int = -1
+    securebits: int = 0
     seccomp: bytes = b""
     new_session: bool = True
     monitor: bool = False

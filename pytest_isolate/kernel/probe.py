@@ -97,7 +97,10 @@ _ACTS: Mapping[str, tuple[str, Act]] = {
     "no_new_privs": ("setuid programs give nothing", attempts.no_new_privs),
     "capabilities_drop": ("privileges given up for good", attempts.capabilities_drop),
     "seccomp": ("filters for system calls", attempts.seccomp),
+    "seccomp_default": ("the profile default", attempts.seccomp_default),
     "landlock": ("write access by path, without privilege", attempts.landlock),
+    "landlock_tcp": ("TCP ports by number, without privilege", attempts.landlock_tcp),
+    "securebits": ("user 0 without privileges, for good", attempts.securebits),
     "bpf": ("network policies, enforced and counted by eBPF", attempts.bpf),
 }
 

@@ -66,7 +66,7 @@ def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
     if reporter.link.gated and not orders.await_gate():
         return
     while True:
-        reporter.begins()
+        reporter.begins(item)
         ending = _run_one(item, nextitem, run, ours)
         last = nextitem is None or ending["control"] is not None
         if last:
@@ -138,7 +138,8 @@ def _leave_tidily(reporter: Reporter) -> None:
         _save_coverage(coverage)
     if (logging := sys.modules.get("logging")) is not None:
         for reference in list(logging._handlerList):
-            if (handler := reference()) is not None:
+            handler = reference()
+            if handler is not None and type(handler).__module__ != "_pytest.logging":  # those write to memory
                 with contextlib.suppress(OSError, ValueError):
                     handler.flush()
     compat.flush(reporter._config)

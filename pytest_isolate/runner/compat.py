@@ -25,6 +25,10 @@ from _pytest.skipping import evaluate_skip_marks, evaluate_xfail_marks
 from _pytest.unittest import TestCaseFunction
 
 try:
+    from _pytest.junitxml import xml_key
+except ImportError:  # named differently in a pytest to come
+    xml_key = None  # type: ignore[assignment]
+try:
     from _pytest.subtests import SubtestReport, failed_subtests_key
 except ImportError:  # before pytest 9.0
     SubtestReport = None  # type: ignore[assignment,misc]
@@ -70,6 +74,11 @@ def wrappers_may_nest(item: pytest.Item, ours: object) -> bool:
         if wraps and impl.plugin is not ours and module_root(impl.function) not in KNOWN_PLUGINS:
             return False
     return True
+
+
+def junit_log(config: pytest.Config) -> Any:
+    """pytest's LogXML, where this process writes a junit file; else None."""
+    return config.stash.get(xml_key, None) if xml_key is not None else None  # type: ignore[redundant-expr]
 
 
 def runs_in_order(config: pytest.Config) -> bool:

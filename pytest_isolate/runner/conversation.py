@@ -18,12 +18,12 @@ import pytest
 
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
-from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group
+from pytest_isolate.endings import cpu_text, group_usage, hard_cpu_text, living, of_group, runaway
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.hooks import call_report
 from pytest_isolate.outcome import Cause, ExitStatus, Leftover
-from pytest_isolate.policy import Limits
-from pytest_isolate.runner import compat, crash, frames, network, reporter, verdict
+from pytest_isolate.policy import NO_LIMITS, Limits
+from pytest_isolate.runner import compat, crash, frames, junit, network, reporter, verdict
 from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
@@ -61,7 +61,7 @@ class TestProcess:
     last: pytest.Item = field(init=False)
     group: Any = None
     cgroup: Cgroup | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = NO_LIMITS
     network: SandboxNetwork | None = None
     life: Life | None = None
     began: float = field(default_factory=time.monotonic)
@@ -262,6 +262,8 @@ class Conversation:
                 self._restart(finished=frames.read_again(data))
             case "phase":
                 self._phases = frames.read_phase(data)
+            case "junit":
+                junit.add(self._item, data)
             case "timer":
                 self._set_timer(frames.read_timer(data))
             case "network":
@@ -432,6 +434,20 @@ class Conversation:
         if not hasattr(self._held, "isolate_cause"):
             self._held.isolate_cause = Cause.LEAK.value  # type: ignore[attr-defined]
         self._cause = self._cause or (Cause.LEAK.value, "; ".join(text.splitlines()))
+
+    def unheld(self) -> None:
+        """A test that left its cgroup ran without its limits: that is no pass. Of a shared process nothing is told."""
+        counted, evidence = self.verdict.counted, self.verdict.evidence
+        if self._held is None or counted is None or self._before is not None:
+            return
+        used_s = sum(evidence.get(name, 0.0) for name in ("user_s", "system_s"))
+        for cause, text in runaway(used_s, counted, self._worker.limits):
+            if self._held.passed:
+                self._held.outcome, self._held.longrepr = "failed", text
+                self._held.isolate_cause = cause.value  # type: ignore[attr-defined]
+            else:
+                self._held.sections.append(("Limits", text))
+            self._cause = self._cause or (cause.value, text)
 
     def note(self, evidence: dict[str, Any]) -> None:
         """Put cause and cost of the test on its last report, where junit and other reporters find them."""

@@ -11,6 +11,16 @@ import signal
 import threading
 from typing import Any
 
+try:
+    # Twice per test: signal.signal() makes an enum of each handler, which costs more than the system call.
+    from _signal import getsignal as _handler_of  # type: ignore[import-not-found]
+    from _signal import signal as _handle
+except ImportError:  # no CPython
+    from signal import getsignal as _handler_of
+    from signal import signal as _handle
+
+_SIGINT = int(signal.SIGINT)
+
 
 class Held:
     """From its making until ``release``, SIGINT is only remembered."""
@@ -20,10 +30,10 @@ class Held:
     def __init__(self) -> None:
         self._came: tuple[Any, ...] = ()
         self._handler: Any = None
-        handler = signal.getsignal(signal.SIGINT)
+        handler = _handler_of(_SIGINT)
         if callable(handler) and threading.current_thread() is threading.main_thread():
             self._handler = handler
-            signal.signal(signal.SIGINT, self._remember)
+            _handle(_SIGINT, self._remember)
 
     def _remember(self, *came: Any) -> None:
         self._came = came
@@ -32,7 +42,7 @@ class Held:
         """Give the handler back; what came is forgotten: the parent passes it on to a child."""
         handler, self._handler = self._handler, None
         if handler is not None:
-            signal.signal(signal.SIGINT, handler)
+            _handle(_SIGINT, handler)
 
     def release(self) -> None:
         """Give the handler back, and let it act on what came meanwhile.

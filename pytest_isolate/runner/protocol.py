@@ -7,6 +7,7 @@ Refuses: to start and end processes (workers.py), to listen to them (conversatio
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class Isolation(reporter.Listener):
         self._ahead: TestProcess | None = None
         self._may_fork_ahead: bool | None = None
         self._may_order_ahead: bool | None = None
+        self._has_forked = False
         self._index: dict[int, int] = {}
         self._timeout_s: float | None = None
         self._held: interrupts.Held | None = None
@@ -99,6 +101,8 @@ class Isolation(reporter.Listener):
 
     def _needs_no_process(self, item: pytest.Item, settings: Settings) -> bool:
         """A test that its marks skip runs no code of its own; a living child of its group skips it itself."""
+        if self._ahead is not None and self._ahead.item is item:
+            return False  # looked at when it was forked
         if self._worker is not None and self._worker.group == group_of(item, settings)[0]:
             return False
         return compat.is_skipped(item)
@@ -212,8 +216,10 @@ class Isolation(reporter.Listener):
         return bool(self._config.getoption("usepdb") or self._config.getoption("trace", False))
 
     def _same_group(self, item: pytest.Item, group: Any) -> bool:
+        if group is None:
+            return False
         settings = self._resolver.item(item)
-        return group is not None and runs_isolated(settings) and group_of(item, settings)[0] == group
+        return runs_isolated(settings) and group_of(item, settings)[0] == group
 
     def _worker_for(
         self,
@@ -373,6 +379,11 @@ class Isolation(reporter.Listener):
         self._threads.look(item)
         compat.make_base_temp(self._config)
         compat.flush(self._config)
+        if not self._has_forked:
+            self._has_forked = True
+            if settings.scope == "function":
+                shared_with = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+                self._workers.expect((len(item.session.items) - self._place(item)) // shared_with)
         return self._workers.start(
             item, following, settings, gated=gated, tries=tries, dump_stacks=self._deadline_s(settings) is not None
         )
@@ -401,6 +412,7 @@ class Isolation(reporter.Listener):
     def _judge(self, talk: Conversation, result: Verdict, settings: Settings) -> None:
         if result.leftovers and settings.leaks != "ignore":
             talk.leaked(result.leftovers, fail=settings.leaks == "fail")
+        talk.unheld()
         talk.note(result.evidence)
 
     def _run_teardown(

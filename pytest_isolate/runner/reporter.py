@@ -13,13 +13,14 @@ import resource
 import signal
 import traceback
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from pytest_isolate import wire
-from pytest_isolate.policy import Limits
+from pytest_isolate.policy import NO_LIMITS, Limits
+from pytest_isolate.runner import junit
 
 #: Leaves no doubt in the parent about who ended the process.
 EXIT_OUR_FAULT = 70
@@ -55,7 +56,7 @@ class Link:
     tries: int = 0
     dump_stacks: bool = False
     in_pid_namespace: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = NO_LIMITS
 
 
 class Reporter:
@@ -67,6 +68,8 @@ class Reporter:
         #: For an owner of the protocol that repeats tests: it logs the reports of a try when all of them are known.
         self.tells_phases = False
         self.refusal: BaseException | None = None  # of a pytest_isolate_child hook; raised in the item's setup
+        self._junit = junit.Additions(config)
+        self.item: pytest.Item | None = None
         self.tries = 0
         self.finished = False
         self.failed = False
@@ -79,8 +82,9 @@ class Reporter:
                 os._exit(EXIT_CHANNEL_GONE)
             raise
 
-    def begins(self) -> None:
+    def begins(self, item: pytest.Item) -> None:
         """Another item: it has not been tried yet."""
+        self.item = item
         self.tries, self.finished, self.failed = 0, False, False
 
     def starts(self) -> None:
@@ -92,6 +96,8 @@ class Reporter:
 
     def report(self, report: pytest.TestReport) -> None:
         self.failed = self.failed or report.failed
+        if report.when == "teardown" and self.item is not None and (added := self._junit.take(self.item)) is not None:
+            self.send("junit", added)
         report.sections = [(title, cut(text)) for title, text in report.sections]
         self.send("report", self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
 

@@ -53,6 +53,7 @@ class Resolver:
         self._always = tuple(config.getini("isolate_net_allow") or ())
         self._all = not self._off and _all_isolated(config)
         self._cache: dict[tuple[int, ...], Settings] = {}
+        self._recent: tuple[tuple[pytest.Item, Settings], ...] = ()
         self._kept: list[pytest.Mark] = []
         self.default = self._settings(self._all, {}, "options")
 
@@ -79,6 +80,14 @@ class Resolver:
         Raises:
             pytest.UsageError: a keyword or value of its marker has no meaning.
         """
+        for known, settings in self._recent:
+            if known is item:
+                return settings
+        settings = self._of_markers(item)
+        self._recent = ((item, settings), *self._recent[:1])
+        return settings
+
+    def _of_markers(self, item: pytest.Item) -> Settings:
         marks = tuple(item.iter_markers(name="isolate"))
         networked = asks_for_network(item)
         if not (marks or networked) or self._off:

@@ -18,6 +18,7 @@ from pytest_isolate import wire
 from pytest_isolate.backend import Backend, Launch, Process
 from pytest_isolate.endings import living, usage_of
 from pytest_isolate.errors import IsolateError
+from pytest_isolate.kernel import hugepages
 from pytest_isolate.outcome import Cause, ExitStatus, Outcome
 from pytest_isolate.policy import Namespace
 from pytest_isolate.runner import crash, fresh, reporter
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 #: More bodies than this are not left lying: the next test waits for the oldest.
 _MAX_BODIES = 4
+#: A heap of this size that is forked so often is worth a copy into huge pages: see Workers.expect().
+_LARGE_HEAP_BYTES = 64 * 2**20
+_MANY_FORKS = 300
 #: What a child that has said its last word may take to end.
 EXIT_S = 10.0
 
@@ -106,6 +110,14 @@ class Workers:
         self._serve = serve
         self._reaper = Reaper()
         self._live: list[TestProcess] = []
+
+    def expect(self, forks: int) -> None:
+        """Said before the first start: so many will follow. A large heap is then copied into huge pages, where the kernel can.
+
+        Measured at 300 MB: 2.5 ms per MB once, 4 to 5 ms less for each fork (benchmarks/per_test.py --heaps 300).
+        """
+        if forks >= _MANY_FORKS:
+            hugepages.collapse_heap(_LARGE_HEAP_BYTES)
 
     def start(
         self,

@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_isolate.capability import Capability
+from pytest_isolate.hardening import Landlock
 from pytest_isolate.policy import Bind, Filesystem, Limits, Namespace, Network, Overlay, Policy, Tmpfs
 
+#: A variable of the environment that is there for every test.
+SECRET = "CONFORMANCE_TOKEN"
 MINIMAL = Policy(filesystem=Filesystem(proc=False))
 #: Stands for a directory of the host made for the test: ``other/content``, ``empty/``, ``masked/inside``.
 HERE = "/@HERE@"
@@ -218,13 +221,13 @@ CASES = (
     ),
     Case(
         capability=Capability.SECCOMP,
-        policy=replace(MINIMAL, hardening=replace(MINIMAL.hardening, seccomp="default", no_new_privs=True)),
+        policy=replace(MINIMAL, hardening=replace(MINIMAL.hardening, seccomp="default")),
         code=_STATUS.format("Seccomp:"),
         enforced=_is("2"),
     ),
     Case(
         capability=Capability.LANDLOCK,
-        policy=replace(MINIMAL, hardening=replace(MINIMAL.hardening, landlock=True, no_new_privs=True)),
+        policy=replace(MINIMAL, hardening=replace(MINIMAL.hardening, landlock=Landlock(write=("/dev", "/proc")))),
         code=f"{_WRITE}\nprint(written('{HERE}/new'))",
         enforced=_is("Permission denied"),
     ),
@@ -233,5 +236,23 @@ CASES = (
         policy=replace(MINIMAL, hardening=replace(MINIMAL.hardening, close_fds=True)),
         code="import os; print(os.path.exists('/proc/self/fd/@FD@'))",
         enforced=_is("False"),
+    ),
+    Case(
+        capability=Capability.SECUREBITS,
+        policy=replace(MINIMAL, hardening=replace(MINIMAL.hardening, securebits=True)),
+        code="import ctypes; print(ctypes.CDLL(None).prctl(27, 0, 0, 0, 0))",  # PR_GET_SECUREBITS
+        enforced=_differs,
+    ),
+    Case(
+        capability=Capability.UMASK,
+        policy=replace(MINIMAL, hardening=replace(MINIMAL.hardening, umask=0o036)),
+        code="import os; print(f'{os.umask(0):o}')",
+        enforced=_is("36"),
+    ),
+    Case(
+        capability=Capability.ENVIRONMENT,
+        policy=replace(MINIMAL, hardening=replace(MINIMAL.hardening, environment="scrub")),
+        code=f"import os; print(os.environ.get('{SECRET}'), 'PATH' in os.environ)",
+        enforced=_is("None True"),
     ),
 )

@@ -24,7 +24,7 @@ from pytest_isolate.backend import Kind
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.registry import backends, verdicts
 from pytest_isolate.sandbox import CallFailed, Sandbox
-from pytest_isolate.testing.cases import CASES, HERE, IN_SHM, MINIMAL, PYTHON, Case
+from pytest_isolate.testing.cases import CASES, HERE, IN_SHM, MINIMAL, PYTHON, SECRET, Case
 
 Column = tuple[str, Kind]
 _TIMEOUT_S = 60.0
@@ -41,8 +41,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of the host."""
+    monkeypatch.setenv(SECRET, "s3cr3t")
     return furnished(tmp_path / "inside")
 
 

@@ -6,12 +6,12 @@ import ctypes
 
 import pytest
 
-from pytest_isolate.kernel import abi, native
+from pytest_isolate.kernel import abi, library
 from pytest_isolate.kernel.plan import MountKind
 
 
 def library_table() -> dict[str, dict[str, tuple[int, int]]]:
-    fields = native.library().iso_abi_fields
+    fields = library.load().iso_abi_fields
     fields.restype, fields.argtypes = ctypes.POINTER(abi.AbiField), (ctypes.POINTER(ctypes.c_uint32),)
     count = ctypes.c_uint32()
     rows = fields(count)
@@ -43,12 +43,12 @@ def test_no_struct_has_implicit_padding(owner: str) -> None:
 
 
 def test_versions_agree() -> None:
-    native.library().iso_abi_version.restype = ctypes.c_uint32
-    assert native.library().iso_abi_version() == abi.VERSION
+    library.load().iso_abi_version.restype = ctypes.c_uint32
+    assert library.load().iso_abi_version() == abi.VERSION
 
 
 def test_steps_have_the_same_names_on_both_sides() -> None:
-    name = native.library().iso_step_name
+    name = library.load().iso_step_name
     name.restype, name.argtypes = ctypes.c_char_p, (ctypes.c_int32,)
     assert {step: name(step).decode() for step in abi.Step} == {step: step.name.lower() for step in abi.Step}
     assert name(0) == b"unknown"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pytest_isolate.errors import SetupError
-from pytest_isolate.kernel import native, processes
+from pytest_isolate.kernel import library, native, processes
 from pytest_isolate.kernel.plan import MountKind, MountOp, Plan
 from tests.kernel.launching import (
     LIMIT_S,
@@ -495,7 +495,7 @@ def scanning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.uname().machine != "x86_64":
         flags[0] = flags[0].replace("-fcf-protection=none ", "")
     subprocess.run(["make", "-C", str(ROOT / "native"), f"OUT={tmp_path}", *flags], check=True, capture_output=True)
-    monkeypatch.setattr(native, "_DIRECTORY", tmp_path)
+    monkeypatch.setattr(library, "_DIRECTORY", tmp_path)
 
 
 @pytest.mark.usefixtures("scanning")

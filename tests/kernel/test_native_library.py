@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_isolate.errors import BackendUnavailable
-from pytest_isolate.kernel import native
+from pytest_isolate.kernel import library, native
 from tests.kernel.launching import ROOT, plan
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ def test_importing_the_module_loads_no_library() -> None:
 
 @pytest.mark.parametrize("name", ["libisolate.so", "isolate-init"])
 def test_a_missing_file_is_told_with_a_remedy(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "_DIRECTORY", tmp_path)
+    monkeypatch.setattr(library, "_DIRECTORY", tmp_path)
     with pytest.raises(BackendUnavailable, match=rf"{name}.*does not exist. Build it with `make -C native`"):
-        native._find(name)
+        library.find(name)
 
 
 def test_a_broken_library_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "libisolate.so").write_bytes(b"not a library")
-    monkeypatch.setattr(native, "_DIRECTORY", tmp_path)
+    monkeypatch.setattr(library, "_DIRECTORY", tmp_path)
     with pytest.raises(BackendUnavailable, match=r"too short.*Build it with"):
-        native.library.__wrapped__()
+        library.load.__wrapped__()
 
 
 def test_an_empty_argv_is_refused() -> None:

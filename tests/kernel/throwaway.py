@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_isolate.policy import Filesystem
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
-MS_REC, MS_PRIVATE = 1 << 14, 1 << 18
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 PR_SET_DUMPABLE = 4
 NOBODY = 65534
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -87,6 +87,21 @@ def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, d
     if _libc.mount(*words, ctypes.c_ulong(flags), None if data is None else data.encode()):
         error = ctypes.get_errno()
         raise OSError(error, f"mount {target}: {os.strerror(error)}")
+
+
+def interpreter_for_everyone() -> None:
+    """Shows this interpreter to plain users where a home of root hides it; all else in there stays hidden. For ``prepare``."""
+    prefix = os.path.realpath(sys.base_prefix)
+    parts = prefix.split("/")
+    ancestors = ["/".join(parts[: n + 1]) for n in range(1, len(parts))]
+    closed = next((path for path in ancestors if not os.stat(path).st_mode & 0o001), None)
+    if closed is None:
+        return
+    prefix_fd = os.open(prefix, os.O_PATH)
+    mount("tmpfs", closed, "tmpfs", 0, "mode=755")
+    os.makedirs(prefix)
+    mount(f"/proc/self/fd/{prefix_fd}", prefix, None, MS_BIND | MS_REC)
+    os.close(prefix_fd)
 
 
 def mount_table() -> str:

@@ -346,3 +346,34 @@ def test_a_test_that_freezes_pytests_clock_has_the_outcome_it_has_plainly(
     )
     plain("-p", "no:isolate").assert_outcomes(passed=1)
     isolated().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("args", [(), ("--isolate-scope=module",)], ids=["each", "module"])
+def test_junit_holds_what_the_tests_add_by_fixtures(
+    pytester: pytest.Pytester, isolated: Run, args: tuple[str, ...]
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture(scope="module", autouse=True)
+        def of_module(record_testsuite_property):
+            record_testsuite_property("made by", "a module's fixture")
+
+        def test_1(record_testsuite_property, record_xml_attribute):
+            record_testsuite_property("host", "first")
+            record_xml_attribute("owner", "ann")
+
+        def test_2(record_testsuite_property, record_xml_attribute):
+            record_testsuite_property("host", "second")
+            record_xml_attribute("owner", "bob")
+
+        def test_3(): pass
+        """
+    )
+    options = ("--junitxml=out.xml", "-o", "junit_family=xunit1", "-W", "ignore::pytest.PytestWarning")
+    isolated(*options, *args).assert_outcomes(passed=3)
+    suite = ET.parse(pytester.path / "out.xml").getroot()[0]
+    properties = [(found.get("name"), found.get("value")) for found in suite.find("properties") or ()]
+    assert properties == [("made by", "a module's fixture"), ("host", "first"), ("host", "second")]
+    assert [case.get("owner") for case in suite.iter("testcase")] == ["ann", "bob", None]

@@ -15,6 +15,7 @@ ALLOWED = {
         f"pytest_isolate.{name}"
         for name in (
             "policy",
+            "hardening",
             "outcome",
             "errors",
             "units",

@@ -64,7 +64,8 @@ class Row:
     """One environment. ``less``: limit -> the state it has here when that is not ``enforced``, for ``why``.
 
     ``ours_less`` says the same of the product, where it differs from the kernel: it may make good what the kernel lacks.
-    ``mode`` is the product's --isolate-cgroup; ``require`` the features its tests may not skip (ISOLATE_REQUIRE).
+    ``mode`` is the product's --isolate-cgroup; ``require`` the features its tests may not skip (ISOLATE_REQUIRE);
+    ``tests`` the project's own that are run there.
 
     ``packages``: None boots the host's own root; otherwise a Debian of ``root_suite`` with these packages.
     ``launch``: what is put before the command in the guest.
@@ -83,6 +84,7 @@ class Row:
     ours_less: Mapping[str, State] = field(default_factory=lambda: MappingProxyType({}))
     mode: Literal["auto", "v1", "v2", "systemd"] = "auto"
     require: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ("tests/kernel/cgroups",)
     timeout_s: float = 1200.0
 
     def expected(self, layer: str, limit: str) -> State:
@@ -121,9 +123,11 @@ ROWS = (
     ),
     Row(
         name="6.1",
-        why="Debian 12, unified cgroups, root: everything works",
+        why="Debian 12, unified cgroups, root: everything works, and every limit's verdict is told",
         kernel_suite="bookworm",
         require=_V2_TESTS,
+        tests=("tests/kernel/cgroups", "tests/kernel/test_sandbox_limits.py", "tests/pytest/test_limits.py"),
+        timeout_s=1800.0,
     ),
     Row(name="6.12", why="Debian 13, unified cgroups, root", kernel_suite="trixie", require=_V2_TESTS),
     Row(

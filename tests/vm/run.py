@@ -76,7 +76,7 @@ def _everything(row: Row) -> str:
     commands = (
         command(row, "python -m tests.vm.inside", row.launch),
         command(row, f"python -m tests.vm.ours {row.mode} {limits}", shell),
-        command(row, f"python -m tests.vm.ours {row.mode} {' '.join(SUITES)}", row.launch),
+        command(row, f"python -m tests.vm.ours {row.mode} {' '.join((*SUITES, *row.tests))}", row.launch),
     )
     return "\n".join(commands)
 

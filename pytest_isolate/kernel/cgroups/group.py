@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import CleanupError, SetupError
@@ -32,6 +33,31 @@ if TYPE_CHECKING:
 _NOTHING = Limits()
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a cgroup with these limits is made: where its directories are, and what is written to them."""
+
+    limits: Limits
+    needed: frozenset[str]
+    branches: tuple[Branch, ...]
+    table: tuple[tuple[Branch, Setting], ...]
+
+
+def table_of(
+    branch_of: Mapping[str, Branch], controllers: Iterable[str], limits: Limits, old: Limits = _NOTHING
+) -> list[tuple[Branch, Setting]]:
+    """The files of ``controllers`` to write for new limits over old ones, each with the branch it is in.
+
+    Raises:
+        BackendUnavailable, PolicyError: a limit that cannot be.
+    """
+    return [
+        (branch_of[name], setting)
+        for name in sorted(controllers)
+        for setting in VERSIONS[branch_of[name].version].TABLES[name](limits, old)
+    ]
+
+
 class Cgroup:
     """A live cgroup. Context manager: leaving it closes the fds and removes the directories, without waiting.
 
@@ -51,16 +77,18 @@ class Cgroup:
         self.counters = Counters(name, branch_of, self._places)
         self._owner = os.getpid()
 
-    def make(self, branches: Iterable[Branch], limits: Limits, needed: frozenset[str]) -> None:
-        """Make the directories and set the limits, of ``needed`` controllers. On any failure nothing is left.
+    def make(self, recipe: Recipe) -> None:
+        """Make the directories and set the limits. On any failure nothing is left.
 
         Raises:
             SetupError: step ``cgroup <file>``, errno. BackendUnavailable, PolicyError: a limit that cannot be.
         """
         try:
-            for branch in branches:
+            for branch in recipe.branches:
                 self._grow(branch)
-            self._set(limits, needed, needed)
+            for branch, setting in recipe.table:
+                self._write(branch, setting)
+            self.limits, self.counters.limited = recipe.limits, recipe.needed
         except BaseException:
             self.close()
             raise
@@ -146,15 +174,8 @@ class Cgroup:
             SetupError: step ``cgroup <file>``; EBUSY when v1 memory in use is above the new limit.
         """
         needed = controllers_for(limits)
-        self._set(limits, needed, needed | self.counters.limited)
-
-    def _set(self, limits: Limits, needed: frozenset[str], touched: frozenset[str]) -> None:
-        """``touched``: the controllers of the new limits (``needed``) and of those that held until now."""
-        table = [
-            (self._branch_of[name], setting)
-            for name in sorted(touched)
-            for setting in VERSIONS[self._branch_of[name].version].TABLES[name](limits, self.limits)
-        ]
+        touched = needed | self.counters.limited  # those of the new limits, and of those that held until now
+        table = table_of(self._branch_of, touched, limits, self.limits)
         for name in touched:
             self._reach(self._branch_of[name], name)
         for branch, setting in table:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_isolate.errors import BackendUnavailable, CleanupError, IsolateError, PolicyError, SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs, placement, processes, stale
-from pytest_isolate.kernel.cgroups.group import Cgroup
+from pytest_isolate.kernel.cgroups.group import Cgroup, Recipe, table_of
 from pytest_isolate.kernel.cgroups.layout import CONTROLLERS, Hierarchy, Layout, discover
 from pytest_isolate.kernel.cgroups.processes import Place
 from pytest_isolate.kernel.cgroups.settings import controllers_for
@@ -37,6 +37,9 @@ ACCOUNTING = frozenset({"memory", "pids", "cpuacct"})
 _NAME_LENGTH = 120
 #: Removals that may wait for a call of tidy() before create() does them itself.
 _BACKLOG = 32
+#: Recipes kept; a run with more different limits forgets them all and starts anew.
+_RECIPES = 256
+_NOTHING = Limits()
 _DELEGATE = "use --isolate-cgroup=systemd, or systemd-run --user --scope -p Delegate=yes"
 
 
@@ -87,6 +90,7 @@ class CgroupManager:
         self._live: dict[str, Cgroup] = {}
         self._doomed: deque[Place] = deque()
         self._serial = itertools.count(1)
+        self._recipes: dict[tuple[int, frozenset[str]], Recipe] = {}
         self._owner = os.getpid()
         self._closed = False
         run = stale.run_name(run_id)
@@ -174,18 +178,31 @@ class CgroupManager:
         """
         if len(self._doomed) > _BACKLOG:
             self.tidy()
-        limits = limits or Limits()
+        if self._closed:
+            raise SetupError("cgroup create", 9, detail="(the run's cgroups are closed)")
+        recipe = self._recipe(limits or _NOTHING, accounting)
+        serial = next(self._serial)
+        cgroup = Cgroup(f"{serial}-{stale.safe(name, _NAME_LENGTH)}", self._home, self._forget)
+        cgroup.make(recipe)
+        self._live[cgroup.name] = cgroup
+        return cgroup
+
+    def _recipe(self, limits: Limits, accounting: frozenset[str]) -> Recipe:
+        """What to make and to write for ``limits``: a run has few of them, and many sandboxes of each."""
+        known = self._recipes.get((id(limits), accounting))
+        if known is not None:
+            return known
         needed = controllers_for(limits)
         self._require(needed)
         wanted = needed | self._counted(accounting)
         branches = [branch for branch in self.branches if branch.version == 2 or branch.controllers & wanted]
         for branch in branches:
             branch.enable(needed)
-        serial = next(self._serial)
-        cgroup = Cgroup(f"{serial}-{stale.safe(name, _NAME_LENGTH)}", self._home, self._forget)
-        cgroup.make(branches, limits, needed)
-        self._live[cgroup.name] = cgroup
-        return cgroup
+        if len(self._recipes) >= _RECIPES:
+            self._recipes.clear()
+        recipe = Recipe(limits, needed, tuple(branches), tuple(table_of(self._home, needed, limits)))
+        self._recipes[id(limits), accounting] = recipe  # it keeps the limits, so that their id stays theirs
+        return recipe
 
     def _forget(self, name: str, held: list[Place]) -> None:
         """A cgroup was closed; ``held`` are the directories that could not go yet."""
@@ -193,8 +210,6 @@ class CgroupManager:
         self._doomed.extend(held)
 
     def _require(self, needed: frozenset[str]) -> None:
-        if self._closed:
-            raise SetupError("cgroup create", 9, detail="(the run's cgroups are closed)")
         for controller in sorted(needed - self._home.keys()):
             missing = self._capability(controller)
             raise BackendUnavailable(f"cgroup controller {controller}", missing.reason, missing.remedy)

@@ -1,4 +1,4 @@
-"""From making to removal: kill, freeze, sweep, odd hosts, and nothing left behind."""
+"""From making to removal: kill, freeze, odd hosts, and nothing left behind. The sweep is in test_stale.py."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import errno
 import mmap
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from pytest_isolate.errors import BackendUnavailable, CleanupError, PolicyError, SetupError
-from pytest_isolate.kernel.cgroups import open_manager, stale
+from pytest_isolate.kernel.cgroups import open_manager
 from pytest_isolate.kernel.cgroups.layout import Layout
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import Limits
@@ -68,23 +66,23 @@ def test_a_child_that_joined_is_held_in_every_hierarchy(manager, nursery, until)
 
 def test_a_process_that_moves_itself_out_is_found(manager, nursery):
     """Root in a sandbox that can write cgroupfs can leave: documented, and to be seen before the kill."""
-    with manager.create("gw0-runaway") as cgroup:
+    with manager.create("gw0-runaway") as cgroup, manager.create("gw0-elsewhere") as elsewhere:
         branch = next(b for b in manager.branches if b.version == 2 or "pids" in b.controllers)
-
+        refuge = f"{branch.path}/{elsewhere.name}/cgroup.procs"  # a leaf: v2 takes no process above one
         heard, away = os.pipe()
 
         def run_away():
-            with open(f"{branch.parent}/cgroup.procs", "w") as procs:
+            with open(refuge, "w") as procs:
                 procs.write("0")
             os.write(away, b".")
             time.sleep(60)
 
         child = nursery.start(cgroup, run_away)
-        os.read(heard, 1)
+        os.close(away)
+        with open(heard, "rb") as told:
+            assert told.read(1) == b".", "it could not move"
         assert cgroup.escaped(child.pid) == (("v2",) if branch.version == 2 else tuple(sorted(branch.controllers)))
         assert not cgroup.holds(child.pid)
-        os.close(heard)
-        os.close(away)
 
 
 def test_freeze_stops_the_clock_and_thaw_starts_it_again(manager, need, nursery, until):
@@ -101,6 +99,31 @@ def test_freeze_stops_the_clock_and_thaw_starts_it_again(manager, need, nursery,
         assert cgroup.freeze()
         cgroup.kill()
         assert child.wait() == -signal.SIGKILL
+
+
+def test_v1s_freezer_is_joined_only_to_freeze_and_then_by_everyone(open_run, require, nursery, until):
+    with open_run(1) as manager:
+        able = manager.capabilities()["freezer"]
+        require("cgroup1", able.available, able.reason)
+        place = next(branch.path for branch in manager.branches if "freezer" in branch.controllers)
+
+        def four():
+            for _ in range(3):
+                if os.fork() == 0:
+                    break
+            time.sleep(60)
+
+        with manager.create("gw0-late-ice") as cgroup:
+            child = nursery.start(cgroup, four)
+            until(lambda: len(cgroup.pids()) == 4)
+            assert not cgroup.nobody()
+            assert not os.path.exists(f"{place}/{cgroup.name}")
+            assert cgroup.freeze()
+            with open(f"{place}/{cgroup.name}/cgroup.procs") as file:
+                assert sorted(map(int, file)) == cgroup.pids()
+            cgroup.kill()
+            child.wait()  # a zombie counts until it is collected; its children's collector is init
+            until(cgroup.nobody)
 
 
 def test_kill_ends_a_tree_that_forks_all_the_time(manager, nursery, until):
@@ -189,12 +212,12 @@ def test_a_process_that_will_not_die_in_time_is_named(manager, nursery, until):
 
         heard, ready = os.pipe()
         child = nursery.start(cgroup, fill_and_wait)
-        os.read(heard, 1)
+        os.close(ready)
+        with open(heard, "rb") as told:
+            assert told.read(1) == b"."
         with pytest.raises(CleanupError, match=rf"still there after 0 s: pid {child.pid} \("):
             cgroup.kill(deadline_s=0)
         child.stop()
-        os.close(heard)
-        os.close(ready)
 
 
 def test_a_directory_removed_under_us_is_a_clear_answer_everywhere(manager):
@@ -277,95 +300,6 @@ def test_an_explicit_mode_that_the_host_has_not_is_an_error():
         open_manager("tests", mode="v2", layout=Layout())
     with pytest.raises(PolicyError, match="Use auto, v1, v2, systemd"):
         open_manager("tests", mode="v3")
-
-
-_RUN_THAT_DIES = """
-import os, sys, time
-from pytest_isolate.kernel.cgroups import open_manager
-manager = open_manager("victim", mode=sys.argv[1])
-fds = manager.create("left").all_procs_fds
-pid = os.fork()
-if pid == 0:
-    for fd in fds:
-        os.write(fd, b"0")
-    os.setsid()
-    os.close(1)
-    time.sleep(120)
-    os._exit(0)
-print(pid, *(branch.path for branch in manager.branches), flush=True)
-sys.stdin.read()
-os.kill(os.getpid(), 9)
-"""
-
-
-def test_a_dead_runs_directory_is_swept_with_the_process_in_it_and_a_live_ones_is_not(version, open_run, until):
-    mode = f"v{version}"
-    with open_run(version, "before"):
-        pass  # cgroups can be made here: else this test is skipped
-    command = [sys.executable, "-c", _RUN_THAT_DIES, mode]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        orphan, *paths = run.stdout.readline().split()
-        until(lambda: all(_holds(path, orphan) for path in paths))
-        with open_manager("living", mode=mode):
-            assert all(map(os.path.isdir, paths)), "a live run was swept"
-        assert os.path.exists(f"/proc/{orphan}/exe")
-    assert run.returncode == -signal.SIGKILL
-    assert all(map(os.path.isdir, paths)), "the dead run cleaned up after itself, so this test shows nothing"
-    with open_manager("next", mode=mode) as manager:
-        assert not any(map(os.path.exists, paths))
-        assert manager.left_behind == []
-    until(lambda: not _runs(orphan))
-
-
-def _holds(path, pid):
-    """True when every cgroup of that run's sandbox holds ``pid``; a run may have hierarchies no sandbox needed."""
-    for name in os.listdir(path):
-        if "left" in name:
-            with open(f"{path}/{name}/cgroup.procs") as file:
-                if pid not in file.read().split():
-                    return False
-    return True
-
-
-def _runs(pid):
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def test_a_run_of_another_pid_namespace_is_not_judged_by_its_pid(require):
-    here = os.stat("/proc/self/ns/pid").st_ino
-    assert stale.is_dead(stale.Owner(2**22 + 1, 1, here))
-    assert stale.is_dead(stale.Owner(os.getpid(), 1, here)), "the number was used again by a later process"
-    mine = stale.owner(stale.run_name("x-1"))
-    assert not stale.is_dead(mine)
-    child = subprocess.Popen(
-        [
-            "unshare",
-            *([] if os.geteuid() == 0 else ["--user"]),
-            "--pid",
-            "--fork",
-            sys.executable,
-            "-c",
-            "import sys; print(flush=True); sys.stdin.read()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    with child:
-        made = child.stdout.readline()
-        require("namespace-pid", bool(made), "unshare cannot make one")
-        with open(f"/proc/{child.pid}/task/{child.pid}/children") as file:
-            inside = os.stat(f"/proc/{file.read().split()[0]}/ns/pid").st_ino
-        assert inside != here
-        assert not stale.is_dead(stale.Owner(1, 1, inside))
-    first = here == 0xEFFFFFFC  # only the initial namespace sees that nobody is left in another one
-    assert stale.is_dead(stale.Owner(1, 1, inside)) is first
-
-
-@pytest.mark.parametrize("name", ["pytest-isolate-", "pytest-isolate-x-1-2", "other-1-2-3", "pytest-isolate--1-2-3"])
-def test_a_foreign_name_is_nobodys_run(name):
-    assert stale.owner(name) is None
 
 
 def test_a_thousand_sandboxes_leave_no_directory_and_no_descriptor(manager):

@@ -208,20 +208,21 @@ def disk_to_read(tmp_path, size_bytes):
     return str(path)
 
 
-def test_reads_of_a_disk_are_held_to_their_rate(manager, need, nursery, require, tmp_path):
+@pytest.mark.parametrize("rate", [{"read_bps": 2 * MIB}, {"read_iops": 8}], ids=["bytes", "operations"])
+def test_reads_of_a_disk_are_held_to_their_rate(manager, need, nursery, require, tmp_path, rate):
     need("io")
-    size = 4 * MIB
+    size, piece = (4 * MIB, MIB) if "read_bps" in rate else (MIB, MIB // 16)  # 2 s either way
     path = disk_to_read(tmp_path, size)
     try:
-        cgroup = manager.create("gw0-io", Limits(io=(IoLimit(path=path, read_bps=2 * MIB),)))
+        cgroup = manager.create("gw0-io", Limits(io=(IoLimit(path=path, **rate),)))
     except PolicyError as error:
         require(f"cgroup{manager.branches[0].version}-blockdevice", False, str(error))
         raise
 
     def read_directly():
-        buffer = mmap.mmap(-1, MIB)  # page-aligned, as O_DIRECT wants it
+        buffer = mmap.mmap(-1, piece)  # page-aligned, as O_DIRECT wants it
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        for _ in range(size // MIB):
+        for _ in range(size // piece):
             os.readv(fd, [buffer])
 
     with cgroup:
@@ -234,7 +235,7 @@ def test_reads_of_a_disk_are_held_to_their_rate(manager, need, nursery, require,
         assert nursery.run(cgroup, read_directly) == 0
         held_s = time.monotonic() - start
         usage = cgroup.usage()
-    assert held_s > 1.2, "4 MiB at 2 MiB a second"
+    assert held_s > 1.2, "4 MiB at 2 MiB a second, 16 reads at 8 a second"
     assert unheld_s < held_s / 2
     assert usage.io_read_bytes >= size
     assert usage.io_read_ops > 0

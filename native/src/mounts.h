@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mounts.h - what the mount table's two halves share: finding and making targets, and mounting on them.
+ */
+#ifndef ISO_MOUNTS_H
+#define ISO_MOUNTS_H
+
+#include <errno.h>
+#include <stddef.h>
+
+#include "launch.h"
+
+struct builder {
+	const char *root; /* target of the PIVOT to come, or NULL */
+	size_t root_length;
+};
+
+/* A target, pinned: fd is O_PATH; name is what mount(2) is told. */
+struct place {
+	int fd;
+	char name[32];
+};
+
+static inline long result(long ret)
+{
+	return ret < 0 ? -errno : ret;
+}
+
+/* targets.c: an O_PATH descriptor, or -errno. */
+int iso_open_target(const struct builder *b, const char *target);
+int iso_find_place(const struct builder *b, const char *target, struct place *place);
+
+/* targets.c: missing parents are made, what is there stays; 0 or -errno. */
+int iso_make_dir(const struct builder *b, const struct iso_mount *op);
+int iso_make_file(const struct builder *b, const struct iso_mount *op);
+int iso_make_symlink(const struct builder *b, const struct iso_mount *op);
+
+#endif

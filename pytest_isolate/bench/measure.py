@@ -1,0 +1,76 @@
+"""Runs competitors in turns and keeps every sample.
+
+Owns: the turns (A B A B: what the machine does meanwhile hits all alike), medians and percentiles, the call of isolate-bench.
+Refuses: to know what is measured. All times are nanoseconds; a sample below zero is the -errno of an operation that failed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_isolate.kernel.library import find
+
+Batch = Callable[[int], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long to measure: ``rounds`` turns of ``batch`` operations each; ``only``: the rows that are asked for."""
+
+    rounds: int = 10
+    batch: int = 20
+    only: frozenset[str] = frozenset()
+
+    def wants(self, row: str) -> bool:
+        return not self.only or row in self.only
+
+
+@dataclass(slots=True)
+class Samples:
+    """What one competitor did."""
+
+    times_ns: list[int] = field(default_factory=list)
+    errors: int = 0
+
+    def add(self, batch: Sequence[int]) -> None:
+        self.times_ns += [sample for sample in batch if sample >= 0]
+        self.errors += sum(sample < 0 for sample in batch)
+
+    @property
+    def median_ns(self) -> float:
+        return statistics.median(self.times_ns) if self.times_ns else math.nan
+
+    @property
+    def p99_ns(self) -> float:
+        return sorted(self.times_ns)[max(0, math.ceil(len(self.times_ns) * 0.99) - 1)] if self.times_ns else math.nan
+
+    @property
+    def per_second(self) -> float:
+        """Operations one after the other: by the mean, which pays for every slow one."""
+        return 1e9 / statistics.fmean(self.times_ns) if self.times_ns else 0.0
+
+
+def in_turns(competitors: Mapping[str, Batch], effort: Effort) -> dict[str, Samples]:
+    """Every competitor once in each round. Who goes first changes from round to round."""
+    found = {name: Samples() for name in competitors}
+    names = list(competitors)
+    for turn in range(effort.rounds):
+        for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            found[name].add(competitors[name](effort.batch))
+    return found
+
+
+def lines_of(command: Sequence[str], *, cwd: str | None = None) -> list[int]:
+    """The samples that a program prints; one failure where it fails itself."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    return [int(line) for line in done.stdout.split()] if done.returncode == 0 else [-1]
+
+
+def bench(*words: str | int | Path) -> list[str]:
+    """The command line of isolate-bench."""
+    return [str(find("isolate-bench")), *map(str, words)]

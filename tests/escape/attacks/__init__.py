@@ -1,0 +1,1 @@
+"""One attack a file: each says what it tries, where it must work (its control), and where it must not."""
