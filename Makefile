@@ -2,6 +2,7 @@
 # .ci/prepare installs what the system lacks, by name, and says what for; the rest lives in .venv and build/.
 PYTHON ?= python3
 ARGS ?=
+EXTRAS ?= test
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(wildcard native/Makefile native/src/* native/include/* bpf/Makefile bpf/*.[ch])
 
@@ -23,14 +24,14 @@ prepared:
 	@echo "== a virtual environment in .venv, with this checkout in it"
 	@test -d .venv || rm -f .venv # a plain file is what tox leaves to say where its environment is
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -e '.[test]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -e '.[$(EXTRAS)]'
 	@touch $@
 
 try: .venv/.installed
 	@$(BIN)/python .ci/try.py $(ARGS)
 
 test: .venv/.installed
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -p no:asyncio $(ARGS)
 
 .venv/.tox: | .venv/.installed
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q 'tox>=4.14'

@@ -56,6 +56,8 @@ USUALLY_WRITABLE = ("/tmp", "/var/tmp", "/dev", "/proc")
 class Landlock:
     """What may be opened beneath which paths, as the sandbox sees them; all else answers EACCES. Source: landlock(7).
 
+    Modes, owners and times of files are not governed by any ABI so far.
+
     Attributes:
         read: what lies beneath may be read, listed and executed.
         write: everything may be done beneath.

@@ -76,7 +76,12 @@ int library_start(const struct row *row, int program_fd, const char *init, const
 				.envp = PTR(envp)};
 	struct iso_child child;
 	struct iso_failure failure;
+	static void *arena;
 	int err;
+
+	if (!arena)
+		arena = iso_arena();
+	exec.arena = PTR(arena);
 
 	if (row->namespaces & CLONE_NEWUSER) {
 		plan.uid_map = PTR(&uid);

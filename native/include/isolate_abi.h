@@ -183,7 +183,8 @@ struct iso_plan {
 	X(uint32_t, stdin_fd_plus1, 40)                                                                                \
 	X(uint32_t, stdout_fd_plus1, 44)                                                                               \
 	X(uint32_t, stderr_fd_plus1, 48)                                                                               \
-	X(uint32_t, pad, 52)
+	X(uint32_t, pad, 52)                                                                                           \
+	X(uint64_t, arena, 56) /* memory of iso_arena(), of no other start meanwhile; 0: made and unmade for this one */
 struct iso_exec {
 	ISO_EXEC_FIELDS(ISO_DECLARE_FIELD)
 };

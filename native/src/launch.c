@@ -208,7 +208,7 @@ void iso_launch_close(struct launch *l)
 	close_fd(&l->parent_pidfd);
 	close_fd(&l->init_fd);
 	close_fd(&l->proc_fd);
-	if (l->arena)
+	if (l->arena && !l->borrowed_arena)
 		munmap(l->arena, ISO_ARENA_BYTES);
 	unblock_signals(l);
 }

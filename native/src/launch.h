@@ -61,6 +61,7 @@ struct launch {
 	struct sigaction caller_sigchld; /* written by the init before it starts the main process */
 	jmp_buf caller_stack;		 /* where the forked main process goes on */
 	char *arena;			 /* two stacks and the texts of the maps */
+	bool borrowed_arena;		 /* the caller keeps it */
 	char *init_stack, *main_stack, *uid_text, *gid_text;
 	struct iso_clone clone; /* of the first child */
 	/* Written by the child. */

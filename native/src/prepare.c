@@ -121,22 +121,38 @@ static void forget_old_frames(char *at, size_t bytes)
 #endif
 }
 
-static int open_arena(struct launch *l)
+static char *second_stack(char *arena)
+{
+	return arena + ISO_GUARD_BYTES + ISO_STACK_BYTES + ISO_GUARD_BYTES;
+}
+
+void *iso_arena(void)
 {
 	char *at =
 		mmap(NULL, ISO_ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (at == MAP_FAILED)
-		return -errno;
-	forget_old_frames(at, ISO_ARENA_BYTES);
-	l->arena = at;
-	l->init_stack = at + ISO_GUARD_BYTES;
-	l->main_stack = l->init_stack + ISO_STACK_BYTES + ISO_GUARD_BYTES;
+		return NULL;
+	if (!mprotect(at, ISO_GUARD_BYTES, PROT_NONE) &&
+	    !mprotect(second_stack(at) - ISO_GUARD_BYTES, ISO_GUARD_BYTES, PROT_NONE))
+		return at;
+	munmap(at, ISO_ARENA_BYTES);
+	return NULL;
+}
+
+static int open_arena(struct launch *l)
+{
+	char *given = l->exec ? (char *)(uintptr_t)l->exec->arena : NULL;
+
+	l->arena = given ? given : iso_arena();
+	if (!l->arena)
+		return -ENOMEM;
+	l->borrowed_arena = given;
+	forget_old_frames(l->arena, ISO_ARENA_BYTES);
+	l->init_stack = l->arena + ISO_GUARD_BYTES;
+	l->main_stack = second_stack(l->arena);
 	l->uid_text = l->main_stack + ISO_STACK_BYTES;
 	l->gid_text = l->uid_text + ISO_MAP_TEXT_BYTES;
-	if (mprotect(at, ISO_GUARD_BYTES, PROT_NONE) ||
-	    mprotect(l->main_stack - ISO_GUARD_BYTES, ISO_GUARD_BYTES, PROT_NONE))
-		return -errno;
 	return 0;
 }
 

@@ -146,6 +146,8 @@ int iso_await(const struct iso_child *child, int timeout_ms, struct iso_exit *re
 	bool has_init = child->init_pidfd >= 0;
 	int ready;
 
+	if (!has_init && timeout_ms < 0)
+		return iso_wait(child->main_pidfd, 1, result);
 	if (has_init) {
 		watched[0].fd = child->status_fd;
 		watched[1] = (struct pollfd){.fd = child->init_pidfd, .events = POLLIN};

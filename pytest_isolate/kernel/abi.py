@@ -136,6 +136,7 @@ class Exec(Structure):
         ("stdout_fd_plus1", c_uint32),
         ("stderr_fd_plus1", c_uint32),
         ("pad", c_uint32),
+        ("arena", c_uint64),
     )
 
 

@@ -201,7 +201,8 @@ class Child:
             return
         if self.init_pidfd < 0:
             self._kill_group()
-            self.signal(signal.SIGKILL)
+            if not self._collected:
+                self.signal(signal.SIGKILL)
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)

@@ -27,6 +27,7 @@ class Library:
     wait: Any
     await_: Any
     end_tree: Any
+    arena: Any
     step_name: Any
     hooks: abi.Hooks
 
@@ -74,7 +75,8 @@ def functions() -> Library:
     released = load()
     held = ctypes.PyDLL(None, handle=released._handle)
     plan, failure, child = (ctypes.POINTER(kind) for kind in (abi.Plan, abi.Failure, abi.Child))
-    name = released.iso_step_name
+    arena, name = released.iso_arena, released.iso_step_name
+    arena.argtypes, arena.restype = (), ctypes.c_void_p
     name.argtypes, name.restype = (ctypes.c_int32,), ctypes.c_char_p
     return Library(
         spawn=_prototype(released.iso_spawn, plan, ctypes.POINTER(abi.Exec), child, failure),
@@ -82,6 +84,7 @@ def functions() -> Library:
         wait=_prototype(released.iso_wait, ctypes.c_int, ctypes.c_int, ctypes.POINTER(abi.Exit)),
         await_=_prototype(released.iso_await, child, ctypes.c_int, ctypes.POINTER(abi.Exit)),
         end_tree=_prototype(released.iso_end_tree, child),
+        arena=arena,
         step_name=name,
         hooks=abi.Hooks(
             prepare=_hook("PyOS_BeforeFork"),

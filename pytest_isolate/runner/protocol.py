@@ -278,9 +278,9 @@ class Isolation(reporter.Listener):
         """Order what comes next now, so that a child whose test passed need not wait until we have told of it.
 
         Not where somebody would see or count the difference: output that is not captured, a debugger, a cgroup, a
-        network policy; and not where somebody else chooses the next item.
+        network policy, a plugin's hook; and not where somebody else chooses the next item.
         """
-        if following is None or worker.cgroup is not None or worker.network is not None:
+        if following is None or any((worker.cgroup, worker.network, worker.life)):
             return
         if self._may_order_ahead is None:
             self._may_order_ahead = not self._debugs() and compat.runs_in_order(self._config)

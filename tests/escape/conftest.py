@@ -34,4 +34,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def _lines(rows: list[tuple[str, str, str, str]]) -> Iterator[str]:
     for attack, who, control, end in [("attack", "by", "control", "in the sandbox"), *rows]:
-        yield f"{attack:<58} {who:<5} {control:<9} {end}"
+        yield f"{attack:<71} {who:<5} {control:<9} {end}"

@@ -64,8 +64,24 @@ def test_changes_below_an_overlay_are_listed_and_thrown_away(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_seccomp_profile_and_landlock_hold(require: Callable[[str, bool, str], None], tmp_path: Path) -> None:
+    for name in ("seccomp_default", "landlock"):
+        feature = probe.feature(name)
+        require(name, feature.available, feature.reason)
+    unshare = ("--", "unshare", "--uts", "true")
+    assert run("--namespaces", "+user", *unshare).returncode == 0
+    assert run("--namespaces", "+user", "--seccomp", "default", *unshare).returncode == 1
+    assert run("--landlock", "yes", "--landlock-write", "/tmp,/dev", "--", "touch", f"{tmp_path}/x").returncode == 0
+    assert run("--landlock", "yes", "--landlock-write", "/dev", "--", "touch", f"{tmp_path}/y").returncode == 1
+
+
 def test_what_has_no_meaning_is_one_line_and_status_2() -> None:
-    for words in (["--memory", "-1", "--", "true"], ["--fs", "overlay:/no/such/place", "--", "true"], ["--"]):
+    for words in (
+        ["--memory", "-1", "--", "true"],
+        ["--fs", "overlay:/no/such/place", "--", "true"],
+        ["--seccomp", "defualt", "--", "true"],
+        ["--"],
+    ):
         done = run(*words)
         assert done.returncode == 2, words
         assert "Traceback" not in done.stderr

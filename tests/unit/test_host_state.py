@@ -56,7 +56,7 @@ def test_a_run_that_leaves_a_process_fails_and_says_so(pytester: pytest.Pytester
         """
         import subprocess
         def test_leaves():
-            subprocess.run("sleep 3 >/dev/null 2>&1 & echo $! > left", shell=True)
+            subprocess.run("sleep 60 >/dev/null 2>&1 & echo $! > left", shell=True)
         """
     )
     root = str(Path(__file__).parents[2])
@@ -64,7 +64,7 @@ def test_a_run_that_leaves_a_process_fails_and_says_so(pytester: pytest.Pytester
     result = pytester.runpytest()
     os.kill(int((pytester.path / "left").read_text()), 9)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*the host is not as it was before*", "process *: sleep 3*"])
+    result.stdout.fnmatch_lines(["*the host is not as it was before*", "process *: sleep 60*"])
 
 
 def test_a_cgroup_belongs_to_another_run_only_while_its_owner_lives() -> None:

@@ -1,9 +1,9 @@
-"""The same by clone(2)."""
+"""A user namespace of its own, by clone(2)."""
 
 from tests.escape.attack import Attack
 
 ATTACK = Attack(
-    what="the same by clone(2)",
+    what="a user namespace of its own, by clone(2)",
     program="""
 NR = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
 def act():

@@ -1,9 +1,9 @@
-"""The same without a PID namespace, by a Landlock scope."""
+"""A signal to a process outside, against a Landlock scope."""
 
 from tests.escape.attack import Attack, sleeper
 
 ATTACK = Attack(
-    what="the same without a PID namespace, by a Landlock scope",
+    what="a signal to a process outside, against a Landlock scope",
     program="""attempt(lambda: os.kill(int(sys.argv[1]), 0))""",
     refused=("EPERM",),
     host=sleeper,
