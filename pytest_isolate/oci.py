@@ -68,7 +68,7 @@ def _namespaces(policy: Policy) -> set[str]:
 def _process(policy: Policy, argv: Sequence[str], run: Run, own_kernel: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "terminal": False,
-        "user": {"uid": os.geteuid(), "gid": os.getegid(), "additionalGids": os.getgroups()},
+        "user": _user(policy),
         "args": list(argv),
         "env": [f"{name}={value}" for name, value in run.env.items()],
         "cwd": run.cwd,
@@ -78,6 +78,14 @@ def _process(policy: Policy, argv: Sequence[str], run: Run, own_kernel: bool) ->
     kept = policy.hardening.capabilities
     found["capabilities"] = dict.fromkeys(_CAPABILITY_SETS, sorted(_held(own_kernel) if kept is None else kept))
     return found
+
+
+def _user(policy: Policy) -> dict[str, Any]:
+    """Ourselves; a runtime sets a umask of its own where none is given."""
+    ourselves: dict[str, Any] = {"uid": os.geteuid(), "gid": os.getegid(), "additionalGids": os.getgroups()}
+    if policy.hardening.umask is None:
+        return ourselves
+    return {**ourselves, "umask": policy.hardening.umask}
 
 
 def _held(own_kernel: bool) -> set[str]:

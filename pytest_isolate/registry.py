@@ -34,11 +34,6 @@ _BUILT_IN: dict[str, Callable[[], Backend]] = {"native": _native, "fork": _fork}
 _QUALITY = {"native": 100, "fork": 10}
 #: What a plugin's ``lacks`` may take before it counts as hanging.
 PROBE_S = 10.0
-_INSTEAD = {
-    "tests": "use --isolate-mode=fresh, or sandbox.run for programs",
-    "fresh": "use --isolate-mode=fork",
-    "programs": "use the native backend",
-}
 _KINDS = {"tests": "test functions", "fresh": "fresh interpreters", "programs": "programs"}
 
 _made: dict[str, Backend] = {}
@@ -120,13 +115,21 @@ def _in_order(names: Sequence[str], hooks: Hooks | None) -> Iterator[Backend]:
 
 def _lacking(backend: Backend, policy: Policy, kind: Kind) -> list[str]:
     if kind not in getattr(backend, "runs", ("programs",)):
-        return [f"{_KINDS[kind]}: it starts none. {_INSTEAD[kind].capitalize()}"]
+        return [f"{_KINDS[kind]}: it starts none. {_instead(backend, kind)}"]
     if backend.name in _BUILT_IN:
         return backend.lacks(policy)
     return _answer_in_time(backend, policy)
 
 
 _answers: dict[tuple[int, int], tuple[Backend, Policy, list[str]]] = {}
+
+
+def _instead(backend: Backend, kind: Kind) -> str:
+    """What else may be asked of it."""
+    others = getattr(backend, "runs", frozenset({"programs"}))
+    if kind == "tests" and "fresh" in others:
+        return "Use --isolate-mode=fresh"
+    return "Use it for programs, by sandbox.run" if "programs" in others else "Use the native backend"
 
 
 def _answer_in_time(backend: Backend, policy: Policy) -> list[str]:

@@ -21,10 +21,12 @@ from typing import Literal
 from pytest_isolate.backend import Kind, Process
 from pytest_isolate.capability import Capability, needs
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
+from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, native
+from pytest_isolate.kernel.child import Child, Exited
+from pytest_isolate.kernel.compiled import Joined
 from pytest_isolate.kernel.filesystem.entries import entries
 from pytest_isolate.kernel.filesystem.tree import Tree
-from pytest_isolate.kernel.native import Exited, Joined
 from pytest_isolate.kernel.plan import Plan
 from pytest_isolate.kernel.rlimits import compile_rlimits
 from pytest_isolate.outcome import ExitStatus, Leftover
@@ -34,7 +36,15 @@ __all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "ToolBackend", "ToolProcess
 
 #: What holds for every tool, because it is started as any program is.
 BY_OURSELVES = frozenset(
-    {Capability.SESSION, Capability.RLIMITS, Capability.GROUP_LIMITS, Capability.NETWORK_RULES, Capability.CLOSE_FDS}
+    {
+        Capability.SESSION,
+        Capability.RLIMITS,
+        Capability.GROUP_LIMITS,
+        Capability.NETWORK_RULES,
+        Capability.CLOSE_FDS,
+        Capability.UMASK,
+        Capability.ENVIRONMENT,
+    }
 )
 _TRIAL_S = 8.0
 _MAX_PLANS = 256
@@ -209,8 +219,10 @@ class ToolBackend:
     ) -> Process:
         if not self.path:
             raise BackendUnavailable(f"backend {self.name}", f"{self.tool} is not on PATH", self.install)
-        _check_program(policy, argv[0], os.environ if env is None else env, cwd)
-        run = Run(os.environ if env is None else env, cwd or os.getcwd())
+        if env is None:
+            env = os.environ if policy.hardening.environment == "keep" else scrubbed(os.environ)
+        _check_program(policy, argv[0], env, cwd)
+        run = Run(env, cwd or os.getcwd())
         with run.undo:
             words = self.command(policy, argv, run)
             child = native.spawn(
@@ -244,6 +256,7 @@ def _compiled(policy: Policy, keep_fds: tuple[int, ...], sets_rlimits: bool) -> 
             new_session=policy.session,
             monitor=policy.session,
             close_fds=policy.hardening.close_fds,
+            umask=-1 if policy.hardening.umask is None else policy.hardening.umask,
             keep_fds=keep_fds,
         )
         known = _plans[key] = policy, plan
@@ -268,7 +281,7 @@ def _last_line(fd: int) -> list[str]:
 class ToolProcess:
     """The tool, the program in it, and the monitor that ends both: a Process."""
 
-    def __init__(self, backend: ToolBackend, child: native.Child, run: Run, stderr_fd: int) -> None:
+    def __init__(self, backend: ToolBackend, child: Child, run: Run, stderr_fd: int) -> None:
         self._backend = backend
         self._child = child
         self._run = run

@@ -58,8 +58,8 @@ class Gvisor(ToolBackend):
         }
     )
 
-    #: What never leaves gVisor's own network meets no rule of the host's.
-    undoes = frozenset({Capability.NETWORK_RULES})
+    #: What never leaves gVisor's own network meets no rule of the host's; its kernel starts with a umask of its own.
+    undoes = frozenset({Capability.NETWORK_RULES, Capability.UMASK})
 
     def __init__(self) -> None:
         self.platform = ""

@@ -91,12 +91,8 @@ def _verdicts(item: pytest.Item, settings: Settings) -> Iterator[str]:
             yield f"none: {error}"
             return
     hooks = of_this_process()
-    able = []
-    for verdict in verdicts(policy, settings.backends, kind=kind_of(settings), hooks=hooks):
-        if not verdict:
-            yield f"{verdict.backend.name}: not taken, it lacks {'; '.join(verdict.lacking)}"
-        else:
-            able.append(verdict.backend)
+    found = list(verdicts(policy, settings.backends, kind=kind_of(settings), hooks=hooks))
+    able = [verdict.backend for verdict in found if verdict]
     if able:
         taken = hooks.select(item, policy, able)
         how = "by a plugin's choice" if taken is not able[0] else "the first that enforces all of it"
@@ -106,5 +102,8 @@ def _verdicts(item: pytest.Item, settings: Settings) -> Iterator[str]:
             for backend in able
             if backend is not taken
         )
-    else:
+    yield from (
+        f"{verdict.backend.name}: not taken, it lacks {'; '.join(verdict.lacking)}" for verdict in found if not verdict
+    )
+    if not able:
         yield f"none: --isolate-missing={settings.missing} decides"

@@ -6,6 +6,7 @@ Refuses: to weaken a policy without saying so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import replace
@@ -126,11 +127,23 @@ class Host:
                 self._refused[id(settings)] = str(error)
                 return str(error)
             case "warn":
-                weaker = replace(settings, policy=without_namespaces(self._settled(settings)))
-                self._take(settings, weaker, candidates(weaker.policy, kind=kind_of(settings), hooks=self.hooks))
-                self._give_up(f"{settings.profile} -> minimal, because {error.why}")
+                kept = self._best_tier(settings)
+                raising = "`pytest-isolate doctor --ci` says what would raise it"
+                self._give_up(f"{settings.profile} -> minimal{kept}, because {error.why}; {raising}")
                 return ""
         raise pytest.UsageError(f"pytest-isolate: {error}") from error
+
+    def _best_tier(self, settings: Settings) -> str:
+        """Take what needs no namespaces: with the policy's hardening where that can be had; in words, what was kept."""
+        policy = self._settled(settings)
+        without = without_namespaces(policy)
+        tiers = [(replace(without, hardening=policy.hardening), " with its hardening"), (without, "")]
+        for tier, words in tiers[policy.hardening == without.hardening :]:
+            with contextlib.suppress(BackendUnavailable):
+                found = candidates(tier, kind=kind_of(settings), hooks=self.hooks)
+                self._take(settings, replace(settings, policy=tier), found)
+                return words
+        raise BackendUnavailable("the profile minimal", "no backend can enforce even that here", "see `doctor`")
 
     def admitted(self, settings: Settings) -> Settings:
         """What is enforced for ``settings``: the same value, unless --isolate-missing=warn gave something up."""

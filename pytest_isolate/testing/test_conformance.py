@@ -24,7 +24,7 @@ from pytest_isolate.backend import Kind
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.registry import backends, verdicts
 from pytest_isolate.sandbox import CallFailed, Sandbox
-from pytest_isolate.testing.cases import CASES, HERE, IN_SHM, MINIMAL, PYTHON, Case
+from pytest_isolate.testing.cases import CASES, HERE, IN_SHM, MINIMAL, PYTHON, SECRET, Case
 
 Column = tuple[str, Kind]
 _TIMEOUT_S = 60.0
@@ -148,7 +148,7 @@ def inside(column: Column, case: Case, here: Path) -> Inside:
 @pytest.fixture(autouse=True)
 def token(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable as a continuous integration has them; a scrubbed environment has it no more."""
-    monkeypatch.setenv("CONFORMANCE_TOKEN", "secret")
+    monkeypatch.setenv(SECRET, "secret")
 
 
 @pytest.fixture(autouse=True)

@@ -87,6 +87,24 @@ def test_warn_goes_on_with_less_and_says_so_in_the_header(restricted: Run) -> No
     )
 
 
+def test_the_best_tier_keeps_what_needs_no_namespaces(restricted: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nisolate_profiles =\n    hard: strict, umask=036, seccomp=default")
+    pytester.makepyfile(test_it="import os\ndef test_umask(): assert os.umask(0) == 0o36")
+    result = restricted("--isolate-missing=warn", "--isolate-profile=hard")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "isolate: profile hard (*), backend native",
+            "isolate: DEGRADED hard -> minimal with its hardening, because *EPERM*doctor --ci*",
+        ]
+    )
+
+
+def test_programs_run_where_the_container_refuses_unshare(restricted: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it="def test_one(sandbox): assert sandbox.run(['true'], namespaces='none').ok")
+    restricted("--isolate-profile=minimal").assert_outcomes(passed=1)
+
+
 def test_asking_for_less_works_without_a_word(restricted: Run) -> None:
     result = restricted("--isolate-profile=minimal")
     result.assert_outcomes(passed=2, failed=1)
