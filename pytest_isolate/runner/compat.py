@@ -94,30 +94,36 @@ def runs_in_order(config: pytest.Config) -> bool:
     return [module_root(impl.function) for impl in loops] == ["_pytest"]
 
 
+#: In a child: lists of the parent's that were put aside. Dropped, they would write to every page that one of their members
+#: lies in, and end what is the parent's.
+_inherited: list[Any] = []
+
+
 def keep_only(config: pytest.Config, plugin: object, hooks: tuple[str, ...]) -> None:
     """Leave ``plugin`` as the only implementation of ``hooks``: in a child, the other listeners are the parent's."""
     for name in hooks:
         caller = getattr(config.hook, name)
         kept = next((impl for impl in reversed(caller._hookimpls) if impl.plugin is plugin), None)
-        _others.append(caller._hookimpls)
+        _inherited.append(caller._hookimpls)
         caller._hookimpls = [] if kept is None else [kept]
 
 
-#: The lists that keep_only() put aside. Dropped, they would write to every page that one of their listeners lies in.
-_others: list[Any] = []
-
-
 def forget_finalizers(session: pytest.Session) -> None:
-    """Empty every inherited finalizer list: what the parent set up is the parent's to tear down."""
+    """Empty every inherited finalizer list: what the parent set up is the parent's to tear down.
+
+    The lists are put aside, not dropped: the last reference to a generator that is a fixture would run its `finally`.
+    """
     stack = session._setupstate.stack
-    for node, (_, exception) in list(stack.items()):
+    for node, (finalizers, exception) in list(stack.items()):
+        _inherited.append(finalizers)
         stack[node] = ([], exception)
     if hasattr(
         pytest.FixtureRequest, "_schedule_finalizers"
     ):  # to pytest 8.0: whoever asks for a fixture tears it down
         for definitions in session._fixturemanager._arg2fixturedefs.values():  # type: ignore[attr-defined]
             for definition in definitions:
-                definition._finalizers.clear()
+                _inherited.append(definition._finalizers)
+                definition._finalizers = []
 
 
 def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:

@@ -460,3 +460,28 @@ def test_session_finalizers_run_once_when_the_last_tests_are_skipped_or_deselect
     lines = diary(pytester)
     assert words(lines) == ["make of_session", "in the parent", "end of_session"]
     assert len({line.rpartition(" ")[2] for line in lines}) == 1
+
+
+@pytest.mark.parametrize("args", [(), ("--isolate-scope=module",)], ids=["each", "module"])
+def test_a_wide_fixture_with_a_finally_is_left_by_the_parent_alone(
+    pytester: pytest.Pytester, isolated: Run, args: tuple[str, ...]
+) -> None:
+    pytester.makepyfile(diarist=_DIARY)
+    pytester.makepyfile(
+        test_it="""
+        from diarist import *
+
+        @pytest.fixture(scope="session")
+        def server():
+            note("start")
+            try:
+                yield 1
+            finally:
+                note("stop")
+
+        def test_1(server): note("test")
+        def test_2(server): note("test")
+        """
+    )
+    isolated(*args).assert_outcomes(passed=2)
+    assert words(diary(pytester)) == ["start", "test", "test", "stop"]
