@@ -32,15 +32,18 @@ class NativeBackend:
     runs: frozenset[Kind] = frozenset({"programs", "tests", "fresh"})
 
     def __init__(self) -> None:
-        self._compiled: dict[int, tuple[Policy, Compiled]] = {}
+        self._compiled: dict[tuple[int, int], tuple[Policy, Compiled]] = {}
         self._placed: dict[tuple[int, str], Plan] = {}
-        self._lacks: dict[int, tuple[Policy, list[str]]] = {}  # with the policy: its id is its own while it lives
+        self._lacks: dict[
+            tuple[int, int], tuple[Policy, list[str]]
+        ] = {}  # with the policy: its id is its own while it lives
 
     def compiled(self, policy: Policy) -> Compiled:
         """The plan of ``policy`` on this host, and its mount table; compiled at the first call."""
-        known = self._compiled.get(id(policy))
+        key = _asked_by(policy)
+        known = self._compiled.get(key)
         if known is None:
-            known = self._compiled[id(policy)] = (policy, compile_plan(policy))
+            known = self._compiled[key] = (policy, compile_plan(policy))
         return known[1]
 
     def _plan(self, policy: Policy, cwd: str | None) -> tuple[Plan, Layers | None]:
@@ -63,9 +66,10 @@ class NativeBackend:
         return self._placed[key]
 
     def lacks(self, policy: Policy) -> list[str]:
-        if id(policy) not in self._lacks:
-            self._lacks[id(policy)] = policy, self._probe(policy)
-        return self._lacks[id(policy)][1]
+        key = _asked_by(policy)
+        if key not in self._lacks:
+            self._lacks[key] = policy, self._probe(policy)
+        return self._lacks[key][1]
 
     def _probe(self, policy: Policy) -> list[str]:
         """Do it once, in a child that leaves at once: what a sysctl says and what the kernel does are two things."""
@@ -117,6 +121,11 @@ class NativeBackend:
         )
         assert child is not None
         return child
+
+
+def _asked_by(policy: Policy) -> tuple[int, int]:
+    """A process that gave up root since needs another plan: a plain user's has a user namespace."""
+    return id(policy), os.geteuid()
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,3 +231,13 @@ def test_a_scrubbed_environment_keeps_who_and_where(monkeypatch: pytest.MonkeyPa
     assert said(source, environment="scrub") == [False, True, True]
     forked = "import os; print('SECRET_TOKEN' in os.environ)"
     assert said(forked, environment="scrub") is False
+
+
+def test_a_process_that_gave_up_root_gets_the_plan_of_a_plain_user() -> None:
+    def identity() -> str:
+        with Sandbox(STANDARD, name="hardening") as sandbox:
+            return str(sandbox.run(["readlink", "/proc/self/ns/user"]).stdout)
+
+    outside = os.readlink("/proc/self/ns/user") + "\n"
+    assert identity() == outside  # as root, and the plan is kept
+    assert throwaway(identity, who="user", prepare=interpreter_for_everyone) not in (outside, "")
