@@ -64,8 +64,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def served(argv: list[str], port: int, **words: object) -> Iterator[int]:
-    """A server process that accepts TCP on ``port``; ended, and waited for, afterwards."""
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **words)  # type: ignore[call-overload]
+    """A server process that accepts TCP on ``port``; ended, and waited for, afterwards, and killed when this process is."""
+    tied = [program("setpriv", "util-linux"), "--pdeathsig", "KILL", *argv]
+    process = subprocess.Popen(tied, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **words)  # type: ignore[call-overload]
     try:
         end = time.monotonic() + _STARTS_S
         while True:
