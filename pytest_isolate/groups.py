@@ -34,6 +34,8 @@ _TOGETHER = (
     ("hugetlb_bytes",),
 )
 _NOTHING = Limits()
+#: The kernel charges memory in batches, so a peak may be this much above what was used (MEMCG_CHARGE_BATCH pages).
+_CHARGED_AHEAD_BYTES = 64 * 4096
 
 
 class Groups:
@@ -158,9 +160,12 @@ class Groups:
         """
         if not policy.limits.memory_bytes or policy.limits.memory_fallback == "rlimit":
             return
-        if self._start_takes(policy, backend, policy.limits) is not None:
-            return
+        # Measured without the limit first: until it has its own memory the child shares this process's, and a kernel
+        # that kills it for want of room kills whoever shares it, too (oom_kill.c). On Linux 6.1, v2, pytest was killed.
         takes = self._start_takes(policy, backend, Limits())
+        fits = not takes or policy.limits.memory_bytes + _CHARGED_AHEAD_BYTES >= takes
+        if fits and self._start_takes(policy, backend, policy.limits) is not None:
+            return
         least = f", and takes {format_bytes(takes)}" if takes else ""
         raise PolicyError(
             f"memory limit of {format_bytes(policy.limits.memory_bytes)}",
