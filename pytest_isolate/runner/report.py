@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_isolate.outcome import Cause
-from pytest_isolate.policy import Policy
+from pytest_isolate.policy import Hardening, Policy
 from pytest_isolate.runner import compat
 from pytest_isolate.units import format_bytes, format_seconds
 
@@ -103,9 +103,25 @@ def describe(policy: Policy) -> str:
         parts.append(f"CPU {format_seconds(policy.limits.cpu_time_s)}")
     if policy.timeout_s:
         parts.append(f"time-out {format_seconds(policy.timeout_s)}")
-    if policy.hardening.no_new_privs:
-        parts.append("no new privileges")
+    parts += _hardening(policy.hardening)
     return ", ".join(parts) or "a process and session of its own"
+
+
+def _hardening(hardening: Hardening) -> Iterator[str]:
+    if hardening.capabilities is not None:
+        yield "no capabilities" if not hardening.capabilities else f"{len(hardening.capabilities)} capabilities"
+    if hardening.securebits:
+        yield "securebits"
+    if hardening.no_new_privs:
+        yield "no new privileges"
+    if hardening.seccomp != "none":
+        yield f"seccomp {hardening.seccomp if isinstance(hardening.seccomp, str) else hardening.seccomp.name}"
+    if hardening.landlock is not None:
+        yield "Landlock"
+    if hardening.umask is not None:
+        yield f"umask {hardening.umask:03o}"
+    if hardening.environment == "scrub":
+        yield "a scrubbed environment"
 
 
 def say_slow(item: pytest.Item, elapsed_s: float, deadline: float | None) -> None:
