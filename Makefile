@@ -3,6 +3,8 @@
 PYTHON ?= python3
 ARGS ?=
 EXTRAS ?= test
+comma := ,
+INSTALLED := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(wildcard native/Makefile native/src/* native/include/* bpf/Makefile bpf/*.[ch])
 
@@ -20,20 +22,20 @@ help:
 prepared:
 	@PYTHON=$(PYTHON) bash .ci/prepare
 
-.venv/.installed: $(SOURCES) | prepared
+$(INSTALLED): $(SOURCES) | prepared
 	@echo "== a virtual environment in .venv, with this checkout in it"
 	@test -d .venv || rm -f .venv # a plain file is what tox leaves to say where its environment is
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q -e '.[$(EXTRAS)]'
 	@touch $@
 
-try: .venv/.installed
+try: $(INSTALLED)
 	@$(BIN)/python .ci/try.py $(ARGS)
 
-test: .venv/.installed
+test: $(INSTALLED)
 	@$(BIN)/python -m pytest -p no:asyncio $(ARGS)
 
-.venv/.tox: | .venv/.installed
+.venv/.tox: | $(INSTALLED)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q 'tox>=4.14'
 	@touch $@
 
@@ -43,14 +45,14 @@ lint: .venv/.tox
 format: .venv/.tox
 	@$(BIN)/tox exec -q -e lint -- sh -c 'ruff check --fix . ; ruff format . ; git ls-files "native/*.[ch]" "bpf/*.[ch]" | xargs -r clang-format -i --style=file'
 
-perf-test: .venv/.installed
+perf-test: $(INSTALLED)
 	@$(MAKE) -s -C bpf
 	@mkdir -p bin
 	@printf '#!/bin/sh\n# Made by make perf-test: loads, attaches, adds test policies, prints statistics every 5 s.\nexec "%s/$(BIN)/python" -m pytest_isolate.network.perf "$$@"\n' "$(CURDIR)" >bin/perf-test
 	@chmod +x bin/perf-test
 	@echo 'bin/perf-test is made; run: sudo bin/perf-test --duration 30'
 
-bench: .venv/.installed
+bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/per_test.py $(ARGS)
 
 clean:
