@@ -14,11 +14,15 @@ import tempfile
 from typing import Any
 
 
+#: Asked for no text, it still tells whether the headers are there.
+_NOTHING = "int nothing(void *context) { return 0; }"
+
+
 def compile_text(request: dict[str, Any]) -> dict[str, str]:
     """Instructions of each function, in hex."""
     from bcc import BPF
 
-    program = BPF(text=request["text"].encode(), cflags=request["cflags"])
+    program = BPF(text=(request["text"] or _NOTHING).encode(), cflags=request["cflags"])
     found = {}
     for name in request["functions"]:
         try:
@@ -29,9 +33,11 @@ def compile_text(request: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answer one request. clang writes its complaints to descriptor 2: they are caught in a file."""
+    """Answer one request. clang and bcc write their complaints to descriptors 1 and 2: they are caught in a file."""
     request = json.load(sys.stdin)
+    answer_fd = os.dup(1)
     with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
             import bcc
@@ -39,13 +45,14 @@ def main() -> None:
             if not hasattr(bcc, "BPF"):
                 answer = {"error": "unrelated", "log": getattr(bcc, "__file__", "")}
             else:
-                answer = {"functions": compile_text(request) if request["functions"] else {}}
+                answer = {"functions": compile_text(request)}
         except ImportError as error:
             answer = {"error": "missing", "log": str(error)}
         except Exception as error:
             log.seek(0)
             answer = {"error": str(error), "log": log.read().decode(errors="replace")[-8000:]}
-    sys.stdout.write(json.dumps(answer))
+    with open(answer_fd, "w", encoding="ascii") as out:
+        json.dump(answer, out)
 
 
 if __name__ == "__main__":
