@@ -13,7 +13,6 @@ import sys
 import tempfile
 from typing import Any
 
-
 #: Asked for no text, it still tells whether the headers are there.
 _NOTHING = "int nothing(void *context) { return 0; }"
 
