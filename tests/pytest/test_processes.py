@@ -242,3 +242,49 @@ def test_pytest_itself_may_run_with_few_descriptors(pytester: pytest.Pytester, i
     pytester.makepyfile(test_it="import pytest\n@pytest.mark.parametrize('i', range(40))\ndef test_it(i): pass")
     pytester.makeconftest("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))")
     isolated().assert_outcomes(passed=40)
+
+
+def test_a_full_collection_due_by_the_parents_count_does_not_come_in_each_child(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    """It would copy the whole heap, every time; what the test itself asks for still sees all objects."""
+    pytester.makeconftest(
+        """
+        import gc
+
+        class Ring:
+            def __init__(self): self.me = self
+
+        def pytest_collection_finish():
+            gc.collect()
+            gc.disable()
+            global kept
+            kept = [[] for _ in range(2 * len(gc.get_objects()))]  # a quarter more than was old: due
+            for generation in (0, 1) * 12:  # counts for the oldest, without looking at it
+                gc.collect(generation)
+            gc.enable()
+        """
+    )
+    pytester.makepyfile(
+        """
+        import gc, weakref
+        from conftest import Ring
+
+        def full(): return gc.get_stats()[2]["collections"]
+
+        def test_1():
+            before = full()
+            garbage = [[[]] for _ in range(5000)]
+            assert full() == before
+
+        ring = Ring()
+
+        def test_2():
+            global ring
+            seen = weakref.ref(ring)
+            ring = None
+            gc.collect()
+            assert seen() is None
+        """
+    )
+    isolated("-p", "no:cacheprovider").assert_outcomes(passed=2)
