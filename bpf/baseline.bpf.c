@@ -52,7 +52,7 @@ NP_INLINE void base_stat(__u32 index, __u32 bytes)
 
 NP_INLINE int base_policy(const struct base_key *key)
 {
-	struct np_key4 prefix = { .prefixlen = 64, .peer = key->destination };
+	struct np_key4 prefix = {.prefixlen = 64, .peer = key->destination};
 
 	return map_get(base_deny, &prefix) == 0;
 }
@@ -104,7 +104,7 @@ PROGRAM("cgroup_skb/ingress", base_session_in, __sk_buff)
 /* Two lookups by bpf_skb_load_bytes, two atomics on shared values: systemd's bpf-firewall.c, by reading of it. */
 NP_INLINE int base_systemd(struct __sk_buff *skb, __u32 at)
 {
-	struct np_key4 prefix = { .prefixlen = 64 };
+	struct np_key4 prefix = {.prefixlen = 64};
 	__u32 zero = 0, one = 1;
 	int verdict = 0;
 	__u64 *value;

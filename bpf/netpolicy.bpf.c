@@ -65,8 +65,8 @@ NP_INLINE void np_to_addr(struct bpf_sock_addr *ctx, const int v6, const __u32 *
 NP_INLINE int np_redirect(struct bpf_sock_addr *ctx, const int v6, const struct np_packet *k, __u32 index, __u64 cookie)
 {
 	struct np_redirect *to = map_get(np_redirects, &index);
-	struct np_original_key key = { .cookie = cookie };
-	struct np_original original = { .port = k->port };
+	struct np_original_key key = {.cookie = cookie};
+	struct np_original original = {.port = k->port};
 
 	if (!to || (!v6 && !np_is_mapped(to->address)))
 		return 0;
@@ -78,8 +78,8 @@ NP_INLINE int np_redirect(struct bpf_sock_addr *ctx, const int v6, const struct 
 	return 1;
 }
 
-NP_INLINE int np_denied_call(struct np_policy *p, struct np_counters *c, const struct np_packet *k, __u64 cookie, __u8 reason,
-			     __u8 where)
+NP_INLINE int np_denied_call(struct np_policy *p, struct np_counters *c, const struct np_packet *k, __u64 cookie,
+			     __u8 reason, __u8 where)
 {
 	np_add(c->denied_out, 1);
 	np_report(p, c, k, cookie, NP_DENY, reason, where, 1);
@@ -181,7 +181,7 @@ PROGRAM("cgroup/sock_create", np_sock_create, bpf_sock)
 {
 	struct np_policy *p = storage_get(np_policies);
 	struct np_counters *c = storage_get(np_counts);
-	struct np_packet k = { .family = ctx->family, .ipproto = ctx->protocol };
+	struct np_packet k = {.family = ctx->family, .ipproto = ctx->protocol};
 
 	if (np_valid(p) && (ctx->type != 3 || (p->flags & (NP_F_RAW | NP_F_COUNT_ONLY))))
 		return 1;
@@ -191,7 +191,7 @@ PROGRAM("cgroup/sock_create", np_sock_create, bpf_sock)
 /* What was redirected looks, to its program, as if it had not been. */
 NP_INLINE int np_restore(struct bpf_sock_addr *ctx, const int v6)
 {
-	struct np_original_key key = { .cookie = bpf_get_socket_cookie(ctx) };
+	struct np_original_key key = {.cookie = bpf_get_socket_cookie(ctx)};
 	struct np_packet k = {};
 	struct np_original *was;
 
@@ -280,7 +280,10 @@ NP_INLINE int np_slow(struct __sk_buff *skb, struct np_policy *p, struct np_coun
 	else
 		np_add(*(out ? &c->denied_out : &c->denied_in), 1);
 	if (reason || verdict == NP_LOG)
-		np_report(p, c, &k, cookie, reason ? NP_DENY : NP_LOG, reason ? reason : out ? NP_R_PACKET_OUT : NP_R_PACKET_IN,
+		np_report(p, c, &k, cookie, reason ? NP_DENY : NP_LOG,
+			  reason ? reason
+			  : out	 ? NP_R_PACKET_OUT
+				 : NP_R_PACKET_IN,
 			  out ? NP_OUT : NP_IN, 0);
 	return !reason;
 }

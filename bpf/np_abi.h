@@ -8,7 +8,7 @@
 #ifndef NP_ABI_H
 #define NP_ABI_H
 
-#ifndef NP_MAGIC /* benchmarks compile with 0: BPF_PROG_TEST_RUN gives a program zeroed storage */
+#ifndef NP_MAGIC	    /* benchmarks compile with 0: BPF_PROG_TEST_RUN gives a program zeroed storage */
 #define NP_MAGIC 0x6e703031 /* "np01": a policy without it is malformed, which means deny */
 #endif
 
@@ -21,7 +21,7 @@
 
 /* Where a rule holds (np_entry.where, a mask). */
 #define NP_OUT 1    /* the test opens: the peer's address, the peer's port */
-#define NP_IN 2     /* the peer opens: the peer's address, the test's port */
+#define NP_IN 2	    /* the peer opens: the peer's address, the test's port */
 #define NP_BIND 4   /* bind(2): the test's own address and port */
 #define NP_PACKET 8 /* packets only: what a redirect leads to, without allowing a connect to it by name */
 
@@ -34,10 +34,10 @@
 /* np_policy.flags */
 #define NP_F_COUNT_ONLY 1 /* no policy was asked for: allow and count */
 #define NP_F_PER_PACKET 2 /* judge every packet: the policy changed under live sockets, or asks for it */
-#define NP_F_FLOWS 4      /* keep the flow table */
-#define NP_F_RAW 8        /* raw sockets may be made (their packets are judged all the same) */
-#define NP_F_BUDGET 16    /* limits are set */
-#define NP_F_INBOUND 32   /* inbound packets need a rule too (default_in is DENY, or there are inbound rules) */
+#define NP_F_FLOWS 4	  /* keep the flow table */
+#define NP_F_RAW 8	  /* raw sockets may be made (their packets are judged all the same) */
+#define NP_F_BUDGET 16	  /* limits are set */
+#define NP_F_INBOUND 32	  /* inbound packets need a rule too (default_in is DENY, or there are inbound rules) */
 
 /* np_counters.fast: packets that are counted without a look at the rules. All of one way, or those np_is_plain() knows. */
 #define NP_FAST_OUT 1
@@ -45,16 +45,16 @@
 #define NP_FAST_OUT_PLAIN 4
 #define NP_FAST_IN_PLAIN 8
 
-#define NP_LIST_MAX 32	       /* entries of one port list */
-#define NP_LISTS 2048	       /* port lists (list 0 is never used: it is what a malformed rule points to) */
-#define NP_RULES 32768	       /* prefixes of each address family, of all policies together */
-#define NP_REDIRECTS 256       /* redirect 0 is never used */
-#define NP_BUDGETS 1024	       /* budget 0 is never used */
-#define NP_SEEN 4096	       /* denied or logged flows remembered, to report each once */
-#define NP_ACCEPTED 8192       /* accepted TCP sockets remembered, to know who opened them */
-#define NP_ORIGINALS 1024      /* redirected destinations remembered, for getpeername and recvmsg */
+#define NP_LIST_MAX 32	  /* entries of one port list */
+#define NP_LISTS 2048	  /* port lists (list 0 is never used: it is what a malformed rule points to) */
+#define NP_RULES 32768	  /* prefixes of each address family, of all policies together */
+#define NP_REDIRECTS 256  /* redirect 0 is never used */
+#define NP_BUDGETS 1024	  /* budget 0 is never used */
+#define NP_SEEN 4096	  /* denied or logged flows remembered, to report each once */
+#define NP_ACCEPTED 8192  /* accepted TCP sockets remembered, to know who opened them */
+#define NP_ORIGINALS 1024 /* redirected destinations remembered, for getpeername and recvmsg */
 #define NP_RING_BYTES (256 * 1024)
-#define NP_LINKS 1024	       /* interfaces under tcx or clsact */
+#define NP_LINKS 1024 /* interfaces under tcx or clsact */
 
 /* The policy of one attachment: value of np_policies (cgroup storage) and np_links (by ifindex). */
 struct np_policy {
@@ -82,7 +82,7 @@ struct np_counters {
 	__u64 fast;	   /* what this CPU knows of the policy: np_epoch's value when it looked, NP_FAST_* << 32 */
 	__u64 packed_out;  /* packets << 40 + L3 bytes, as one signed sum: see np_packed_packets() */
 	__u64 packets_in;  /* one per skb, as the socket layer saw them; with flows on, those of no flow */
-	__u64 bytes_in;    /* L3 */
+	__u64 bytes_in;	   /* L3 */
 	__u64 packets_out; /* emptied from packed_out: the counts are the sums */
 	__u64 bytes_out;
 	__u64 gso_packets_out; /* further packets the device made of them: wire packets = packets + gso_packets */

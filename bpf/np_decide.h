@@ -163,7 +163,7 @@ NP_INLINE __u32 np_extension_bytes(__u8 next, __u8 length)
  * Source: RFC 4861, RFC 3810, RFC 3376. */
 NP_INLINE int np_keeps_link(__u8 ipproto, __u8 icmp_type)
 {
-	return ipproto == 2 || (ipproto == NP_IPPROTO_ICMPV6 &&
-				((icmp_type >= 130 && icmp_type <= 137) || icmp_type == 143));
+	return ipproto == 2 ||
+	       (ipproto == NP_IPPROTO_ICMPV6 && ((icmp_type >= 130 && icmp_type <= 137) || icmp_type == 143));
 }
 #endif

@@ -87,7 +87,8 @@ NP_INLINE void np_flow_count(struct np_flow *f, struct __sk_buff *skb, const int
 }
 
 /* Who opened: the entry knows; for a new one the packet says, or the record of accepted sockets. */
-NP_INLINE __u8 np_opener(struct __sk_buff *skb, const struct np_flow *f, const struct np_packet *k, __u64 cookie, const int out)
+NP_INLINE __u8 np_opener(struct __sk_buff *skb, const struct np_flow *f, const struct np_packet *k, __u64 cookie,
+			 const int out)
 {
 	if (f)
 		return f->opener;
@@ -102,13 +103,14 @@ NP_INLINE __u32 np_judge_flow(const struct np_policy *p, const struct np_packet 
 
 	if (p->flags & NP_F_COUNT_ONLY)
 		return NP_ALLOW;
-	return np_judge(p, k, inbound ? NP_IN : NP_OUT | NP_PACKET, inbound || k->ipproto == NP_IPPROTO_TCP ? 0 : NP_IN);
+	return np_judge(p, k, inbound ? NP_IN : NP_OUT | NP_PACKET,
+			inbound || k->ipproto == NP_IPPROTO_TCP ? 0 : NP_IN);
 }
 
-NP_INLINE void np_flow_insert(struct __sk_buff *skb, const struct np_policy *p, struct np_counters *c, const int out, __u8 opener,
-			      __u8 verdict)
+NP_INLINE void np_flow_insert(struct __sk_buff *skb, const struct np_policy *p, struct np_counters *c, const int out,
+			      __u8 opener, __u8 verdict)
 {
-	struct np_flow fresh = { .ruleset = p->ruleset, .verdict = verdict, .opener = opener }, *f = 0;
+	struct np_flow fresh = {.ruleset = p->ruleset, .verdict = verdict, .opener = opener}, *f = 0;
 	long result;
 
 	fresh.first_jiffies = bpf_jiffies64();
@@ -130,7 +132,8 @@ NP_INLINE void np_flow_insert(struct __sk_buff *skb, const struct np_policy *p, 
 }
 
 /* A packet of a flow that is new, or whose verdict is of another rule set. */
-NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out, struct np_flow *f)
+NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out,
+			   struct np_flow *f)
 {
 	struct np_packet k = {};
 	__u64 cookie = bpf_get_socket_cookie(skb);

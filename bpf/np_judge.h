@@ -35,11 +35,11 @@ NP_INLINE __u32 np_list_id(__u32 ruleset, const __u32 *peer)
 	struct np_rule *rule;
 
 	if (np_is_mapped(peer)) {
-		struct np_key4 key = { .prefixlen = 64, .scope = ruleset, .peer = peer[3] };
+		struct np_key4 key = {.prefixlen = 64, .scope = ruleset, .peer = peer[3]};
 
 		rule = map_get(np_rules4, &key);
 	} else {
-		struct np_key6 key = { .prefixlen = 160, .scope = ruleset };
+		struct np_key6 key = {.prefixlen = 160, .scope = ruleset};
 
 		__builtin_memcpy(key.peer, peer, 16);
 		rule = map_get(np_rules6, &key);
@@ -67,13 +67,14 @@ NP_INLINE __u32 np_scan_at(__u32 id, const struct np_question *q, __u8 where)
  * whoever spoke first: that is what `also` is for. */
 NP_GLOBAL __u32 np_answer(__u32 ruleset, __u64 high, __u64 low, __u64 question)
 {
-	union np_packed_address peer = { .half = { high, low } };
-	union np_packed_question packed = { .word = question };
+	union np_packed_address peer = {.half = {high, low}};
+	union np_packed_question packed = {.word = question};
 	struct np_question *q = &packed.q;
 	__u32 id = np_list_id(ruleset, peer.address), v, second;
 
 	if (np_unlikely(q->fallback & 16) && id)
-		return np_fragment_verdict(np_scan(id, q->protocol, 0, q->where), np_scan(id, q->protocol, 65535, q->where));
+		return np_fragment_verdict(np_scan(id, q->protocol, 0, q->where),
+					   np_scan(id, q->protocol, 65535, q->where));
 	v = np_scan_at(id, q, q->where);
 	if (v == NP_UNSET)
 		v = q->fallback & 15;
@@ -85,7 +86,8 @@ NP_GLOBAL __u32 np_answer(__u32 ruleset, __u64 high, __u64 low, __u64 question)
 
 NP_INLINE __u32 np_judge(const struct np_policy *p, const struct np_packet *k, __u8 where, __u8 also)
 {
-	union np_packed_question q = { .q = { .port = k->port, .local_port = k->local_port, .where = where, .also = also } };
+	union np_packed_question q = {
+		.q = {.port = k->port, .local_port = k->local_port, .where = where, .also = also}};
 	union np_packed_address a;
 
 	q.q.protocol = np_protocol_bit(k->ipproto);

@@ -18,15 +18,19 @@ struct np_actor {
 /* True the first time this socket meets this peer under this ruleset. */
 NP_INLINE int np_first_report(const struct np_policy *p, const struct np_packet *k, __u64 cookie, __u8 where)
 {
-	struct np_seen key = { .cookie = cookie, .ruleset = p->ruleset, .port = where & NP_IN ? k->local_port : k->port,
-			       .protocol = k->ipproto, .where = where & (NP_OUT | NP_IN | NP_BIND) };
+	struct np_seen key = {.cookie = cookie,
+			      .ruleset = p->ruleset,
+			      .port = where & NP_IN ? k->local_port : k->port,
+			      .protocol = k->ipproto,
+			      .where = where & (NP_OUT | NP_IN | NP_BIND)};
 	__u32 one = 1;
 
 	__builtin_memcpy(key.address, k->peer, 16);
 	return map_add(np_reported, &key, &one) == 0;
 }
 
-NP_INLINE void np_fill(struct np_event *e, const struct np_policy *p, const struct np_packet *k, __u8 verdict, __u8 reason)
+NP_INLINE void np_fill(struct np_event *e, const struct np_policy *p, const struct np_packet *k, __u8 verdict,
+		       __u8 reason)
 {
 	e->time_ns = bpf_ktime_get_ns();
 	e->id = p->id;
@@ -44,8 +48,8 @@ NP_INLINE void np_fill(struct np_event *e, const struct np_policy *p, const stru
 }
 
 /* with_process is a constant at every call: programs that may not ask for the process contain no such call. */
-NP_INLINE void np_report(struct np_policy *p, struct np_counters *c, const struct np_packet *k, __u64 cookie, __u8 verdict,
-			 __u8 reason, __u8 where, const int with_process)
+NP_INLINE void np_report(struct np_policy *p, struct np_counters *c, const struct np_packet *k, __u64 cookie,
+			 __u8 verdict, __u8 reason, __u8 where, const int with_process)
 {
 	struct np_event *e;
 

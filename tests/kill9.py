@@ -22,7 +22,7 @@ import uuid
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTLE_S = 1.0
-_SUITE = '''
+_SUITE = """
 import os, subprocess, time, pytest
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_it(i, tmp_path):
     if i % 50 == 49:
         os.abort()
     time.sleep(0.005)
-'''
+"""
 #: Every other run: groups of tests, networks of their own, limits that need a cgroup.
 _VARIANTS = (
     (),
@@ -69,7 +69,9 @@ def start(where: pathlib.Path, mark: str, args: tuple[str, ...]) -> subprocess.P
     for name in [name for name in env if name.startswith("PYTEST_") and name != "PYTEST_DISABLE_PLUGIN_AUTOLOAD"]:
         del env[name]
     quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=where, env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=where, env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
+    )
 
 
 def living(mark: str) -> list[str]:

@@ -19,14 +19,15 @@ static int failures;
 
 static struct np_entry line(__u16 lo, __u16 hi, __u8 protocols, __u8 where, __u8 verdict, __u16 redirect)
 {
-	return (struct np_entry){ lo, hi, protocols, where << 4 | verdict, redirect };
+	return (struct np_entry){lo, hi, protocols, where << 4 | verdict, redirect};
 }
 
 static void the_first_line_that_fits_decides(void)
 {
-	struct np_list list = { .count = 3, .entries = { line(80, 80, NP_TCP, NP_OUT, NP_DENY, 0),
-							  line(0, 1023, NP_TCP | NP_UDP, NP_OUT, NP_ALLOW, 0),
-							  line(0, 65535, 15, NP_OUT | NP_IN, NP_REDIRECT, 7) } };
+	struct np_list list = {.count = 3,
+			       .entries = {line(80, 80, NP_TCP, NP_OUT, NP_DENY, 0),
+					   line(0, 1023, NP_TCP | NP_UDP, NP_OUT, NP_ALLOW, 0),
+					   line(0, 65535, 15, NP_OUT | NP_IN, NP_REDIRECT, 7)}};
 
 	CHECK(np_match(&list, NP_TCP, 80, NP_OUT) == NP_DENY);
 	CHECK(np_match(&list, NP_UDP, 80, NP_OUT) == NP_ALLOW);
@@ -40,7 +41,7 @@ static void the_first_line_that_fits_decides(void)
 
 static void a_count_that_lies_is_bounded(void)
 {
-	struct np_list list = { .count = 0xffffffff };
+	struct np_list list = {.count = 0xffffffff};
 
 	CHECK(np_match(&list, NP_TCP, 80, NP_OUT) == NP_UNSET);
 	list.entries[NP_LIST_MAX - 1] = line(80, 80, NP_TCP, NP_OUT, NP_ALLOW, 0);
@@ -49,7 +50,7 @@ static void a_count_that_lies_is_bounded(void)
 
 static void every_port_is_in_exactly_the_ranges_that_hold_it(void)
 {
-	struct np_list list = { .count = 1 };
+	struct np_list list = {.count = 1};
 
 	for (__u32 lo = 0; lo < 65536; lo += 4099)
 		for (__u32 port = 0; port < 65536; port += 7) {
@@ -62,10 +63,11 @@ static void every_port_is_in_exactly_the_ranges_that_hold_it(void)
 
 static void an_unset_default_is_a_denial(void)
 {
-	struct np_policy p = { 0 };
+	struct np_policy p = {0};
 
 	CHECK(!np_valid(&p));
-	CHECK(np_default(&p, NP_OUT) == NP_DENY && np_default(&p, NP_IN) == NP_DENY && np_default(&p, NP_BIND) == NP_DENY);
+	CHECK(np_default(&p, NP_OUT) == NP_DENY && np_default(&p, NP_IN) == NP_DENY &&
+	      np_default(&p, NP_BIND) == NP_DENY);
 	p.magic = NP_MAGIC;
 	p.default_out = NP_ALLOW;
 	CHECK(np_valid(&p) && np_default(&p, NP_OUT | NP_PACKET) == NP_ALLOW && np_default(&p, NP_IN) == NP_DENY);
@@ -103,8 +105,8 @@ static void extension_headers_have_the_lengths_of_the_rfcs(void)
 
 static void addresses_are_what_they_reach(void)
 {
-	__u32 mapped[4] = { 0, 0, NP_MAPPED_WORD_LE, 1 }, plain[4] = { 0, 0, 0, 1 };
-	unsigned char bytes[4] = { 127, 0, 0, 1 };
+	__u32 mapped[4] = {0, 0, NP_MAPPED_WORD_LE, 1}, plain[4] = {0, 0, 0, 1};
+	unsigned char bytes[4] = {127, 0, 0, 1};
 	__u32 loopback;
 
 	memcpy(&loopback, bytes, 4);
@@ -131,7 +133,8 @@ static void protocols_have_their_bits(void)
 {
 	CHECK(np_protocol_bit(6) == NP_TCP && np_protocol_bit(17) == NP_UDP && np_protocol_bit(1) == NP_ICMP);
 	CHECK(np_protocol_bit(58) == NP_ICMP && np_protocol_bit(132) == NP_OTHER && np_protocol_bit(262) == NP_OTHER);
-	CHECK(np_keeps_link(58, 135) && np_keeps_link(58, 143) && np_keeps_link(2, 0) && !np_keeps_link(58, 128) && !np_keeps_link(1, 135));
+	CHECK(np_keeps_link(58, 135) && np_keeps_link(58, 143) && np_keeps_link(2, 0) && !np_keeps_link(58, 128) &&
+	      !np_keeps_link(1, 135));
 }
 
 int main(void)

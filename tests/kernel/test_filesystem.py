@@ -732,7 +732,11 @@ def test_a_view_inside_a_view(who: str, place: Path, depth: int) -> None:
         (Path("/tmp") / f"level{left}").touch()
         if left:
             return list(launch(view, lambda: level(left - 1)).result)
-        return [[name for name in os.listdir("/tmp") if name.startswith("level")], write("/usr/new"), attempt(lambda: os.stat(place))]
+        return [
+            [name for name in os.listdir("/tmp") if name.startswith("level")],
+            write("/usr/new"),
+            attempt(lambda: os.stat(place)),
+        ]
 
     def body() -> None:
         hidden = "ENOENT" if str(place).startswith("/tmp/") else "ok"

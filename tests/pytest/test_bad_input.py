@@ -47,7 +47,10 @@ FAILS = {
         "@ctypes.CFUNCTYPE(None)\ndef down(): down()\nsys.setrecursionlimit(10**8)\ndown()",
         "*killed by SIGSEGV during call*",
     ),
-    "raises SystemExit in a thread and dies": ("threading.Thread(target=os._exit, args=(3,)).start()\ntime.sleep(5)", "*exited with status 3 before*"),
+    "raises SystemExit in a thread and dies": (
+        "threading.Thread(target=os._exit, args=(3,)).start()\ntime.sleep(5)",
+        "*exited with status 3 before*",
+    ),
 }
 
 
@@ -82,9 +85,7 @@ PASSES = {
     "forks without reaping": "for _ in range(20):\n    if os.fork() == 0: os._exit(0)",
     "forks children that live on": "for _ in range(5):\n    if os.fork() == 0: time.sleep(600)",
     "changes user and group": "os.setgid(65534)\nos.setuid(65534)",
-    "deletes its working directory": (
-        "import pathlib, tempfile\nd = tempfile.mkdtemp()\nos.chdir(d)\nos.rmdir(d)"
-    ),
+    "deletes its working directory": ("import pathlib, tempfile\nd = tempfile.mkdtemp()\nos.chdir(d)\nos.rmdir(d)"),
     "has a thread that never ends": "threading.Thread(target=time.sleep, args=(600,)).start()",
     "ignores every signal": "for s in set(range(1, 65)) - {9, 19, 32, 33}: signal.signal(s, signal.SIG_IGN)",
     "leaves nothing of its limits": "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))",
@@ -98,7 +99,10 @@ PASSES = {
 def test_a_test_that_spoils_its_process_harms_nobody(pytester: pytest.Pytester, isolated: Run, body: str) -> None:
     result = run_hostile(pytester, isolated, body, "--isolate-timeout=30")
     outcomes = result.parseoutcomes()
-    assert outcomes.get("passed") == 3 or (outcomes["passed"], outcomes.get("failed", 0) + outcomes.get("errors", 0)) in ((2, 1), (3, 1))
+    assert outcomes.get("passed") == 3 or (
+        outcomes["passed"],
+        outcomes.get("failed", 0) + outcomes.get("errors", 0),
+    ) in ((2, 1), (3, 1))
     if outcomes["passed"] == 2:
         result.stdout.fnmatch_lines(["* test_it.py::test_hostile*"])
 
@@ -129,11 +133,17 @@ GARBAGE = {
     "JSON nested too deep": ("frame(b'[' * 100000)", "*no JSON of ours*"),
     "a frame of an unknown kind": ("frame(['launch', 1])", "*a frame of kind 'launch'*"),
     "a report that is none": ("frame(['report', {'a': 1}])", "*a report that pytest does not know*"),
-    "a report of an unknown type": ("frame(['report', {'$report_type': 'Evil'}])", "*a report that pytest does not know*"),
-    "a timer of no time": ("frame(b'[\"timer\", {\"timeout_s\": NaN}]')", "*a timer of nan seconds*"),
+    "a report of an unknown type": (
+        "frame(['report', {'$report_type': 'Evil'}])",
+        "*a report that pytest does not know*",
+    ),
+    "a timer of no time": ('frame(b\'["timer", {"timeout_s": NaN}]\')', "*a timer of nan seconds*"),
     "a timer for ever": ("frame(['timer', {'timeout_s': 1e300}])", "*a timer of 1e+300 seconds*"),
     "a warning that is none": ("frame(['warning', 3])", "*a warning that pytest does not know*"),
-    "an end that is none": ("frame(['done', {'control': {'kind': 'exit', 'text': 1}}])", "*an end that says nothing known*"),
+    "an end that is none": (
+        "frame(['done', {'control': {'kind': 'exit', 'text': 1}}])",
+        "*an end that says nothing known*",
+    ),
     "a report of another test": (
         "frame(['report', {'nodeid': 'test_it.py::test_after', 'location': ['test_it.py', 1, 'test_after'], 'keywords': {}, "
         "'outcome': 'failed', 'longrepr': 'forged', 'when': 'call', 'sections': [], 'user_properties': [], "
@@ -147,7 +157,9 @@ GARBAGE = {
 def test_garbage_on_our_channel_is_the_fault_of_the_test_that_wrote_it(
     pytester: pytest.Pytester, isolated: Run, content: str, line: str
 ) -> None:
-    result = run_hostile(pytester, isolated, _CHANNEL.replace("{{", "{").replace("}}", "}").replace("{content}", content))
+    result = run_hostile(
+        pytester, isolated, _CHANNEL.replace("{{", "{").replace("}}", "}").replace("{content}", content)
+    )
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["the test wrote to pytest-isolate's report channel during call: " + line])
 
@@ -179,7 +191,9 @@ os.abort()
     assert len(str(result.stdout)) < 10_000_000
 
 
-@pytest.mark.parametrize("how", ["bytearray(10**9)", "[bytearray(10**6) for _ in range(1000)]", "mmap.mmap(-1, 10**9).write(b'x' * 10**9)"])
+@pytest.mark.parametrize(
+    "how", ["bytearray(10**9)", "[bytearray(10**6) for _ in range(1000)]", "mmap.mmap(-1, 10**9).write(b'x' * 10**9)"]
+)
 def test_a_test_that_fills_the_memory_is_stopped_at_its_limit(
     pytester: pytest.Pytester, isolated: Run, how: str
 ) -> None:

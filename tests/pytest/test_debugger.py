@@ -21,7 +21,10 @@ class Terminal:
         self.seen = ""
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            os.execv(sys.executable, [sys.executable, "-m", "pytest", "-p", "pytest_isolate.runner.plugin", "--isolate", *args])
+            os.execv(
+                sys.executable,
+                [sys.executable, "-m", "pytest", "-p", "pytest_isolate.runner.plugin", "--isolate", *args],
+            )
 
     def until(self, text: str) -> None:
         """Read until ``text`` appears after what was read before."""

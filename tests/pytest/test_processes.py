@@ -34,6 +34,7 @@ def test_killing_pytest_ends_the_running_test_and_what_it_started(pytester: pyte
         time.sleep(0.02)
     assert not living(b"sleep\0009881")
 
+
 def test_threads_of_the_parent_do_not_hang_a_child_and_are_warned_of_once(
     pytester: pytest.Pytester, isolated: Run
 ) -> None:
@@ -71,6 +72,7 @@ def test_threads_of_the_parent_do_not_hang_a_child_and_are_warned_of_once(
     assert outcomes.get("warnings") == 1
     result.stdout.fnmatch_lines(["*a-busy-thread*"])
 
+
 def test_exit_handlers_run_in_the_parent_only_and_output_is_flushed(pytester: pytest.Pytester, isolated: Run) -> None:
     """Trap 16."""
     pytester.makeconftest(
@@ -102,6 +104,7 @@ def test_exit_handlers_run_in_the_parent_only_and_output_is_flushed(pytester: py
     assert str(result.stdout).count("waiting in the buffer") == 1
     assert str(result.stdout).count("no newline at the end") == 1
 
+
 def test_random_numbers_differ_between_tests(pytester: pytest.Pytester, isolated: Run) -> None:
     """Trap 18: CPython reseeds `random` at a fork; a clone of ours must tell it."""
     pytester.makepyfile(
@@ -116,6 +119,7 @@ def test_random_numbers_differ_between_tests(pytester: pytest.Pytester, isolated
     isolated().assert_outcomes(passed=5)
     lines = [line.split() for line in (pytester.path / "drawn").read_text().splitlines()]
     assert [len({line[column] for line in lines}) for column in range(3)] == [5, 5, 5]
+
 
 def test_handlers_registered_for_a_fork_run_in_each_child(pytester: pytest.Pytester, isolated: Run) -> None:
     """Trap 19: a connection of a wide fixture is shared; os.register_at_fork is the hook to make a new one."""
@@ -138,6 +142,7 @@ def test_handlers_registered_for_a_fork_run_in_each_child(pytester: pytest.Pytes
         """
     )
     isolated().assert_outcomes(passed=2)
+
 
 def test_fresh_mode_starts_a_new_interpreter_with_the_options_of_the_run(
     pytester: pytest.Pytester, plain: Run, monkeypatch: pytest.MonkeyPatch
@@ -182,7 +187,10 @@ def test_fresh_mode_starts_a_new_interpreter_with_the_options_of_the_run(
     monkeypatch.setenv("PYTEST_ADDOPTS", "--colour=red")
     result = plain("--isolate", "sub", "-v", "-rP")
     result.assert_outcomes(passed=3, failed=3)
-    result.stdout.fnmatch_lines(["*test_fresh_hangs TIMEOUT*", "*killed by SIGABRT during call*", "E*assert 1 == 2", "*from inside*"])
+    result.stdout.fnmatch_lines(
+        ["*test_fresh_hangs TIMEOUT*", "*killed by SIGABRT during call*", "E*assert 1 == 2", "*from inside*"]
+    )
+
 
 def test_an_isolated_run_leaves_its_own_process_as_it_was(pytester: pytest.Pytester, isolated: Run) -> None:
     """Signal handlers, descriptors, children, namespaces and environment before the first and after the last test."""
@@ -221,9 +229,11 @@ def test_an_isolated_run_leaves_its_own_process_as_it_was(pytester: pytest.Pytes
     before, after = (json.loads((pytester.path / name).read_text()) for name in ("before", "after"))
     assert after == before
 
+
 def test_our_own_tests_run_pytest_in_a_subprocess(request: pytest.FixtureRequest) -> None:
     """Trap 22: an in-process run would share our fork state."""
     assert request.config.option.runpytest == "subprocess"
+
 
 def test_a_run_of_many_tests_keeps_no_process_and_no_descriptor(pytester: pytest.Pytester, isolated: Run) -> None:
     pytester.makepyfile(
@@ -234,6 +244,7 @@ def test_a_run_of_many_tests_keeps_no_process_and_no_descriptor(pytester: pytest
         """
     )
     isolated("-q").assert_outcomes(passed=150)
+
 
 def test_pytest_itself_may_run_with_few_descriptors(pytester: pytest.Pytester, isolated: Run) -> None:
     import resource

@@ -116,7 +116,9 @@ def test_two_plugins_may_not_offer_one_name(other: str) -> None:
 
 
 def test_a_backend_that_starts_no_test_functions_says_so() -> None:
-    with pytest.raises(BackendUnavailable, match="mine lacks test functions: it starts none. Use it for programs, by sandbox.run"):
+    with pytest.raises(
+        BackendUnavailable, match="mine lacks test functions: it starts none. Use it for programs, by sandbox.run"
+    ):
         registry.choose(MINIMAL, ("mine",), kind="tests", hooks=with_plugins(Offering(Named("mine"))))
 
 

@@ -108,7 +108,9 @@ def test_a_nested_policy_can_only_take_away(box, listen, hive, netns, engine):
 def test_the_child_keeps_no_descriptor_of_ours(box, engine):
     def held():
         """This engine's descriptors that are open here, and how often this process maps memory of eBPF's."""
-        links = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in engine.fds() if os.path.lexists(f"/proc/self/fd/{fd}")}
+        links = {
+            fd: os.readlink(f"/proc/self/fd/{fd}") for fd in engine.fds() if os.path.lexists(f"/proc/self/fd/{fd}")
+        }
         maps = Path("/proc/self/maps").read_text()
         return [sorted(fd for fd, link in links.items() if "bpf" in link), maps.count("anon_inode:bpf")]
 
