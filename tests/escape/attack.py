@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL, STRICT, vary
 from pytest_isolate.sandbox import Sandbox
-from tests.kernel.throwaway import interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import PYTHON, interpreter_for_everyone, throwaway
 
 #: Words at hand in every program; it prints ``done``, or the errno that stopped it.
 PRELUDE = """
@@ -66,7 +65,7 @@ def _carried_out(attack: Attack, policy: Policy) -> str:
     with contextlib.ExitStack() as stack:
         words = attack.host(stack)
         sandbox = stack.enter_context(Sandbox(policy, name="escape"))
-        outcome = sandbox.run([sys.executable, "-I", "-c", PRELUDE + attack.program, *words], cwd="/")
+        outcome = sandbox.run([PYTHON, "-I", "-c", PRELUDE + attack.program, *words], cwd="/")
         assert outcome.stdout, outcome.stderr
         return str(outcome.stdout).strip()
 

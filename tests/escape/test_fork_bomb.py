@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from pytest_isolate.kernel import probe
 from pytest_isolate.profile import STRICT, vary
 from pytest_isolate.sandbox import Sandbox
 from tests.conftest import require
-from tests.kernel.throwaway import interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import PYTHON, interpreter_for_everyone, throwaway
 
 BOMB = """
 import errno, os, time
@@ -38,7 +37,7 @@ def made(who: str, **words: Any) -> tuple[int, int]:
     def body() -> Any:
         try:
             with Sandbox(vary(STRICT, **words), name="bomb") as sandbox:
-                outcome = sandbox.run([sys.executable, "-I", "-c", BOMB])
+                outcome = sandbox.run([PYTHON, "-I", "-c", BOMB])
                 assert outcome.status.code == 0, outcome.stderr
                 return int(outcome.stdout), len(outcome.leftovers)
         finally:

@@ -20,7 +20,7 @@ def _interpreter_and_libraries() -> tuple[Bind, ...]:
     """What a Python program needs of the host, at its own paths."""
     import sys
 
-    wanted = {os.path.realpath(sys.base_prefix), os.path.realpath(sys.prefix), "/usr", "/lib", "/lib64", "/bin"}
+    wanted = {os.path.realpath(sys.base_prefix), "/usr", "/lib", "/lib64", "/bin"}
     return tuple(Bind(source=path, target=path) for path in sorted(wanted) if os.path.exists(path))
 
 

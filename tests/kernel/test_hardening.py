@@ -17,7 +17,7 @@ from pytest_isolate.kernel import landlock, syscalls
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.sandbox import Sandbox
 from tests.conftest import require
-from tests.kernel.throwaway import interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import PYTHON, interpreter_for_everyone, throwaway
 
 everyone = pytest.mark.parametrize("who", ["root", "user"])
 
@@ -32,7 +32,7 @@ def said(source: str, who: str = "root", **words: Any) -> Any:
 
     def body() -> Any:
         with Sandbox(vary(STANDARD, **words), name="hardening") as sandbox:
-            outcome = sandbox.run([sys.executable, "-I", "-c", source])
+            outcome = sandbox.run([PYTHON, "-I", "-c", source])
             assert outcome.status.code == 0, outcome.stderr
             return outcome.stdout
 

@@ -89,6 +89,10 @@ def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, d
         raise OSError(error, f"mount {target}: {os.strerror(error)}")
 
 
+#: Not in a virtual environment, which a plain user may not be able to enter (.tox is root's alone): the standard library only.
+PYTHON = os.path.realpath(sys.executable)
+
+
 def interpreter_for_everyone() -> None:
     """Shows this interpreter to plain users where a home of root hides it; all else in there stays hidden. For ``prepare``."""
     prefix = os.path.realpath(sys.base_prefix)
