@@ -276,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     results = []
     with work_directory(options) as work:
+        # A suite without a configuration has none, and not the one of the checkout that this directory may lie in.
+        (work / "pytest.ini").write_text("[pytest]\n")
         wheel = venvs.build_wheel(work)
         for suite in SUITES:
             if suite.name in options.suite:
