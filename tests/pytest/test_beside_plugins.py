@@ -460,20 +460,24 @@ def test_hypothesis_finds_and_shrinks_and_keeps_its_examples(
     pytester.makepyfile(
         test_it="""
         from hypothesis import given, settings, strategies as st
+        from hypothesis.database import DirectoryBasedExampleDatabase
+
+        # Named, because hypothesis keeps no database by itself where CI is set.
+        examples = DirectoryBasedExampleDatabase("examples")
 
         @given(st.integers())
-        @settings(max_examples=30, deadline=None)
+        @settings(max_examples=30, deadline=None, database=examples)
         def test_good(x): assert x == x
 
         @given(st.integers())
-        @settings(max_examples=300, deadline=None)
+        @settings(max_examples=300, deadline=None, database=examples)
         def test_bad(x): assert x < 100
         """
     )
     result = isolated("-p", "hypothesispytest", "--hypothesis-show-statistics")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*test_bad(*", "*x=100,*"])
-    assert [path for path in (pytester.path / ".hypothesis" / "examples").rglob("*") if path.is_file()]
+    assert [path for path in (pytester.path / "examples").rglob("*") if path.is_file()]
 
 
 def test_randomly_shuffles_the_same_way_with_and_without_isolation(
