@@ -42,14 +42,15 @@ static uint32_t mount_table(struct iso_mount table[11], const char *stage)
 	return n;
 }
 
-/* The init leaves when its namespace is empty; until someone kills it, it may wait for what is left over. */
+/* The init leaves by itself when its namespace is empty, and waits for what is left over. */
 static int finish(struct iso_child *child)
 {
 	struct iso_exit how, of_init;
 	int got = iso_await(child, -1, &how);
 
 	if (child->init_pidfd >= 0) {
-		syscall(SYS_pidfd_send_signal, child->init_pidfd, SIGKILL, NULL, 0);
+		if (got != 1 || how.leftovers)
+			syscall(SYS_pidfd_send_signal, child->init_pidfd, SIGKILL, NULL, 0);
 		iso_wait(child->init_pidfd, 1, &of_init);
 		close(child->init_pidfd);
 	}

@@ -88,6 +88,7 @@ static pid_t fork_direct(struct launch *l)
 		iso_enter_namespaces(l);
 		return 0;
 	}
+	l->first_pid = pid;
 	l->clone.pidfd = iso_pidfd_open(pid);
 	return l->clone.pidfd < 0 ? iso_launch_note(l, ISO_STEP_PREPARE, -l->clone.pidfd) : pid;
 }

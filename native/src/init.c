@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * init.c - isolate-init, PID 1 of a sandbox or, with a fourth argument, the monitor of one without a PID namespace:
- * `isolate-init <pid of main> <status fd> <pidfd of the caller> [<fd of /proc>]`.
+ * init.c - isolate-init, PID 1 of a sandbox or, with a second argument, the monitor of one without a PID namespace:
+ * `isolate-init <pid of main> [monitor]`, with the descriptors of init.h.
  *
  * Collects every orphan, writes one struct iso_exit when the main process ends, leaves when nothing is left, and ends
  * (and with it the whole PID namespace) when the caller dies. A static program without libc: it starts in
@@ -22,10 +22,12 @@
 #include <linux/types.h>
 #include <stdint.h>
 
+#include "init.h"
 #include "isolate_abi.h"
 #include "raw.h"
 
-#define MSG_NOSIGNAL 0x4000 /* linux/socket.h keeps it from user space */
+#define MSG_DONTWAIT 0x40 /* linux/socket.h keeps them from user space */
+#define MSG_NOSIGNAL 0x4000
 
 #ifndef CHILDREN_FILE /* a test names one that is not there */
 #define CHILDREN_FILE "thread-self/children"
@@ -34,7 +36,6 @@
 #define KILL_SELDOM_MS 200
 
 enum { CALLER, STATUS, CHILDREN, WATCHED };
-enum { STATUS_FD, CALLER_FD, PROC_FD };
 
 static int number(const char *text)
 {
@@ -59,19 +60,6 @@ static void close_range_of_fds(unsigned int first, unsigned int last)
 		return;
 	for (fd = first; fd <= last && fd < 65536; fd++) /* before Linux 5.9 */
 		raw1(__NR_close, fd);
-}
-
-/* The status socket, the caller's pidfd and /proc become 0, 1 and 2; nothing else stays open. proc_fd -1: none. */
-static void keep_only(int status_fd, int caller_pidfd, int proc_fd)
-{
-	long status = raw3(__NR_fcntl, status_fd, F_DUPFD, 3), caller = raw3(__NR_fcntl, caller_pidfd, F_DUPFD, 3);
-	long proc = raw3(__NR_fcntl, proc_fd, F_DUPFD, 3);
-
-	raw3(__NR_dup3, status, STATUS_FD, 0);
-	raw3(__NR_dup3, caller, CALLER_FD, 0);
-	raw1(__NR_close, PROC_FD);
-	raw3(__NR_dup3, proc, PROC_FD, 0);
-	close_range_of_fds(PROC_FD + 1, ~0u);
 }
 
 static uint64_t usec(long sec, long micro)
@@ -110,16 +98,16 @@ static int collect(int main_pid, struct iso_exit *record)
 	}
 }
 
-/* Tells the caller, once the main process has ended, once. Without a further word to hear, the socket is closed. */
+/* Tells the caller, once the main process has ended, once. Who stays without a further word to hear closes the socket. */
 static void tell(struct iso_exit *record, int leftovers, int monitors)
 {
 	if (!record->magic || record->pad)
 		return;
 	record->leftovers = (uint32_t)leftovers;
-	raw6(__NR_sendto, STATUS_FD, (long)record, sizeof(*record), MSG_NOSIGNAL, 0, 0);
+	raw6(__NR_sendto, ISO_INIT_STATUS_FD, (long)record, sizeof(*record), MSG_NOSIGNAL, 0, 0);
 	record->pad = 1;
-	if (!monitors)
-		raw1(__NR_close, STATUS_FD);
+	if (!monitors && leftovers)
+		raw1(__NR_close, ISO_INIT_STATUS_FD);
 }
 
 /* ---- the end of a tree ---- */
@@ -173,7 +161,7 @@ static int parent_of(const char *pid)
 	while (*tail)
 		path[i++] = *tail++;
 	path[i] = 0;
-	fd = raw4(__NR_openat, PROC_FD, path, O_RDONLY, 0);
+	fd = raw4(__NR_openat, ISO_INIT_PROC_FD, path, O_RDONLY, 0);
 	if (fd < 0)
 		return 0;
 	n = raw3(__NR_read, fd, stat, sizeof(stat) - 1);
@@ -198,8 +186,8 @@ static void kill_found(void)
 	struct entry *one;
 	long n, at;
 
-	raw3(__NR_lseek, PROC_FD, 0, 0);
-	while ((n = raw3(__NR_getdents64, PROC_FD, entries, sizeof(entries))) > 0)
+	raw3(__NR_lseek, ISO_INIT_PROC_FD, 0, 0);
+	while ((n = raw3(__NR_getdents64, ISO_INIT_PROC_FD, entries, sizeof(entries))) > 0)
 		for (at = 0; at < n; at += one->reclen) {
 			one = (struct entry *)(entries + at);
 			if (is_digit(one->name[0]) && parent_of(one->name) == self)
@@ -209,7 +197,7 @@ static void kill_found(void)
 
 static void kill_children(void)
 {
-	long fd = raw4(__NR_openat, PROC_FD, CHILDREN_FILE, O_RDONLY, 0);
+	long fd = raw4(__NR_openat, ISO_INIT_PROC_FD, CHILDREN_FILE, O_RDONLY, 0);
 
 	if (fd < 0) {
 		kill_found();
@@ -244,20 +232,19 @@ static _Noreturn void end_tree(int main_pid, struct iso_exit *record, int childr
 
 /* ---- watching ---- */
 
-/* An inherited SIG_IGN would make the kernel collect the children and lose their statuses. */
+/* SIGCHLD is blocked, and not ignored (iso_hear_of_children): one that came before is still to be read. */
 static int open_child_signals(void)
 {
-	uint64_t by_default[4] = {0, 0, 0, 0}; /* struct sigaction of the kernel: SIG_DFL is 0 */
 	uint64_t child_signal = 1ull << (SIGCHLD - 1);
 
-	raw4(__NR_rt_sigaction, SIGCHLD, by_default, 0, sizeof(uint64_t));
 	return (int)raw4(__NR_signalfd4, -1, &child_signal, sizeof(child_signal), 0);
 }
 
 /* Sleeps until a child ended (1), or the caller said something (0) or is gone (-1). An fd of -1 is not watched. */
 static int wait_for(int status_fd, int children_fd)
 {
-	struct pollfd watched[WATCHED] = {{CALLER_FD, POLLIN, 0}, {status_fd, POLLIN, 0}, {children_fd, POLLIN, 0}};
+	struct pollfd watched[WATCHED] = {
+		{ISO_INIT_CALLER_FD, POLLIN, 0}, {status_fd, POLLIN, 0}, {children_fd, POLLIN, 0}};
 
 	while (raw5(__NR_ppoll, watched, WATCHED, 0, 0, 0) <= 0)
 		;
@@ -270,18 +257,25 @@ static int hear(void)
 {
 	char word;
 
-	return raw3(__NR_read, STATUS_FD, &word, 1) == 1;
+	return raw3(__NR_read, ISO_INIT_STATUS_FD, &word, 1) == 1;
 }
 
-/* The caller sends one byte when it has read the main process's number from its pidfd: until then nobody collects it. */
+/*
+ * The caller sends one byte when it has read the main process's number from its pidfd: until then nobody collects it.
+ * Mostly it has come before we have begun.
+ */
 static int wait_for_go(void)
 {
-	return wait_for(STATUS_FD, -1) >= 0 && hear();
+	char word;
+
+	if (raw6(__NR_recvfrom, ISO_INIT_STATUS_FD, (long)&word, 1, MSG_DONTWAIT, 0, 0) == 1)
+		return 1;
+	return wait_for(ISO_INIT_STATUS_FD, -1) >= 0 && hear();
 }
 
 static _Noreturn void serve(int main_pid)
 {
-	int children_fd = open_child_signals(), alive;
+	int children_fd = -1, alive;
 	struct iso_exit record = {0};
 	char drained[512];
 
@@ -293,6 +287,8 @@ static _Noreturn void serve(int main_pid)
 		tell(&record, alive, 0);
 		if (!alive)
 			leave(0);
+		if (children_fd < 0)
+			children_fd = open_child_signals();
 		if (wait_for(-1, children_fd) < 0)
 			leave(1);
 		raw3(__NR_read, children_fd, drained, sizeof(drained));
@@ -302,7 +298,7 @@ static _Noreturn void serve(int main_pid)
 /* The caller may close its end, having heard all it wants: then only its death ends the tree. */
 static _Noreturn void monitor(int main_pid)
 {
-	int children_fd = open_child_signals(), status_fd = STATUS_FD, alive, event;
+	int children_fd = open_child_signals(), status_fd = ISO_INIT_STATUS_FD, alive, event;
 	struct iso_exit record = {0};
 	char drained[512];
 
@@ -328,10 +324,10 @@ __attribute__((used)) static _Noreturn void begin(long *stack)
 	char **argv = (char **)(stack + 1);
 	long argc = stack[0];
 
-	if (argc < 4)
+	if (argc < 2)
 		leave(2);
-	keep_only(number(argv[2]), number(argv[3]), argc > 4 ? number(argv[4]) : -1);
-	if (argc > 4)
+	close_range_of_fds(argc > 2 ? ISO_INIT_PROC_FD + 1 : ISO_INIT_PROC_FD, ~0u);
+	if (argc > 2)
 		monitor(number(argv[1]));
 	serve(number(argv[1]));
 }

@@ -40,12 +40,10 @@ int iso_launch_note(struct launch *l, int step, int err)
 
 static uint64_t helper_flags(const struct launch *l)
 {
-	uint64_t flags = (l->plan->namespaces & ~l->late_namespaces) | CLONE_CHILD_CLEARTID;
+	uint64_t flags = l->plan->namespaces & ~l->late_namespaces;
 
 	if (l->shared_memory)
-		flags |= CLONE_VM;
-	if (l->shared_memory && !l->parent_maps)
-		flags |= CLONE_VFORK; /* the kernel then puts the child on this very core */
+		flags |= CLONE_VM | (l->parent_maps ? CLONE_CHILD_CLEARTID : CLONE_VFORK);
 	if (l->has_init)
 		flags |= CLONE_FILES; /* its pidfd of the main process is ours; atfork handlers see our table */
 	else
@@ -83,8 +81,8 @@ int iso_launch_helper(struct launch *l, int (*run)(void *))
 {
 	pid_t pid;
 
-	l->helper_alive = 1;
 	l->clone.flags = helper_flags(l);
+	l->helper_alive = (l->clone.flags & CLONE_CHILD_CLEARTID) != 0;
 	l->clone.stack = l->init_stack;
 	l->clone.stack_bytes = ISO_STACK_BYTES;
 	l->clone.cgroup_fd = (int)l->plan->cgroup_fd_plus1 - 1;
@@ -92,6 +90,7 @@ int iso_launch_helper(struct launch *l, int (*run)(void *))
 	pid = iso_clone(&l->clone, run, l);
 	if (pid < 0)
 		return iso_launch_note(l, ISO_STEP_CLONE, -pid);
+	l->first_pid = pid;
 	if (l->shared_memory && l->parent_maps)
 		answer_with_maps(l, pid);
 	if (l->shared_memory)
@@ -186,9 +185,9 @@ static void give_up(struct launch *l)
 static void hand_over(struct launch *l, struct iso_child *child)
 {
 	child->main_pidfd = l->has_init ? l->main_pidfd : l->clone.pidfd;
-	child->main_pid = iso_pid_of(child->main_pidfd);
+	child->main_pid = l->has_init ? iso_pid_of(child->main_pidfd) : l->first_pid;
 	child->init_pidfd = l->has_init ? l->clone.pidfd : -1;
-	child->init_pid = l->has_init ? iso_pid_of(l->clone.pidfd) : 0;
+	child->init_pid = l->has_init ? l->first_pid : 0;
 	child->status_fd = l->status_fd[0];
 	child->monitor = l->flat;
 	if (l->has_init)

@@ -67,8 +67,9 @@ struct launch {
 	/* Written by the child. */
 	struct iso_failure failure;
 	int main_pidfd;
+	pid_t first_pid; /* of the first child, by the caller's numbers */
 	/* Futexes. */
-	int helper_alive; /* cleared by the kernel when the child no longer shares our memory */
+	int helper_alive; /* cleared by the kernel when the child no longer shares our memory; not with CLONE_VFORK */
 	int maps_written; /* 0: wait, 1: done, < 0: -errno, the child gives up */
 };
 

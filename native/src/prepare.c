@@ -218,6 +218,19 @@ static void block_signals(struct launch *l)
 	raw4(__NR_rt_sigprocmask, SIG_SETMASK, &all, &l->caller_mask, sizeof(all));
 }
 
+/* What the child restores or maps; a start that needs none of it does not pay for asking. */
+static void note_caller(struct launch *l)
+{
+	if (l->plan->namespaces & CLONE_NEWUSER) {
+		l->caller_uid = geteuid();
+		l->caller_gid = getegid();
+	}
+	if (!l->exec)
+		sigaltstack(NULL, &l->caller_altstack);
+	if (!l->exec || l->plan->namespaces & CLONE_NEWUSER || l->plan->joins_count)
+		l->dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+}
+
 int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct iso_exec *exec)
 {
 	int err;
@@ -229,13 +242,10 @@ int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct 
 	l->status_fd[0] = l->status_fd[1] = l->report_fd[0] = l->report_fd[1] = -1;
 	l->failure.index = -1;
 	l->caller_pid = getpid();
-	l->caller_uid = geteuid();
-	l->caller_gid = getegid();
-	sigaltstack(NULL, &l->caller_altstack);
-	l->dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
 	block_signals(l);
 	if (!sane(plan, exec))
 		return iso_launch_note(l, ISO_STEP_PLAN, EINVAL);
+	note_caller(l);
 	decide(l);
 	err = open_init(l);
 	if (!err)

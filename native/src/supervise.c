@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "child.h"
+#include "init.h"
 
 #ifndef SYS_close_range
 #define SYS_close_range 436
@@ -71,9 +72,19 @@ static char *decimal(char text[12], int number)
 	return at;
 }
 
-static void pass_to_init(struct launch *l, int fd)
+/* What the init will have as 0, 1 and 2, without close-on-exec, is first where none of these numbers overwrites it. */
+static int above_stdio(struct launch *l, int fd)
 {
-	check(l, fcntl(fd, F_SETFD, 0), ISO_STEP_INIT, -1);
+	if (fd < 0 || fd > 2)
+		return fd;
+	fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	check(l, fd, ISO_STEP_INIT, -1);
+	return fd;
+}
+
+static void pass_to_init(struct launch *l, int fd, int number)
+{
+	check(l, dup2(fd, number), ISO_STEP_INIT, -1);
 }
 
 /*
@@ -87,26 +98,26 @@ static int own_fd_table(void)
 	return (int)syscall(SYS_close_range, ~0U, ~0U, CLOSE_RANGE_UNSHARE);
 }
 
-/* From here on an own fd table: the fds lose close-on-exec here only. A fourth argument makes it a monitor. */
+/* From here on an own fd table. A second argument makes it a monitor. */
 _Noreturn void iso_exec_init(struct launch *l, pid_t main_pid)
 {
-	char texts[4][12];
-	char *argv[] = {(char *)"isolate-init",
-			decimal(texts[0], main_pid),
-			decimal(texts[1], l->status_fd[1]),
-			decimal(texts[2], l->parent_pidfd),
-			l->flat ? decimal(texts[3], l->proc_fd) : NULL,
-			NULL};
+	char text[12];
+	char *argv[] = {(char *)"isolate-init", decimal(text, main_pid), l->flat ? (char *)"monitor" : NULL, NULL};
 	char *envp[] = {NULL};
+	int init_fd, status_fd, caller_pidfd, proc_fd;
 
 	check(l, own_fd_table(), ISO_STEP_INIT, -1);
-	pass_to_init(l, l->status_fd[1]);
-	pass_to_init(l, l->parent_pidfd);
+	init_fd = above_stdio(l, l->init_fd);
+	status_fd = above_stdio(l, l->status_fd[1]);
+	caller_pidfd = above_stdio(l, l->parent_pidfd);
+	proc_fd = above_stdio(l, l->proc_fd);
+	pass_to_init(l, status_fd, ISO_INIT_STATUS_FD);
+	pass_to_init(l, caller_pidfd, ISO_INIT_CALLER_FD);
 	if (l->flat) {
-		pass_to_init(l, l->proc_fd);
+		pass_to_init(l, proc_fd, ISO_INIT_PROC_FD);
 		if (!(l->plan->flags & ISO_NEW_SESSION))
 			leave_group(l);
 	}
-	syscall(SYS_execveat, l->init_fd, "", argv, envp, AT_EMPTY_PATH);
+	syscall(SYS_execveat, init_fd, "", argv, envp, AT_EMPTY_PATH);
 	iso_fail(l, ISO_STEP_INIT, errno, -1);
 }

@@ -6,13 +6,14 @@ import errno
 import os
 import signal
 import socket
+import time
 from typing import Any
 
 import pytest
 
 from pytest_isolate.kernel import native
 from pytest_isolate.kernel.plan import IdMap, Plan
-from tests.kernel.launching import NAMESPACES, ROOT, finish, flags, forked, helper, pipe, plan, run, value
+from tests.kernel.launching import LIMIT_S, NAMESPACES, ROOT, finish, flags, forked, helper, pipe, plan, run, value
 
 READ_LINKS = f"for name in {' '.join(NAMESPACES)}; do readlink /proc/self/ns/$name; done"
 
@@ -55,12 +56,21 @@ def test_a_program_is_process_2_and_its_parent_the_init() -> None:
     assert run(plan("pid", "mnt"), "sh", "-c", "echo $$ $PPID").text == "2 1\n"
 
 
+def held_by(pid: int) -> list[str]:
+    directory = f"/proc/{pid}/fd"
+    return [os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)]
+
+
 def test_the_init_is_the_static_program_and_holds_nothing_open() -> None:
+    end = time.monotonic() + LIMIT_S
     with native.spawn(plan("pid"), ["sleep", "30"]) as child:
         assert os.readlink(f"/proc/{child.init_pid}/exe") == str(ROOT / "pytest_isolate/_native/isolate-init")
-        held = {os.readlink(f"/proc/{child.init_pid}/fd/{fd}") for fd in os.listdir(f"/proc/{child.init_pid}/fd")}
+        held = held_by(child.init_pid)
+        # Status socket, pidfd of the caller, and, once it has something to wait for, a signalfd.
+        while len(held) != 3 and time.monotonic() < end:
+            held = held_by(child.init_pid)
+        assert len(held) == 3, held
         assert {link.partition(":")[0] for link in held} == {"socket", "anon_inode"}
-        assert len(held) == 3, held  # status socket, pidfd of the caller, signalfd
 
 
 def test_pids_of_a_child_are_the_hosts() -> None:
