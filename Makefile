@@ -33,7 +33,7 @@ try: $(INSTALLED)
 	@$(BIN)/python .ci/try.py $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -p no:asyncio $(ARGS)
+	@$(BIN)/python -m pytest -p no:asyncio -p no:randomly $(ARGS)
 
 .venv/.tox: | $(INSTALLED)
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -q 'tox>=4.14'
