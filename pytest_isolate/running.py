@@ -42,6 +42,8 @@ from pytest_isolate.endings import (
 
 #: More output than this per stream is cut when it is read; the program is not stopped.
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
+#: Most programs write less, and then one call reads it all.
+_FIRST_READ_BYTES = 4096
 #: Words that ``Running.update`` takes: those a cgroup holds. An rlimit belongs to each process that has inherited it.
 LIVE_WORDS = ("memory", "memory_high", "swap", "pids", "cpu", "cpu_weight", "cpuset", "io")
 
@@ -236,7 +238,8 @@ class Running:
         """Look at what is left, end it, count the cost, and give everything back."""
         # Whom a monitor knows it tells; its cgroup is asked when it is gone, by one counter instead of every list.
         asked = None if is_monitored(self._process) else self._cgroup
-        leftovers = [] if exited is None else living(self._process, asked, exited.leftovers)
+        others = exited is not None and (exited.leftovers or asked is not None)
+        leftovers = living(self._process, asked, exited.leftovers) if exited is not None and others else []
         self._process.kill()
         self._process.reap(block=True)
         leftovers += self._end_strays()
@@ -344,6 +347,9 @@ class Files:
         if self.out_fd < 0 or (stream == 2 and self.err_fd == self.out_fd):
             return b""
         fd = self.out_fd if stream == 1 else self.err_fd
+        begin = os.pread(fd, _FIRST_READ_BYTES, 0)
+        if len(begin) < _FIRST_READ_BYTES:
+            return begin
         return os.pread(fd, min(os.fstat(fd).st_size, MAX_OUTPUT_BYTES), 0)
 
     def text(self, stream: int) -> Any:

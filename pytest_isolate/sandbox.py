@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pytest_isolate import groups, networks, wire
-from pytest_isolate.backend import Kind, Launch
+from pytest_isolate.backend import Backend, Kind, Launch
 from pytest_isolate.errors import IsolateError, PolicyError, SetupError
-from pytest_isolate.hooks import Hooks, of_this_process
+from pytest_isolate.hooks import Hooks, Life, of_this_process
 from pytest_isolate.kernel.native import Joined
 from pytest_isolate.outcome import Outcome
 from pytest_isolate.policy import Limits, Policy
@@ -69,6 +69,7 @@ class Sandbox:
         self._networks = networks.of_this_process()
         self._private: networks.PrivateNetwork | None = None
         self._varied: dict[str, Policy] = {}
+        self._chosen: dict[tuple[int, int], Backend] = {}
         self._running: list[Running] = []
 
     def run(
@@ -127,8 +128,8 @@ class Sandbox:
         """
         args = _arguments(argv)
         policy = self._vary(words)
-        backend = choose(policy, self._backends, hooks=self._hooks, item=self._item)
-        with contextlib.ExitStack() as undo, _input(input, stdin) as stdin_fd:
+        backend = self._choose(policy)
+        with contextlib.ExitStack() as undo, _Input(input, stdin) as stdin_fd:
             files = Files(text=text, merge=merge_stderr)
             undo.callback(files.close)
             cgroup = self._groups.enter(self._name, policy)
@@ -138,10 +139,10 @@ class Sandbox:
             network = self._networks.enter(policy, cgroup, self._private)
             if network is not None:
                 undo.callback(network.close)
-            life = self._hooks.begin(self._launch("programs", tuple(args), policy, backend.name))
+            life = self._begin("programs", tuple(args), policy, backend)
             if life is not None:
                 undo.callback(life.close)
-            with no_room_said(policy.limits):
+            try:
                 process = backend.spawn(
                     policy,
                     args,
@@ -152,6 +153,10 @@ class Sandbox:
                     stdout_fd=out_fd,
                     stderr_fd=err_fd,
                 )
+            except SetupError as error:
+                if (instead := _no_room(error, policy.limits)) is not None:
+                    raise instead from error
+                raise
             if life is not None:
                 life.spawned(process)
             undo.pop_all()
@@ -185,7 +190,7 @@ class Sandbox:
                 network = self._networks.enter(chosen, cgroup, self._private)
                 if network is not None:
                     undo.callback(network.close)
-                life = self._hooks.begin(self._launch("tests", (name,), chosen, backend.name))
+                life = self._begin("tests", (name,), chosen, backend)
                 if life is not None:
                     undo.callback(life.close)
                 with no_room_said(chosen.limits):
@@ -215,12 +220,24 @@ class Sandbox:
             self._private = networks.PrivateNetwork()
         return self._private
 
-    def _launch(self, kind: Kind, args: tuple[str, ...], policy: Policy, backend: str) -> Launch:
-        return Launch(name=self._name, kind=kind, args=args, policy=policy, backend=backend, item=self._item)
+    def _choose(self, policy: Policy) -> Backend:
+        """As registry.choose, asked once for a policy and a user, unless a plugin wants to be asked each time."""
+        if self._hooks.selects:
+            return choose(policy, self._backends, hooks=self._hooks, item=self._item)
+        key = id(policy), os.geteuid()
+        if key not in self._chosen:
+            self._chosen[key] = choose(policy, self._backends, hooks=self._hooks, item=self._item)
+        return self._chosen[key]
+
+    def _begin(self, kind: Kind, args: tuple[str, ...], policy: Policy, backend: Backend) -> Life | None:
+        if not self._hooks.takes_part:
+            return None
+        launch = Launch(name=self._name, kind=kind, args=args, policy=policy, backend=backend.name, item=self._item)
+        return self._hooks.begin(launch)
 
     def _vary(self, words: Mapping[str, Any]) -> Policy:
         """The settled policy for a call; the same words give the same value, so that its plan is compiled once."""
-        key = repr(sorted(words.items()))
+        key = repr(sorted(words.items())) if words else ""
         if key not in self._varied:
             policy = self._groups.settle(vary(self.policy, **words))
             self._networks.settle(policy)
@@ -252,13 +269,18 @@ def no_room_said(limits: Limits) -> Iterator[None]:
     try:
         yield
     except SetupError as error:
-        if error.errno == errno.ENOMEM and limits.memory_bytes:
-            asked = f"memory limit of {format_bytes(limits.memory_bytes)}"
-            raise PolicyError(asked, f"the sandbox itself does not fit into it ({error})", "raise it") from error
-        if error.errno == errno.EAGAIN and limits.pids:
-            asked = f"limit of {limits.pids} processes"
-            raise PolicyError(asked, f"the sandbox itself needs more ({error})", "raise it") from error
+        if (instead := _no_room(error, limits)) is not None:
+            raise instead from error
         raise
+
+
+def _no_room(error: SetupError, limits: Limits) -> PolicyError | None:
+    if error.errno == errno.ENOMEM and limits.memory_bytes:
+        asked = f"memory limit of {format_bytes(limits.memory_bytes)}"
+        return PolicyError(asked, f"the sandbox itself does not fit into it ({error})", "raise it")
+    if error.errno == errno.EAGAIN and limits.pids:
+        return PolicyError(f"limit of {limits.pids} processes", f"the sandbox itself needs more ({error})", "raise it")
+    return None
 
 
 def joined(cgroup: Cgroup | None, network: SandboxNetwork | None = None) -> Joined | None:
@@ -277,23 +299,31 @@ def _arguments(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     return [os.fspath(part) for part in argv]
 
 
-@contextlib.contextmanager
-def _input(content: str | bytes | None, stdin: int | IO[Any] | None) -> Iterator[int]:
+class _Input:
     """A descriptor to read from: a memory file with ``content``, the caller's ``stdin``, else /dev/null."""
-    if content is not None and stdin is not None:
-        raise PolicyError("stdin", "both input= and stdin= are given", "leave one out")
-    if isinstance(stdin, int) and stdin >= 0:
-        yield stdin
-    elif stdin is not None and not isinstance(stdin, int):
-        yield stdin.fileno()
-    else:
-        fd = os.memfd_create("stdin", os.MFD_CLOEXEC) if content else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if content:
-                os.pwrite(fd, content.encode() if isinstance(content, str) else content, 0)
-            yield fd
-        finally:
-            os.close(fd)
+
+    __slots__ = ("_content", "_own_fd", "_stdin")
+
+    def __init__(self, content: str | bytes | None, stdin: int | IO[Any] | None) -> None:
+        if content is not None and stdin is not None:
+            raise PolicyError("stdin", "both input= and stdin= are given", "leave one out")
+        self._content, self._stdin, self._own_fd = content, stdin, -1
+
+    def __enter__(self) -> int:
+        if isinstance(self._stdin, int) and self._stdin >= 0:
+            return self._stdin
+        if self._stdin is not None and not isinstance(self._stdin, int):
+            return self._stdin.fileno()
+        if not self._content:
+            self._own_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            return self._own_fd
+        self._own_fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        os.pwrite(self._own_fd, self._content.encode() if isinstance(self._content, str) else self._content, 0)
+        return self._own_fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._own_fd >= 0:
+            os.close(self._own_fd)
 
 
 def _call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: Files) -> NoReturn:

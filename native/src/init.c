@@ -14,7 +14,6 @@
 #include <linux/signal.h>
 #include <linux/resource.h>
 #include <linux/time.h>
-#include <linux/prctl.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/poll.h>
@@ -279,7 +278,6 @@ static _Noreturn void serve(int main_pid)
 	struct iso_exit record = {0};
 	char drained[512];
 
-	raw5(__NR_prctl, PR_SET_PDEATHSIG, 0, 0, 0, 0); /* it is bound to a thread of the caller; the pidfd is not */
 	if (!wait_for_go())
 		leave(1);
 	for (;;) {

@@ -106,6 +106,8 @@ _Noreturn void iso_exec_init(struct launch *l, pid_t main_pid)
 	char *envp[] = {NULL};
 	int init_fd, status_fd, caller_pidfd, proc_fd;
 
+	/* It is bound to a thread of the caller, which may end as soon as we execute; the pidfd is not. */
+	check(l, prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0), ISO_STEP_PDEATHSIG, -1);
 	check(l, own_fd_table(), ISO_STEP_INIT, -1);
 	init_fd = above_stdio(l, l->init_fd);
 	status_fd = above_stdio(l, l->status_fd[1]);

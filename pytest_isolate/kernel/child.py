@@ -195,6 +195,8 @@ class Child:
         A monitor works on by itself; reap(block=True) waits until it has done.
         """
         self._killed = True
+        if self.init_pidfd >= 0 and not self.monitored and self._exited is not None and not self._exited.leftovers:
+            return  # its init has seen the last of them and leaves by itself
         if self.monitored:
             if not self._collected and functions().end_tree(self._raw) < 0 and self._monitor_left_some():
                 self._end_orphans()

@@ -119,13 +119,14 @@ def spawn(
     if not argv:
         raise ValueError("argv is empty: name a program")
     memory = Memory()
-    env = os.environ if env is None else env
     request = abi.Exec(
         size=ctypes.sizeof(abi.Exec),
         executable_fd_plus1=executable_fd + 1,
-        paths=0 if executable_fd >= 0 else memory.texts(_candidates(os.fsdecode(argv[0]), env)),
+        paths=0
+        if executable_fd >= 0
+        else memory.texts(_candidates(os.fsdecode(argv[0]), os.environ if env is None else env)),
         argv=memory.texts(argv),
-        envp=memory.texts(_environment(env)),
+        envp=0 if env is None else memory.texts(_environment(env)),  # 0: this process's, as the C library has it
         default_signals=_DEFAULT_SIGNALS,
         stdin_fd_plus1=stdin_fd + 1,
         stdout_fd_plus1=stdout_fd + 1,
