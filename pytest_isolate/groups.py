@@ -160,9 +160,7 @@ class Groups:
         """
         if not policy.limits.memory_bytes or policy.limits.memory_fallback == "rlimit":
             return
-        # Measured without the limit first: until it has its own memory the child shares this process's, and a kernel
-        # that kills it for want of room kills whoever shares it, too (oom_kill.c). On Linux 6.1, v2, pytest was killed.
-        takes = self._start_takes(policy, backend, Limits())
+        takes = self._start_takes(policy, backend, Limits())  # without the limit first: that is the figure to tell
         fits = not takes or policy.limits.memory_bytes + _CHARGED_AHEAD_BYTES >= takes
         if fits and self._start_takes(policy, backend, policy.limits) is not None:
             return
@@ -186,6 +184,7 @@ class Groups:
                 raise
             if child is None:
                 os._exit(0)
+            cgroup.started()
             exited = child.wait(10.0)
             child.kill()
             child.reap(block=True)

@@ -157,6 +157,8 @@ class Sandbox:
                 if (instead := _no_room(error, policy.limits)) is not None:
                     raise instead from error
                 raise
+            if cgroup is not None:
+                cgroup.started()
             if life is not None:
                 life.spawned(process)
             undo.pop_all()
@@ -198,6 +200,8 @@ class Sandbox:
                 if process is None:
                     self._networks.leave_in_child()
                     _call_and_leave(function, args, kwargs, write_fd, files)
+                if cgroup is not None:
+                    cgroup.started()
                 if life is not None:
                     life.spawned(process)
             finally:

@@ -88,7 +88,7 @@ static pid_t clone2(struct iso_clone *c, int (*run)(void *), void *arg)
 	if (flags & CLONE_NEWTIME)
 		return -ENOSYS;
 	c->used_clone2 = true;
-	pid = clone(run, c->stack + c->stack_bytes, (int)flags, arg, &c->pidfd, NULL, c->child_tid);
+	pid = clone(run, c->stack + c->stack_bytes, (int)flags, arg, &c->pidfd, NULL, NULL);
 	return pid < 0 ? -errno : pid;
 }
 
@@ -101,7 +101,6 @@ pid_t iso_clone(struct iso_clone *c, int (*run)(void *), void *arg)
 	c->flags |= CLONE_PIDFD;
 	args.flags = c->flags | (c->cgroup_fd >= 0 ? CLONE_INTO_CGROUP : 0);
 	args.pidfd = (uintptr_t)&c->pidfd;
-	args.child_tid = (uintptr_t)c->child_tid;
 	args.stack = (uintptr_t)c->stack;
 	args.stack_size = c->stack_bytes;
 	args.cgroup = c->cgroup_fd >= 0 ? (uint64_t)c->cgroup_fd : 0;

@@ -68,10 +68,13 @@ static void become_test(struct launch *l, const struct iso_hooks *hooks)
 	iso_launch_close(l);
 }
 
+#define LEFT_BYTES 8192 /* of the caller's stack, by frames that the jump has left: those of iso_launch_helper() */
+
 /* Returns 0 in the child, the pid of the first child in the caller, or -errno. */
 static pid_t fork_through_init(struct launch *l)
 {
 	if (_setjmp(l->caller_stack)) {
+		iso_forget_old_frames((char *)__builtin_frame_address(0) - LEFT_BYTES, LEFT_BYTES);
 		iso_restore_thread(l);
 		return 0;
 	}

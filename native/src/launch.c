@@ -7,7 +7,6 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -43,7 +42,7 @@ static uint64_t helper_flags(const struct launch *l)
 	uint64_t flags = l->plan->namespaces & ~l->late_namespaces;
 
 	if (l->shared_memory)
-		flags |= CLONE_VM | (l->parent_maps ? CLONE_CHILD_CLEARTID : CLONE_VFORK);
+		flags |= CLONE_VM | CLONE_VFORK; /* the kernel then puts the child on this very core */
 	if (l->has_init)
 		flags |= CLONE_FILES; /* its pidfd of the main process is ours; atfork handlers see our table */
 	else
@@ -51,30 +50,18 @@ static uint64_t helper_flags(const struct launch *l)
 	return flags;
 }
 
-/* The kernel clears the word and wakes us when the child leaves our memory, by exec or by its end. */
-static void await_memory(struct launch *l)
+static pid_t clone_helper(struct launch *l, int (*run)(void *))
 {
-	int alive;
+	pid_t writer, pid;
 
-	while ((alive = __atomic_load_n(&l->helper_alive, __ATOMIC_ACQUIRE)))
-		raw4(__NR_futex, &l->helper_alive, FUTEX_WAIT, alive, 0);
-}
-
-static int write_maps_of(struct launch *l, pid_t pid, int *index)
-{
-	char proc[32];
-
-	iso_proc_path(proc, pid);
-	return iso_write_maps(proc, l->uid_text, l->gid_text, false, index);
-}
-
-static void answer_with_maps(struct launch *l, pid_t pid)
-{
-	int index = -1, err = write_maps_of(l, pid, &index);
-
-	l->failure.index = index;
-	__atomic_store_n(&l->maps_written, err ? err : 1, __ATOMIC_RELEASE);
-	raw3(__NR_futex, &l->maps_written, FUTEX_WAKE, 1);
+	if (!l->shared_memory || !l->parent_maps)
+		return iso_clone(&l->clone, run, l);
+	writer = iso_start_map_writer(l);
+	if (writer < 0)
+		return writer;
+	pid = iso_clone(&l->clone, run, l);
+	iso_end_map_writer(l, writer);
+	return pid;
 }
 
 int iso_launch_helper(struct launch *l, int (*run)(void *))
@@ -82,19 +69,13 @@ int iso_launch_helper(struct launch *l, int (*run)(void *))
 	pid_t pid;
 
 	l->clone.flags = helper_flags(l);
-	l->helper_alive = (l->clone.flags & CLONE_CHILD_CLEARTID) != 0;
 	l->clone.stack = l->init_stack;
 	l->clone.stack_bytes = ISO_STACK_BYTES;
 	l->clone.cgroup_fd = (int)l->plan->cgroup_fd_plus1 - 1;
-	l->clone.child_tid = &l->helper_alive;
-	pid = iso_clone(&l->clone, run, l);
+	pid = clone_helper(l, run);
 	if (pid < 0)
 		return iso_launch_note(l, ISO_STEP_CLONE, -pid);
 	l->first_pid = pid;
-	if (l->shared_memory && l->parent_maps)
-		answer_with_maps(l, pid);
-	if (l->shared_memory)
-		await_memory(l);
 	return pid;
 }
 
@@ -109,8 +90,11 @@ static void close_fd(int *fd)
 
 static void answer_over_socket(struct launch *l, pid_t pid)
 {
-	int index = -1, written = write_maps_of(l, pid, &index);
+	char proc[32];
+	int index, written;
 
+	iso_proc_path(proc, pid);
+	written = iso_write_maps(proc, l->uid_text, l->gid_text, false, &index);
 	written = written ? written : 1;
 	send(l->report_fd[0], &written, sizeof(written), MSG_NOSIGNAL);
 }

@@ -25,14 +25,14 @@
 #define ISO_STACK_BYTES (256u << 10) /* for each of init and main; atfork handlers of libraries run on it */
 #define ISO_GUARD_BYTES 4096u
 #define ISO_MAP_TEXT_BYTES (16u << 10) /* the kernel takes 340 lines, less than one page of text in practice */
-#define ISO_ARENA_BYTES (2 * (ISO_GUARD_BYTES + ISO_STACK_BYTES) + 2 * ISO_MAP_TEXT_BYTES)
+#define ISO_WRITER_STACK_BYTES (64u << 10)
+#define ISO_ARENA_BYTES (2 * (ISO_GUARD_BYTES + ISO_STACK_BYTES) + 2 * ISO_MAP_TEXT_BYTES + ISO_WRITER_STACK_BYTES)
 
 struct iso_clone {
 	uint64_t flags; /* CLONE_* without exit signal */
 	char *stack;	/* lowest address */
 	size_t stack_bytes;
 	int cgroup_fd;	  /* -1: none */
-	int *child_tid;	  /* for CLONE_CHILD_CLEARTID */
 	int pidfd;	  /* out */
 	bool used_clone2; /* out, before the child runs: no clone3, so no CLONE_INTO_CGROUP, CLONE_CLEAR_SIGHAND */
 };
@@ -43,7 +43,7 @@ struct launch {
 	uint64_t late_namespaces;    /* made by unshare(2) after the cgroup step, not by the clone */
 	bool has_init;		     /* a PID namespace is made or joined, or flat: init and main are two processes */
 	bool flat;		     /* no PID namespace: the init is a monitor, the subreaper of main's tree */
-	bool parent_maps;	     /* the caller writes uid_map and gid_map */
+	bool parent_maps;	     /* uid_map and gid_map are written with the caller's privileges */
 	bool shared_memory;	     /* the first child runs in the caller's memory */
 	bool private_main;	     /* spawned main must not share memory: it enters a time namespace by itself */
 	bool reports;		     /* a step of the main process may fail where the caller cannot see it */
@@ -60,16 +60,16 @@ struct launch {
 	stack_t caller_altstack;
 	struct sigaction caller_sigchld; /* written by the init before it starts the main process */
 	jmp_buf caller_stack;		 /* where the forked main process goes on */
-	char *arena;			 /* two stacks and the texts of the maps */
+	char *arena;			 /* two stacks, the texts of the maps, and the stack of their writer */
 	bool borrowed_arena;		 /* the caller keeps it */
-	char *init_stack, *main_stack, *uid_text, *gid_text;
+	char *init_stack, *main_stack, *uid_text, *gid_text, *writer_stack;
 	struct iso_clone clone; /* of the first child */
 	/* Written by the child. */
 	struct iso_failure failure;
 	int main_pidfd;
 	pid_t first_pid; /* of the first child, by the caller's numbers */
 	/* Futexes. */
-	int helper_alive; /* cleared by the kernel when the child no longer shares our memory; not with CLONE_VFORK */
+	int maps_asked;	  /* mapwriter.c */
 	int maps_written; /* 0: wait, 1: done, < 0: -errno, the child gives up */
 };
 
@@ -95,6 +95,11 @@ int iso_write_maps(const char *proc, const char *uid_text, const char *gid_text,
 size_t iso_map_text(char *text, size_t bytes, const struct iso_idmap *map, uint32_t count);
 void iso_proc_path(char path[32], pid_t pid);
 
+/* mapwriter.c */
+pid_t iso_start_map_writer(struct launch *l);
+int iso_ask_map_writer(struct launch *l);
+void iso_end_map_writer(struct launch *l, pid_t writer);
+
 /* clone.c */
 pid_t iso_clone(struct iso_clone *c, int (*run)(void *), void *arg);
 
@@ -105,6 +110,7 @@ int iso_launch_await(struct launch *l, pid_t writes_maps_of);
 int iso_launch_finish(struct launch *l, int err, struct iso_child *child, struct iso_failure *failure);
 int iso_launch_note(struct launch *l, int step, int err);
 void iso_launch_close(struct launch *l);
+void iso_forget_old_frames(char *at, size_t bytes);
 
 /* wait.c */
 pid_t iso_pid_of(int pidfd);

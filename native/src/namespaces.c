@@ -6,7 +6,6 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <net/if.h>
 #include <poll.h>
 #include <sched.h>
@@ -93,17 +92,14 @@ static void unshare_late(struct launch *l)
 		follow_time_namespace(l);
 }
 
-/* 1 when the caller has written the maps, else -errno. */
+/* 1 when the maps are written with the caller's privileges, else -errno. */
 static int await_caller_maps(struct launch *l)
 {
 	struct iso_failure please = {.step = ISO_STEP_MAPS};
 	int written = 0;
 
-	if (l->shared_memory) {
-		while (!(written = __atomic_load_n(&l->maps_written, __ATOMIC_ACQUIRE)))
-			syscall(SYS_futex, &l->maps_written, FUTEX_WAIT, 0, NULL, NULL, 0);
-		return written;
-	}
+	if (l->shared_memory)
+		return iso_ask_map_writer(l);
 	if (write(l->report_fd[1], &please, sizeof(please)) < 0)
 		return -errno;
 	return read(l->report_fd[1], &written, sizeof(written)) == sizeof(written) ? written : -EPIPE;

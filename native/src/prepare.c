@@ -109,7 +109,7 @@ static void decide(struct launch *l)
 #define SANITIZED 1
 #endif
 #endif
-static void forget_old_frames(char *at, size_t bytes)
+void iso_forget_old_frames(char *at, size_t bytes)
 {
 #ifdef SANITIZED
 	extern void __asan_unpoison_memory_region(void const volatile *at, size_t bytes);
@@ -148,11 +148,12 @@ static int open_arena(struct launch *l)
 	if (!l->arena)
 		return -ENOMEM;
 	l->borrowed_arena = given;
-	forget_old_frames(l->arena, ISO_ARENA_BYTES);
+	iso_forget_old_frames(l->arena, ISO_ARENA_BYTES);
 	l->init_stack = l->arena + ISO_GUARD_BYTES;
 	l->main_stack = second_stack(l->arena);
 	l->uid_text = l->main_stack + ISO_STACK_BYTES;
 	l->gid_text = l->uid_text + ISO_MAP_TEXT_BYTES;
+	l->writer_stack = l->gid_text + ISO_MAP_TEXT_BYTES;
 	return 0;
 }
 

@@ -164,6 +164,8 @@ class Workers:
             if process is None:
                 self._forget(worker)
                 self._serve(item, following, link)
+            if worker.cgroup is not None:
+                worker.cgroup.started()
             if worker.life is not None:
                 worker.life.spawned(process)
         except BaseException:
@@ -205,6 +207,8 @@ class Workers:
                 stdout_fd=outputs.out_fd,
                 stderr_fd=outputs.err_fd,
             )
+            if worker.cgroup is not None:
+                worker.cgroup.started()
             if worker.life is not None:
                 worker.life.spawned(worker.process)
         except BaseException:

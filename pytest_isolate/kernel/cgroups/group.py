@@ -35,12 +35,13 @@ _NOTHING = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a cgroup with these limits is made: where its directories are, and what is written to them."""
+    """How a cgroup with these limits is made: where its directories are, what is written to them, and what ``late``."""
 
     limits: Limits
     needed: frozenset[str]
     branches: tuple[Branch, ...]
     table: tuple[tuple[Branch, Setting], ...]
+    late: tuple[tuple[Branch, Setting], ...] = ()
 
 
 def table_of(
@@ -64,7 +65,18 @@ class Cgroup:
     Made by ``CgroupManager.create``. In a forked child it is inert: only the process that made it removes it.
     """
 
-    __slots__ = ("_branch_of", "_dir_fd", "_forget", "_owner", "_places", "_procs_fds", "counters", "limits", "name")
+    __slots__ = (
+        "_branch_of",
+        "_dir_fd",
+        "_forget",
+        "_late",
+        "_owner",
+        "_places",
+        "_procs_fds",
+        "counters",
+        "limits",
+        "name",
+    )
 
     def __init__(self, name: str, branch_of: Mapping[str, Branch], forget: Callable[[str, list[Place]], None]) -> None:
         self.name = name
@@ -74,6 +86,7 @@ class Cgroup:
         self._places: dict[int, Place] = {}  # by the branch's fd
         self._dir_fd = -1
         self._procs_fds: tuple[int, ...] | None = None
+        self._late: tuple[tuple[Branch, Setting], ...] = ()
         self.counters = Counters(name, branch_of, self._places)
         self._owner = os.getpid()
 
@@ -88,7 +101,7 @@ class Cgroup:
                 self._grow(branch)
             for branch, setting in recipe.table:
                 self._write(branch, setting)
-            self.limits, self.counters.limited = recipe.limits, recipe.needed
+            self.limits, self.counters.limited, self._late = recipe.limits, recipe.needed, recipe.late
         except BaseException:
             self.close()
             raise
@@ -134,6 +147,16 @@ class Cgroup:
             return os.open(f"{self.name}/{JOIN_FILE[place.version]}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=place.dir_fd)
         except OSError as error:
             raise cgroupfs.fault(JOIN_FILE[place.version], error, self.name) from error
+
+    def started(self) -> None:
+        """Said once the first process is started: what had to wait until it shared nobody's memory is set now.
+
+        Raises:
+            SetupError: step ``cgroup <file>``.
+        """
+        late, self._late = self._late, ()
+        for branch, setting in late:
+            self._write(branch, setting)
 
     def release_procs_fds(self) -> None:
         """Close the procs fds once the child has joined; with hundreds of sandboxes at once fds are scarce."""

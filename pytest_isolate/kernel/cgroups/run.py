@@ -200,7 +200,9 @@ class CgroupManager:
             branch.enable(needed)
         if len(self._recipes) >= _RECIPES:
             self._recipes.clear()
-        recipe = Recipe(limits, needed, tuple(branches), tuple(table_of(self._home, needed, limits)))
+        table = table_of(self._home, needed, limits)
+        early, late = ([row for row in table if row[1].late is wanted] for wanted in (False, True))
+        recipe = Recipe(limits, needed, tuple(branches), tuple(early), tuple(late))
         self._recipes[id(limits), accounting] = recipe  # it keeps the limits, so that their id stays theirs
         return recipe
 

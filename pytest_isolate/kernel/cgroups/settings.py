@@ -20,12 +20,16 @@ _LEAST_QUOTA_USEC = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """``value`` for ``file`` of ``controller``; ``optional``: fine where the kernel has no such file."""
+    """``value`` for ``file`` of ``controller``; ``optional``: fine where the kernel has no such file.
+
+    ``late``: to be written only when the sandbox's first process has a memory of its own (``Cgroup.started``).
+    """
 
     controller: str
     file: str
     value: str
     optional: bool = False
+    late: bool = False
 
 
 #: (new limits, limits that hold now) -> files to write. Raises PolicyError or BackendUnavailable for the impossible.

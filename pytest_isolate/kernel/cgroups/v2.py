@@ -34,7 +34,8 @@ def _memory(limits: Limits, old: Limits) -> list[Setting]:
     table: list[Setting] = []
     if limits.memory_bytes and not old.memory_bytes:
         # One process killed and the rest left to misbehave tells nobody anything: the group goes as one. Linux 4.19.
-        table.append(Setting("memory", "memory.oom.group", "1", optional=True))
+        # A group's kill does not pass over a process in its vfork, and takes along whoever shares a memory: the caller.
+        table.append(Setting("memory", "memory.oom.group", "1", optional=True, late=True))
     swap, swap_before = _swap(limits), _swap(old)
     if swap != swap_before:
         table.append(Setting("memory", "memory.swap.max", swap, optional=limits.swap_bytes is None))
