@@ -1,14 +1,17 @@
 """``python -m tests.vm [ROW ...]``: boot the rows, print the table rows x limits, exit 1 unless every cell is as it should be.
 
-Owns: the command line and the JSON of the run. Refuses: to run two machines at once: each takes two CPUs.
+Owns: the command line, the JSON of the run, and how many machines run at once: an emulated one keeps one CPU busy.
+Refuses: to boot anything itself (run.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from . import debian, rows, run, table
@@ -31,15 +34,24 @@ def main(argv: Sequence[str]) -> int:
     if asked.run:
         return max(_run(row, asked) for row in chosen)
     tested = []
-    for row in chosen:
-        done = run.fill(row, accelerator=asked.accel, refresh=asked.refresh)
+    for done in _filled(chosen, asked):
         print(table.evidence(done), end="\n\n", flush=True)
         tested.append(done)
+    tested.sort(key=lambda done: chosen.index(done.row))
     print(table.render(tested), table.summary(tested), sep="\n\n")
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_text(json.dumps([done.as_json() for done in tested], indent=1) + "\n")
     print(f"written to {asked.json}")
     return 0 if all(done.ok for done in tested) else 1
+
+
+def _filled(chosen: Sequence[rows.Row], asked: argparse.Namespace) -> Iterator[table.Tested]:
+    """The rows as they are done, ``asked.jobs`` of them at a time; the longest begin first."""
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        longest_first = sorted(chosen, key=lambda row: -len(row.tests))
+        doing = [pool.submit(run.fill, row, accelerator=asked.accel, refresh=asked.refresh) for row in longest_first]
+        for done in as_completed(doing):
+            yield done.result()
 
 
 def _run(row: rows.Row, asked: argparse.Namespace) -> int:
@@ -67,8 +79,15 @@ def _parser() -> argparse.ArgumentParser:
         "--json", type=Path, default=debian.cache_dir() / "last.json", help="where the cells go (%(default)s)"
     )
     parser.add_argument("--accel", default=EMULATION, help="kvm where that is real (%(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=_cpus(), metavar="N", help="machines at once, 2 GB of memory each (%(default)s)"
+    )
     parser.add_argument("--refresh", action="store_true", help="fetch the suites' newest kernels again")
     return parser
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 sys.exit(main(sys.argv[1:]))

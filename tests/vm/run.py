@@ -1,6 +1,7 @@
 """One row from its value to its cells: fetch what it boots, boot it, run the checks, judge the answers.
 
-Owns: where things lie in the guest (/isolate/checkout, /isolate/site) and which Python is used there.
+Owns: where things lie in the guest (/isolate/checkout, /isolate/site) and which Python is used there. Rows may be
+filled by several threads at once; what they boot is fetched by one at a time.
 Refuses: to raise for a row that cannot boot: that row's cells are untested, the others still run.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUEST_CHECKOUT = "/isolate/checkout"
 GUEST_SITE = "/isolate/site"
+_GUEST_PYTHON = "/tmp/isolate-python"
+_fetching = threading.Lock()
 _DISKS = (Disk(name="data", size_bytes=64 << 20), Disk(name="swap", size_bytes=256 << 20))
 
 
@@ -50,17 +54,28 @@ def machine(row: Row, *, accelerator: str = EMULATION, refresh: bool = False) ->
 
 
 def command(row: Row, what: str, launch: str) -> str:
-    """``what``, with ``python`` standing for the guest's Python, started by ``launch``."""
-    python = "/usr/bin/python3" if row.root_suite else _host_python()
-    environment = f"PYTHONPATH={GUEST_CHECKOUT}:{GUEST_SITE} PYTHONDONTWRITEBYTECODE=1"
-    environment += f" ISOLATE_REQUIRE={','.join(row.require)}"
-    return f'python() {{ {launch} env {environment} {python} "$@"; }}; {what}'
+    """``what``, with ``python`` standing for the guest's Python, started by ``launch``.
+
+    The host's Python gets an empty environment of its own around it: what the host has in its site-packages is not under
+    test, and one ``.pth`` there that imports something costs seconds, emulated, at every start of an interpreter.
+    """
+    python, made = "/usr/bin/python3", ""
+    if not row.root_suite:
+        python = f"{_GUEST_PYTHON}/bin/python3"
+        home = os.path.dirname(_host_python())
+        made = f"mkdir -p {_GUEST_PYTHON}/bin; ln -sfn {_host_python()} {python}; "
+        made += f"echo home = {home} >{_GUEST_PYTHON}/pyvenv.cfg; "
+        made += f"echo include-system-site-packages = false >>{_GUEST_PYTHON}/pyvenv.cfg; "
+    environment = f"PYTHONPATH={GUEST_CHECKOUT}:{GUEST_SITE} ISOLATE_REQUIRE={','.join(row.require)}"
+    return f'{made}python() {{ {launch} env {environment} {python} "$@"; }}; {what}'
 
 
 def fill(row: Row, *, accelerator: str = EMULATION, refresh: bool = False) -> Tested:
     """Boot the row and fill its cells."""
     try:
-        done = machine(row, accelerator=accelerator, refresh=refresh).run(_everything(row))
+        with _fetching:
+            made = machine(row, accelerator=accelerator, refresh=refresh)
+        done = made.run(_everything(row))
     except MachineError as error:  # what it had answered before it ended, or was ended, still counts
         return Tested(row=row, cells=judge(row, answers(error.output)), error=str(error))
     except IsolateError as error:

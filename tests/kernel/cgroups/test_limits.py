@@ -26,9 +26,9 @@ def touch(size_bytes: int, flags: int = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) -
     return memory
 
 
-def burn(seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def burn(cpu_s: float) -> None:
+    """Spend this much CPU time, however long a busy machine takes to give it."""
+    while time.process_time() < cpu_s:
         pass
 
 
@@ -141,23 +141,26 @@ def test_a_fork_bomb_stops_at_its_own_pids_limit(manager, need, nursery):
 def test_the_cpu_quota_holds_and_the_throttled_share_is_measured(manager, need, nursery):
     need("cpu")
     with manager.create("gw0-cpu", Limits(cpu_cores=0.2)) as cgroup:
-        assert nursery.run(cgroup, lambda: burn(2.0)) == 0
+        begin = time.monotonic()
+        assert nursery.run(cgroup, lambda: burn(0.4)) == 0
+        took_s = time.monotonic() - begin
         usage = cgroup.usage()
         text = throttling(CgroupEvents(), usage.events, cgroup.limits)
         assert cgroup.verdicts() == []  # slowed down is what was asked for
     assert usage.cpu_usec is not None
-    assert 0.1e6 < usage.cpu_usec < 0.7e6, "a fifth of 2 s, and what one period may overrun"
-    assert usage.throttled_share > 0.5
-    assert usage.events.throttled_usec > 0.5e6
+    assert usage.cpu_usec >= 0.4e6
+    assert took_s > 1.2, "0.4 s at a fifth of a core take 2 s, but for what one period may overrun"
+    assert usage.throttled_share > 0.2
+    assert usage.events.throttled_usec > 0.2e6
     assert text.startswith("CPU quota of 0.2 cores: throttled in ")
 
 
-def test_without_a_quota_the_same_work_takes_all_the_time_there_is(manager, need, nursery):
+def test_without_a_quota_the_same_work_is_not_throttled(manager, need, nursery):
     need("cpu", "cpuacct")
     with manager.create("gw0-free", Limits(cpu_weight=100)) as cgroup:
-        assert nursery.run(cgroup, lambda: burn(1.0)) == 0
+        assert nursery.run(cgroup, lambda: burn(0.4)) == 0
         usage = cgroup.usage()
-        assert usage.cpu_usec > 0.35e6
+        assert usage.cpu_usec >= 0.4e6
         assert not usage.throttled_share
 
 
@@ -169,7 +172,7 @@ def test_cpu_time_of_the_whole_tree_is_a_cause_with_its_figures(manager, need, n
 
         def two():
             if os.fork() == 0:
-                burn(0.8)
+                burn(time.process_time() + 0.4)
                 os._exit(0)
             os.wait()
 
@@ -235,7 +238,7 @@ def test_reads_of_a_disk_are_held_to_their_rate(manager, need, nursery, require,
         assert nursery.run(cgroup, read_directly) == 0
         held_s = time.monotonic() - start
         usage = cgroup.usage()
-    assert held_s > 1.2, "4 MiB at 2 MiB a second, 16 reads at 8 a second"
+    assert held_s > 0.9, "4 MiB at 2 MiB a second, 16 reads at 8 a second; the first slice may burst"
     assert unheld_s < held_s / 2
     assert usage.io_read_bytes >= size
     assert usage.io_read_ops > 0
