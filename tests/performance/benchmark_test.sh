@@ -5,7 +5,7 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 2
 seconds=${1:-10}
-python=${PYTHON:-python3}
+python=.venv/bin/python
 work=$(mktemp -d)
 failures=0
 
@@ -15,15 +15,16 @@ assert() { # text, condition...
 	shift
 	if "$@"; then say "ok      $text"; else say "FAILED  $text"; failures=$((failures + 1)); fi
 }
+has() { command -v "$1" >/dev/null; }
 finish() { rm -rf "$work"; }
 trap finish EXIT
 
 say "== build"
-make -s -C bpf || exit 2
+make -s perf-test || exit 2
 make -s -C bpf test || exit 2
-mkdir -p bin
-printf '#!/bin/sh\ncd "%s" && exec "%s" -m pytest_isolate.network.perf "$@"\n' "$PWD" "$(command -v "$python")" >bin/perf-test
-chmod +x bin/perf-test
+for tool in ping iperf3; do
+	assert "$tool is installed (apt-get install iputils-ping iperf3)" has "$tool"
+done
 
 say "== perf-test, its own generator, $seconds s"
 bin/perf-test --duration "$seconds" --interval 2 >"$work/generator.txt" 2>&1
