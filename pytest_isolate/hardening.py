@@ -32,6 +32,8 @@ class SeccompProfile:
         base: ``default``: its refusals hold, too; ``none``: only those named here.
         refuse: system call -> what it answers: the name of an errno, or ``KILL``.
         only: when given, every call but these is refused as ``otherwise`` says.
+        sockets: ``unix``: AF_UNIX and no other; ``tcp``: TCP and netlink besides, no data in a SYN (what connects
+            without connect(2) is no Landlock rule's business); ``any``: as the rest says. With either, io_uring is off.
     """
 
     name: str
@@ -39,8 +41,11 @@ class SeccompProfile:
     refuse: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     only: frozenset[str] | None = None
     otherwise: str = "EPERM"
+    sockets: Literal["any", "unix", "tcp"] = "any"
 
     def __post_init__(self) -> None:
+        if self.sockets not in ("any", "unix", "tcp"):
+            raise PolicyError(f"seccomp {self.name}", f"sockets {self.sockets!r}", "write any, unix or tcp")
         if self.base not in ("none", "default"):
             raise PolicyError(f"seccomp {self.name}", f"{self.base!r} is no base", "write none or default")
         for answer in (*self.refuse.values(), self.otherwise):
@@ -60,7 +65,7 @@ class Landlock:
 
     Attributes:
         read: what lies beneath may be read, listed and executed.
-        write: everything may be done beneath.
+        write: everything may be done beneath. With ``/`` among them paths are not governed at all.
         connect_tcp, bind_tcp: the only ports; None: ports are not restricted. Needs Linux 6.7.
         scoped: no signal and no abstract socket reaches out of the sandbox. Needs Linux 6.12.
     """

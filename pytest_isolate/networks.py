@@ -1,8 +1,8 @@
 """The networks of this process's sandboxes: a policy on each one's cgroup, and a private network where one is asked for.
 
 Owns: the one PolicyEngine of a run, opened at the first need; and the guard of one sandbox, SandboxNetwork.
-Refuses: to let a rule go unenforced: ``settle`` raises where eBPF or cgroup v2 is not to be had; only the *counting* of a
-private network, which has no rules, may be missing, and then counts say "not available".
+Refuses: to let a rule go unenforced: where eBPF or cgroup v2 is not to be had, ``settle`` answers a policy whose other
+parts hold the rules as they are (network/tiers.py), or raises. What nobody counts is "not available".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import atexit
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.kernel.interfaces import Subnet
     from pytest_isolate.network import AttachedPolicy, Event, NetworkPolicy, PolicyEngine, Stats
+    from pytest_isolate.network.tiers import Tier
 
 #: Conversations that all sandboxes with rules can hold at once; more are counted, and not named.
 FLOWS = 4096
@@ -170,12 +171,23 @@ class Networks:
         """True when a test has asked for it."""
         return self._engine is not None
 
-    def settle(self, policy: Policy) -> None:
-        """Try the whole sequence once, in a throw-away group: what the kernel refuses shows now.
+    def settle(self, policy: Policy, fits: Callable[[Policy], object], *, less: bool = False) -> Tier | None:
+        """None where eBPF holds the network of ``policy``; else what holds its rules, with the policy that does so.
+
+        ``fits(policy)`` raises BackendUnavailable where no backend enforces the rest. ``less``: the tier may also be
+        stricter than the rules, or hold less of them; it says what.
 
         Raises:
             BackendUnavailable, SetupError: this host cannot. PolicyError: a rule that has no meaning.
         """
+        try:
+            self._try(policy)
+        except BackendUnavailable as error:
+            return _by_other_means(policy, fits, error, less=less)
+        return None
+
+    def _try(self, policy: Policy) -> None:
+        """The whole sequence once, in a throw-away group: what the kernel refuses shows now."""
         network = policy.network
         if network in self._settled or not (network.counted or network.wired):
             return
@@ -199,9 +211,11 @@ class Networks:
             BackendUnavailable, SetupError, PolicyError: it could not be; nothing is left.
         """
         network = policy.network
-        if not (network.counted or network.wired):
+        if not (network.counted or network.wired or network.tier):
             return None
         made = SandboxNetwork(network)
+        if network.tier:
+            made.reason = f"the network is held by {network.tier}"
         try:
             if network.mode == "private" and private is not None:
                 made.netns_fd, made.subnet = private.netns_fd, private.subnet
@@ -242,6 +256,25 @@ class Networks:
         if engine is not None:
             atexit.unregister(self.close)
             engine.__exit__(None, None, None)
+
+
+def _by_other_means(policy: Policy, fits: Callable[[Policy], object], error: BackendUnavailable, *, less: bool) -> Tier:
+    """The first tier that works here, or ``error`` with what a weaker one would do."""
+    from pytest_isolate.network.tiers import tiers
+
+    weaker = ""
+    for tier in tiers(policy):
+        if not (tier.whole or less):
+            weaker = weaker or str(tier)
+        else:
+            with contextlib.suppress(BackendUnavailable):
+                fits(tier.policy)
+                return tier
+    if not weaker:
+        raise error
+    raise BackendUnavailable(
+        error.what, error.why, f"{error.remedy}; or take with --isolate-missing=warn: {weaker}"
+    ) from error
 
 
 def _wire(made: SandboxNetwork) -> None:

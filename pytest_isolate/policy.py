@@ -195,6 +195,7 @@ class Network:
     Rules are texts, ``WHERE[:PORT[-PORT]][/PROTOCOL]``: an address, a CIDR, ``localhost``, ``*`` or a host name, then
     ports, then ``tcp``, ``udp`` or ``icmp``. ``default`` (``deny``, ``allow``) is for what no rule speaks of.
     ``adjustable``: the test itself may change the rules while it runs (the fixture ``net_policy``).
+    ``tier``: by what, instead of eBPF, other parts of the policy hold the rules that are no longer here; in words.
     """
 
     mode: str = "host"
@@ -204,6 +205,7 @@ class Network:
     default: str = ""
     errno: int | str | None = None
     adjustable: bool = False
+    tier: str = ""
 
     def __post_init__(self) -> None:
         _choice("network", self.mode, NETWORK_MODES)
@@ -218,7 +220,7 @@ class Network:
     @property
     def counted(self) -> bool:
         """True when traffic is counted, which takes a cgroup and eBPF; ``private`` does without where it must."""
-        return self.ruled or self.mode in ("shared", "private")
+        return self.ruled or (self.mode in ("shared", "private") and not self.tier)
 
     @property
     def wired(self) -> bool:

@@ -244,8 +244,8 @@ class Sandbox:
         key = repr(sorted(words.items())) if words else ""
         if key not in self._varied:
             policy = self._groups.settle(vary(self.policy, **words))
-            self._networks.settle(policy)
-            self._varied[key] = policy
+            tier = self._networks.settle(policy, lambda other: choose(other, self._backends))
+            self._varied[key] = policy if tier is None else tier.policy
         return self._varied[key]
 
     def close(self) -> None:

@@ -70,8 +70,11 @@ class Netns:
 
         try:
             self.fd = _in_thread(make)
+        except PermissionError as error:
+            why, remedy = "this user may not make one", "run as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+            raise BackendUnavailable("network namespace, wired from outside", why, remedy) from error
         except OSError as error:
-            raise SetupError("netns", error.errno or 0, remedy="it needs CAP_SYS_ADMIN, or a user namespace") from error
+            raise SetupError("netns", error.errno or 0) from error
 
     def __enter__(self) -> Self:
         return self

@@ -37,7 +37,7 @@ def lacks(policy: Landlock, version: int | None = None) -> Iterator[str]:
     if not found:
         yield "landlock: this kernel has none. It needs Linux 5.13, and landlock in lsm= of the kernel command line"
         return
-    if found < _TRUNCATE_ABI:
+    if found < _TRUNCATE_ABI and _governs_paths(policy):
         yield f"landlock: ABI {found} lets truncate(2) empty any file. It needs Linux 6.2"
     if found < _TCP_ABI and (policy.connect_tcp is not None or policy.bind_tcp is not None):
         yield f"landlock: ABI {found} knows no TCP ports. It needs Linux 6.7; or use a network policy (net_allow)"
@@ -48,7 +48,7 @@ def lacks(policy: Landlock, version: int | None = None) -> Iterator[str]:
 def compile_ruleset(policy: Landlock, version: int | None = None) -> LandlockRuleset:
     """The ruleset of ``policy`` at this ABI; what lacks() says is left out."""
     found = abi() if version is None else version
-    everything = (1 << _FS_BITS.get(found, _FS_BITS[max(_FS_BITS)])) - 1
+    everything = (1 << _FS_BITS.get(found, _FS_BITS[max(_FS_BITS)])) - 1 if _governs_paths(policy) else 0
     net = _BIND_TCP * (policy.bind_tcp is not None) | _CONNECT_TCP * (policy.connect_tcp is not None)
     return LandlockRuleset(
         fs=everything,
@@ -58,7 +58,14 @@ def compile_ruleset(policy: Landlock, version: int | None = None) -> LandlockRul
     )
 
 
+def _governs_paths(policy: Landlock) -> bool:
+    """Not where all may be done beneath the root: a ruleset without paths also leaves mounts alone."""
+    return "/" not in policy.write
+
+
 def _path_rules(policy: Landlock, everything: int) -> Iterator[LandlockRule]:
+    if not everything:
+        return
     for path in policy.read:
         yield LandlockRule(rights=_EXECUTE | _READ_FILE | _READ_DIR, path=path)
     for path in policy.write:

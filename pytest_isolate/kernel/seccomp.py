@@ -23,7 +23,7 @@ from pytest_isolate.policy import unknown
 _RET_ALLOW, _RET_ERRNO, _RET_KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 _LD, _JA, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
 #: Offsets in struct seccomp_data; of an argument the low half (both machines are little-endian).
-_NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
+_NR, _ARCH, _ARG0, _ARG1, _ARG2, _ARG3 = 0, 4, 16, 24, 32, 40
 #: AUDIT_ARCH_X86_64 and AUDIT_ARCH_AARCH64. Source: linux/audit.h.
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
@@ -33,7 +33,8 @@ _CLONE_NEW = 0x7E020000
 _PTRACE_ATTACH, _PTRACE_SEIZE = 16, 0x4206
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
-_SOCK_TYPE_MASK, _SOCK_RAW, _SOCK_PACKET = 0xF, 3, 10
+_SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_RAW, _SOCK_PACKET = 0xF, 1, 3, 10
+_IPPROTO_TCP, _MSG_FASTOPEN = 6, 0x20000000
 
 
 # ---- an assembler that works from the end ----
@@ -120,6 +121,34 @@ def _socket(program: _Program) -> int:
     return program.emit(_LD, _ARG0)
 
 
+def _unix_socket(program: _Program) -> int:
+    program.branch(_JEQ, _AF_UNIX, _ALLOW(program), _EPERM(program))
+    return program.emit(_LD, _ARG0)
+
+
+def _tcp_socket(program: _Program) -> int:
+    """UNIX, netlink, and of the internet TCP by its own name: MPTCP (262) and SCTP are streams too."""
+    named = program.branch(_JEQ, _IPPROTO_TCP, _ALLOW(program), _EPERM(program))
+    program.branch(_JEQ, 0, _ALLOW(program), named)
+    protocol = program.emit(_LD, _ARG2)
+    program.branch(_JEQ, _SOCK_STREAM, protocol, _EPERM(program))
+    program.emit(_AND, _SOCK_TYPE_MASK)
+    target, internet = _EPERM(program), program.emit(_LD, _ARG1)
+    for family, then in ((_AF_INET6, internet), (_AF_INET, internet), (_AF_NETLINK, None), (_AF_UNIX, None)):
+        target = program.branch(_JEQ, family, _ALLOW(program) if then is None else then, target)
+    return program.emit(_LD, _ARG0)
+
+
+def _not_fast_open(offset: int) -> Leaf:
+    """EOPNOTSUPP is what a kernel without it answers: clients then connect(2)."""
+
+    def leaf(program: _Program) -> int:
+        program.branch(_JSET, _MSG_FASTOPEN, _answers(_RET_ERRNO | errno.EOPNOTSUPP)(program), _ALLOW(program))
+        return program.emit(_LD, offset)
+
+    return leaf
+
+
 # ---- the profile `default` ----
 
 _REFUSED = (
@@ -136,12 +165,14 @@ _REFUSED = (
     "keyctl add_key request_key open_by_handle_at lookup_dcookie"
 ).split()
 
+_IO_URING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
+
 #: System call -> what happens. clone3 passes its flags by pointer, which a filter cannot follow: glibc then uses clone.
 #: io_uring does what is refused here without a system call of its own (IORING_OP_SOCKET).
 _DEFAULT: Mapping[str, Leaf] = MappingProxyType(
     {
         **dict.fromkeys(_REFUSED, _EPERM),
-        **dict.fromkeys(("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register"), _ENOSYS),
+        **dict.fromkeys(("clone3", *_IO_URING), _ENOSYS),
         "clone": _clone,
         "socket": _socket,
         "ptrace": _one_of(_ARG0, (_PTRACE_ATTACH, _PTRACE_SEIZE)),  # PTRACE_TRACEME: the child asked for it
@@ -151,6 +182,21 @@ _DEFAULT: Mapping[str, Leaf] = MappingProxyType(
 #: What `default` touches, for documents and tests.
 DEFAULT_REFUSES = tuple(_DEFAULT)
 _BASES: Mapping[str, Mapping[str, Leaf]] = MappingProxyType({"none": MappingProxyType({}), "default": _DEFAULT})
+_SOCKETS: Mapping[str, Mapping[str, Leaf]] = MappingProxyType(
+    {
+        "any": MappingProxyType({}),
+        "unix": MappingProxyType({"socket": _unix_socket, **dict.fromkeys(_IO_URING, _ENOSYS)}),
+        "tcp": MappingProxyType(
+            {
+                "socket": _tcp_socket,
+                "sendto": _not_fast_open(_ARG3),
+                "sendmsg": _not_fast_open(_ARG2),
+                "sendmmsg": _not_fast_open(_ARG3),
+                **dict.fromkeys(_IO_URING, _ENOSYS),
+            }
+        ),
+    }
+)
 
 
 # ---- any profile ----
@@ -164,6 +210,8 @@ def _leaves(profile: SeccompProfile) -> dict[str, Leaf]:
     if profile.only is not None:
         leaves.update(dict.fromkeys(NAMES - profile.only, _refusal(profile.otherwise)))
     leaves.update({name: _refusal(answer) for name, answer in profile.refuse.items()})
+    refused = profile.refuse if profile.only is None else {*profile.refuse, *(NAMES - profile.only)}
+    leaves.update({name: leaf for name, leaf in _SOCKETS[profile.sockets].items() if name not in refused})
     return leaves
 
 

@@ -16,7 +16,7 @@ from pytest_isolate.errors import IsolateError
 from pytest_isolate.groups import Groups
 from pytest_isolate.hooks import of_this_process
 from pytest_isolate.networks import Networks
-from pytest_isolate.registry import verdicts
+from pytest_isolate.registry import candidates, verdicts
 from pytest_isolate.runner import report
 from pytest_isolate.runner.host import kind_of
 from pytest_isolate.runner.options import OPTIONS, asks_for_network
@@ -86,7 +86,8 @@ def _verdicts(item: pytest.Item, settings: Settings) -> Iterator[str]:
     with contextlib.closing(Groups()) as groups, contextlib.closing(Networks(groups)) as networks:
         try:
             policy = groups.settle(settings.policy)
-            networks.settle(policy)
+            tier = networks.settle(policy, lambda other: candidates(other, settings.backends, kind=kind_of(settings)))
+            policy = policy if tier is None else tier.policy
         except IsolateError as error:
             yield f"none: {error}"
             return

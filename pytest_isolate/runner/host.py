@@ -42,7 +42,7 @@ class Host:
         self._backends: dict[int, list[Backend]] = {}
         self.hooks = of_this_process()
         self._refused: dict[int, str] = {}
-        self.degraded: list[str] = []
+        self.notes: list[str] = []
         self.groups = Groups(
             mode=resolver.cgroup_mode,
             run_id=getattr(config, "workerinput", {}).get("workerid", "main"),
@@ -62,8 +62,7 @@ class Host:
             return self._refused[id(settings)]
         try:
             self._share_out(settings)
-            settled = self._with_places(self._settled(settings))
-            self.networks.settle(settled)
+            settled = self._networked(settings, self._with_places(self._settled(settings)))
             given = settings if settled is settings.policy else replace(settings, policy=settled)
             found = candidates(settled, settings.backends, kind=kind_of(settings), hooks=self.hooks)
             if settings.mode == "fork":
@@ -89,8 +88,11 @@ class Host:
         self._give_up(f"{what}: {_NOT_SHARED}")
 
     def _give_up(self, text: str) -> None:
-        if text not in self.degraded:
-            self.degraded.append(text)
+        self._note(f"DEGRADED {text}")
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _settled(self, settings: Settings) -> Policy:
         """The policy with its group limits tried; with --isolate-missing=warn less those that nothing here holds."""
@@ -103,6 +105,19 @@ class Host:
         for text in given_up:
             self._give_up(text)
         return self.groups.settle(weaker)
+
+    def _networked(self, settings: Settings, policy: Policy) -> Policy:
+        """The policy whose network is held by eBPF, else by the best of what there is instead, which is said."""
+
+        def fits(other: Policy) -> None:
+            candidates(other, settings.backends, kind=kind_of(settings), hooks=self.hooks)
+
+        tier = self.networks.settle(policy, fits, less=settings.missing == "warn")
+        if tier is None:
+            return policy
+        text = f"network held without eBPF, by {tier}"
+        self._note(text) if tier.whole else self._give_up(text)
+        return tier.policy
 
     def _with_places(self, policy: Policy) -> Policy:
         """A read-only view keeps what tests write to: HOME and the working copy as overlays, the base temp directory."""

@@ -53,13 +53,13 @@ class Isolation(reporter.Listener):
         return [line + scope, *self.given_up()]
 
     def given_up(self) -> list[str]:
-        """Lines for what --isolate-missing=warn gave up and no line has told yet; and for costs nobody counts."""
-        texts = [f"isolate: DEGRADED {text}" for text in self.host.degraded[self._told :]]
+        """Lines not told yet: what --isolate-missing=warn gave up, what holds rules instead of eBPF; costs nobody counts."""
+        texts = [f"isolate: {text}" for text in self.host.notes[self._told :]]
         groups, told = self.host.groups, self._costs_told
         self._costs_told = True
         if groups.account and not told and (why := groups.why_not_counted()):
             texts.append(f"isolate: costs are those of a test's largest process, no cgroup counts them: {why}")
-        self._told = len(self.host.degraded)
+        self._told = len(self.host.notes)
         return texts
 
     @pytest.hookimpl(tryfirst=True)

@@ -96,6 +96,8 @@ def describe(policy: Policy) -> str:
     if policy.network.mode != "host":
         rules = " with rules" if policy.network.ruled and policy.network.mode != "policy" else ""
         parts.append(f"network {policy.network.mode}{rules}")
+    if policy.network.tier:
+        parts.append("network held without eBPF")
     if policy.limits.memory_bytes:
         parts.append(f"memory {format_bytes(policy.limits.memory_bytes)}{_by_rlimit(policy)}")
     parts += [f"{name} {value}" for name, value in _group_limits(policy) if value]

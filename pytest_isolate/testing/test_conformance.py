@@ -137,9 +137,11 @@ def inside(column: Column, case: Case, here: Path) -> Inside:
         pytest.skip("not claimed: what a test function has open is its own")
     try:
         groups.of_this_process().settle(found.policy)
-        networks.of_this_process().settle(found.policy)
+        tier = networks.of_this_process().settle(found.policy, lambda _: None)
     except BackendUnavailable as error:
         pytest.skip(f"no backend's affair: {error}")
+    if tier is not None:
+        pytest.skip(f"no backend's affair: the network is held without eBPF here, by {tier}")
     if lacking := found.lacking():
         pytest.skip(f"not claimed: {'; '.join(lacking)}")
     return found

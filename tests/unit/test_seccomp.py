@@ -83,6 +83,53 @@ def test_default_looks_at_arguments(machine: str) -> None:
         assert found("socket", family, 3) == ERRNO | errno.EAFNOSUPPORT
 
 
+BASES = pytest.mark.parametrize("base", ["none", "default"])
+
+
+@every_machine
+@BASES
+def test_no_sockets_but_af_unix(machine: str, base: str) -> None:
+    unix = SeccompProfile(name="unix", base=base, sockets="unix")  # type: ignore[arg-type]
+    for kind in (1, 2, 5):
+        assert answer(unix, machine, "socket", 1, kind) == ALLOW
+    for family in (0, 2, 3, 10, 15, 16, 17, 29, 38, 40, 43, 44, 46):
+        for kind in (1, 2, 3, 10):
+            assert answer(unix, machine, "socket", family, kind) == EPERM, (family, kind)
+    assert answer(unix, machine, "socket", 2 | 1 << 32, 1) == EPERM  # the kernel looks at 32 bits
+    assert answer(unix, machine, "io_uring_setup", 8) == ENOSYS
+    assert answer(unix, machine, "connect") == answer(unix, machine, "getpid") == ALLOW
+    assert answer(unix, machine, "mount") == (EPERM if base == "default" else ALLOW)
+
+
+@every_machine
+@BASES
+def test_tcp_alone_and_no_way_to_connect_without_connect(machine: str, base: str) -> None:
+    tcp = SeccompProfile(name="tcp", base=base, sockets="tcp")  # type: ignore[arg-type]
+    for family in (2, 10):
+        assert answer(tcp, machine, "socket", family, 1 | 0o2000000, 0) == ALLOW
+        assert answer(tcp, machine, "socket", family, 1, 6) == ALLOW
+        for kind, protocol in ((1, 132), (1, 262), (1, 256), (2, 0), (2, 17), (2, 1), (3, 255), (5, 132), (10, 0)):
+            assert answer(tcp, machine, "socket", family, kind, protocol) == EPERM, (family, kind, protocol)
+    assert answer(tcp, machine, "socket", 1, 2) == answer(tcp, machine, "socket", 16, 3) == ALLOW
+    for family in (17, 40, 43, 44):
+        assert answer(tcp, machine, "socket", family, 1) == EPERM
+    fast_open, other = 0x20000000, 0x4000
+    for call, before in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        assert answer(tcp, machine, call, *[0] * before, other) == ALLOW
+        assert answer(tcp, machine, call, *[0] * before, other | fast_open) == ERRNO | errno.EOPNOTSUPP
+    assert answer(tcp, machine, "io_uring_enter", 8) == ENOSYS
+    assert answer(tcp, machine, "mount") == (EPERM if base == "default" else ALLOW)
+
+
+@every_machine
+def test_what_a_profile_refuses_stays_refused_whatever_sockets_may_do(machine: str) -> None:
+    own = SeccompProfile(name="own", refuse={"socket": "KILL"}, sockets="tcp")
+    assert answer(own, machine, "socket", 1, 1) == KILL
+    few = SeccompProfile(name="few", only=frozenset({"sendto"}), sockets="tcp")
+    assert answer(few, machine, "socket", 1, 1) == EPERM
+    assert answer(few, machine, "sendto", 0, 0, 0, 0) == ALLOW
+
+
 @every_machine
 def test_another_architecture_ends_the_process(machine: str) -> None:
     program = seccomp.compile_profile("default", machine)
