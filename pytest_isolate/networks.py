@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.kernel.interfaces import Subnet
     from pytest_isolate.network import AttachedPolicy, Event, NetworkPolicy, PolicyEngine, Stats
+    from pytest_isolate.network.programs import UserProgram
     from pytest_isolate.network.tiers import Tier
 
 #: Conversations that all sandboxes with rules can hold at once; more are counted, and not named.
@@ -50,14 +52,36 @@ class SandboxNetwork:
         self.network = network
         self.attached: AttachedPolicy | None = None
         self.reason = ""
+        self.programs: list[UserProgram] = []
+        self._cgroup_fd = -1
         self.netns_fd = -1
         self.subnet: Subnet | None = None
         self.undo = contextlib.ExitStack()
 
     def close(self) -> None:
         """Detach; the counts stay readable. Idempotent."""
+        self.drop_programs()
         self.undo.close()
         self.netns_fd = -1
+
+    def attach_program(self, text: str, hook: str, function: str = "") -> int:
+        """Compile a user's own program with bcc and attach it beside the policy; its place in ``programs``.
+
+        Raises:
+            PolicyError: it does not compile, or there is no such hook. SetupError: the verifier refuses it.
+            BackendUnavailable: no bcc here, or nothing to attach to.
+        """
+        if self._cgroup_fd < 0:
+            raise BackendUnavailable("eBPF program", "the sandbox has no cgroup v2", "use --isolate-cgroup=auto")
+        from pytest_isolate.network.programs import UserProgram
+
+        self.programs.append(UserProgram(self._cgroup_fd, text, hook, function))
+        return len(self.programs) - 1
+
+    def drop_programs(self) -> None:
+        """Detach the users' programs; the policy stays."""
+        while self.programs:
+            self.programs.pop().close()
 
     def mark(self) -> Mark:
         """Here and now, for ``traffic(since)``."""
@@ -147,6 +171,7 @@ class Networks:
         self.front_end = front_end
         self._engine: PolicyEngine | None = None
         self._settled: set[Network] = set()
+        self._made: weakref.WeakSet[SandboxNetwork] = weakref.WeakSet()
 
     def engine(self) -> PolicyEngine:
         """The run's engine; loaded at the first call.
@@ -214,6 +239,7 @@ class Networks:
         if not (network.counted or network.wired or network.tier):
             return None
         made = SandboxNetwork(network)
+        self._made.add(made)
         if network.tier:
             made.reason = f"the network is held by {network.tier}"
         try:
@@ -235,6 +261,7 @@ class Networks:
             if cgroup is None or cgroup.dir_fd < 0:
                 raise BackendUnavailable("network policy", "the sandbox has no cgroup v2", "use --isolate-cgroup=auto")
             made.attached = engine.attach(cgroup.dir_fd, policy_of(made.network), netns_fd=made.netns_fd)
+            made._cgroup_fd = cgroup.dir_fd
         except IsolateError as error:
             if not optional:
                 raise
@@ -249,6 +276,9 @@ class Networks:
         if self._engine is not None:
             atexit.unregister(self.close)
             self._engine.close_in_child()
+        for made in tuple(self._made):
+            for program in made.programs:
+                program.close_in_child()
 
     def close(self) -> None:
         """Detach what is attached and unload. Before the groups are closed. Idempotent."""

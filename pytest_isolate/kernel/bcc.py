@@ -1,8 +1,8 @@
 """The other front end: bcc compiles bpf/ (and users' own programs) at run time.
 
 Owns: finding the distribution's bcc and kernel headers, the maps it creates, the programs it loads.
-Refuses: to import bcc here (bcc_compiler.py runs apart) and to pin: the compiler only turns text into instructions that
-name maps by our descriptors, so nothing is left behind and bpffs is not needed.
+Refuses: to import bcc here (bcc_compiler.py runs apart) and to pin: the compiler only turns text into instructions, and
+hands over the maps that a text declares by their descriptors (SCM_RIGHTS), so nothing is left behind and bpffs is not needed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ import functools
 import json
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_isolate.errors import BackendUnavailable, PolicyError
+from pytest_isolate.hardening import Landlock
+from pytest_isolate.kernel import landlock
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.dataplane import OBJECTS, Dataplane, refusal, trimmed
-from pytest_isolate.kernel.bpf.layout import MapSpec, ProgramSpec
+from pytest_isolate.kernel.bpf.layout import MapSpec, MapType, ProgramSpec
 from pytest_isolate.kernel.bpf.libbpf import MapCreateOpts, ProgLoadOpts, library
 from pytest_isolate.kernel.bpf.maps import Map
 
@@ -31,6 +36,14 @@ _INCLUDE = re.compile(r'^#include "(\w+\.h)"$', re.MULTILINE)
 _REMEDY = "install python3-bpfcc (Debian) or python3-bcc (Fedora); the package named bcc on the index is something else"
 _COMPILE_TIMEOUT_S = 60.0
 _LOG_BYTES = 1 << 20
+_MAPS_MAX = 64
+_READABLE = frozenset(
+    {MapType.HASH, MapType.ARRAY, MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH}
+    | {MapType.LPM_TRIE}
+)
+_POSSIBLE_CPUS = "/sys/devices/system/cpu"
+#: struct bpf_insn; LD | IMM | DW with BPF_PSEUDO_MAP_FD or BPF_PSEUDO_MAP_VALUE names a map. Source: linux/bpf.h.
+_INSTRUCTION, _LD_IMM64, _NAMES_A_MAP = struct.Struct("=BBhi"), 0x18, (1, 2)
 
 
 def load(specs: Mapping[str, ProgramSpec], *, sizes: Mapping[str, int] | None = None, debug: bool = False) -> Dataplane:
@@ -132,20 +145,65 @@ def _expected(spec: ProgramSpec) -> int:
 # -- compiling -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Instructions of each function. ``maps``: those the text declares, ours to close; ``layouts``: key, value of each."""
+
+    functions: dict[str, bytes]
+    maps: dict[str, Map]
+    layouts: dict[str, tuple[Any, Any]]
+
+
 def compile_text(
     text: str, functions: Sequence[str], maps: Mapping[str, Map], flags: Sequence[str] = ()
 ) -> dict[str, bytes]:
-    """Instructions of each function. Maps are named FD_<name> in the text (np_dual.h's MAP_REF).
+    """Instructions of each function of a text of ours. Maps are named FD_<name> in it (np_dual.h's MAP_REF).
 
     Raises:
         BackendUnavailable: no bcc, or no kernel headers.
         PolicyError: the text does not compile; clang's words are in the error.
     """
     cflags = ["-Wno-everything", *flags, *(f"-DFD_{m.name}={m.fd}" for m in maps.values())]
-    answer = _ask({"text": text, "cflags": cflags, "functions": list(functions)})
-    if "functions" in answer:
-        return {name: bytes.fromhex(code) for name, code in answer["functions"].items()}
-    raise _complaint(answer["error"], answer["log"])
+    answer, _ = _ask(text, list(functions), cflags, confined=False)
+    return {name: bytes.fromhex(code) for name, code in answer["functions"].items()}
+
+
+def compile_foreign(text: str, function: str = "") -> Compiled:
+    """The function of somebody else's text (the only one, without a name), and the maps it declares by bcc's macros.
+
+    The compiler is confined: what the text includes can only be a header. Raises as compile_text().
+    """
+    answer, fds = _ask(text, [function] if function else None, ["-Wno-everything"], confined=True)
+    try:
+        specs = {row["name"]: _spec_of(row) for row in answer["maps"]}
+        ours = {row["fd"]: fd for row, fd in zip(answer["maps"], fds, strict=True)}
+        functions = {name: _with_fds(bytes.fromhex(code), ours) for name, code in answer["functions"].items()}
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    maps = {row["name"]: Map(row["name"], ours[row["fd"]], specs[row["name"]]) for row in answer["maps"]}
+    return Compiled(functions, maps, {row["name"]: (row["key"], row["value"]) for row in answer["maps"]})
+
+
+def _spec_of(row: Mapping[str, Any]) -> MapSpec:
+    if row["type"] not in _READABLE:
+        why = f"it is of type {row['type']} (enum bpf_map_type), which is not read here"
+        known = "BPF_HASH, BPF_ARRAY, BPF_PERCPU_HASH, BPF_PERCPU_ARRAY, BPF_LPM_TRIE or an LRU hash"
+        raise PolicyError(f"map {row['name']}", why, f"use {known}")
+    return MapSpec(MapType(row["type"]), row["key_bytes"], row["value_bytes"], row["max_entries"], row["flags"])
+
+
+def _with_fds(code: bytes, ours: Mapping[int, int]) -> bytes:
+    """Instructions that name maps by our descriptors instead of the compiler's; no other descriptor passes."""
+    patched = bytearray(code)
+    for at in range(0, len(code), 8):
+        opcode, registers, _, value = _INSTRUCTION.unpack_from(code, at)
+        if opcode == _LD_IMM64 and registers >> 4 in _NAMES_A_MAP:
+            if value not in ours:
+                raise PolicyError("eBPF program", f"it names descriptor {value}, no map of its own", "declare a map")
+            struct.pack_into("=i", patched, at + 4, ours[value])
+    return bytes(patched)
 
 
 def _complaint(kind: str, log: str) -> BackendUnavailable | PolicyError:
@@ -160,21 +218,57 @@ def _complaint(kind: str, log: str) -> BackendUnavailable | PolicyError:
     return PolicyError("eBPF program", f"it does not compile:\n{trimmed([log or kind])}\n")
 
 
-def _ask(request: dict[str, object]) -> dict[str, Any]:
+def _ask(
+    text: str, functions: list[str] | None, cflags: list[str], *, confined: bool
+) -> tuple[dict[str, Any], list[int]]:
+    """The compiler's answer, and the descriptors that came with it."""
     environment = {**os.environ, "LC_ALL": "C"}
-    with headers() as source:
+    with headers() as source, tempfile.TemporaryDirectory(prefix="pytest-isolate-bcc-") as scratch:
         if source:
             environment["BCC_KERNEL_SOURCE"] = source
-        done = subprocess.run(
-            [interpreter(), "-I", str(Path(__file__).with_name("bcc_compiler.py"))],
-            input=json.dumps(request), capture_output=True, text=True, env=environment, timeout=_COMPILE_TIMEOUT_S,
-        )  # fmt: skip
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        why = trimmed([done.stderr, done.stdout]) or f"the compiler ended with status {done.returncode}"
-        raise BackendUnavailable("bcc", why, _REMEDY) from None
-    return answer
+        environment["TMPDIR"] = scratch
+        request: dict[str, Any] = {"text": text, "cflags": cflags, "functions": functions, "confine": None}
+        if confined:
+            request["confine"] = _confinement(environment.get("BCC_KERNEL_SOURCE", ""), scratch)
+        answer, fds = _answered(request, environment)
+    if "error" in answer:
+        raise _complaint(answer["error"], answer["log"])
+    return answer, fds
+
+
+def _confinement(source: str, scratch: str) -> tuple[int, list[tuple[int, str]]] | None:
+    """Landlock rights and rules for a compiler; None where this kernel has no Landlock: the text is then read as root."""
+    if not landlock.abi():
+        return None
+    readable = tuple(filter(None, ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", _POSSIBLE_CPUS, source)))
+    ruleset = landlock.compile_ruleset(Landlock(read=readable, write=(scratch, "/dev/null")))
+    return ruleset.fs, [(rule.rights, rule.path) for rule in ruleset.rules]
+
+
+def _answered(request: dict[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any], list[int]]:
+    ours, theirs = socket.socketpair()
+    with ours, tempfile.TemporaryFile() as said:
+        with theirs:
+            command = [interpreter(), "-I", str(Path(__file__).with_name("bcc_compiler.py"))]
+            process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=said, stderr=said, env=environment)
+        ours.settimeout(_COMPILE_TIMEOUT_S)
+        fds: list[int] = []
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has died: what it said tells why
+                ours.sendall(json.dumps(request).encode())
+                ours.shutdown(socket.SHUT_WR)
+            first, fds, _, _ = socket.recv_fds(ours, 1, _MAPS_MAX)
+            with ours.makefile("rb") as rest:
+                return json.load(rest) if first else json.loads(""), fds
+        except (ValueError, OSError) as error:
+            for fd in fds:
+                os.close(fd)
+            process.kill()
+            said.seek(0)
+            why = trimmed([said.read().decode(errors="replace")]) or f"the compiler did not answer ({error})"
+            raise BackendUnavailable("bcc", why, _REMEDY) from None
+        finally:
+            process.wait()
 
 
 @functools.cache
@@ -223,4 +317,4 @@ def _merge(common: Path, built: Path, target: Path) -> None:
             (target / name).symlink_to(two if name in theirs else one)
 
 
-__all__ = ["compile_text", "create_maps", "load", "load_program"]
+__all__ = ["Compiled", "compile_foreign", "compile_text", "create_maps", "load", "load_program"]

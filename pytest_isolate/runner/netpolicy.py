@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_isolate import errors, wire
 from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
+from pytest_isolate.policy import unknown
 
 if TYPE_CHECKING:
     from pytest_isolate.network import Event, FlowRecord, Stats
@@ -119,6 +120,23 @@ class NetPolicy:
         """Conversations so far, with packets and bytes of each."""
         return [_flow(row) for row in self._ask("flows")]
 
+    def attach_program(self, text: str, *, hook: str, function: str = "") -> Program:
+        """Compile a C program of yours with bcc and attach it to the test beside the policy, until the test's end.
+
+        Args:
+            text: C as bcc takes it; maps by ``BPF_HASH(name, key, value)`` and the like, read back by ``program["name"]``.
+            hook: ``egress``, ``ingress`` (struct __sk_buff), ``connect4``, ``connect6``, ``sendmsg4``, ``bind4`` ...
+                (struct bpf_sock_addr), ``sock_create`` (struct bpf_sock), ``sockops``. The function answers 1 to let
+                it pass, 0 to refuse: it can take away from the policy, not add to it.
+            function: its name, where the text has several.
+
+        Raises:
+            PolicyError: it does not compile; clang's words follow. SetupError's words: the verifier refused it.
+            BackendUnavailable: no bcc, or no kernel headers; with what to install.
+        """
+        answer = self._ask("attach_program", text, hook, function)
+        return Program(self, answer["number"], answer["maps"])
+
     def _ask(self, call: str, *args: Any, **words: Any) -> Any:
         if os.getpid() != self._owner:
             raise PolicyError("net_policy", "this is another process than the test's", "use it in the test itself")
@@ -136,6 +154,48 @@ class NetPolicy:
                 if kind == "network":
                     return dict(data)
         raise BackendUnavailable("net_policy", "pytest's process is gone", "")
+
+
+class Program:
+    """A program that attach_program() attached: its maps by name."""
+
+    def __init__(self, policy: NetPolicy, number: int, maps: list[str]) -> None:
+        self._maps = {name: ProgramMap(policy, number, name) for name in maps}
+
+    def __getitem__(self, name: str) -> ProgramMap:
+        """The map of this name. Raises PolicyError."""
+        if name not in self._maps:
+            raise unknown("map", name, self._maps)
+        return self._maps[name]
+
+
+class ProgramMap:
+    """A map of a user's program: keys and values are numbers, dicts by field, lists; a list for each CPU where it has them."""
+
+    def __init__(self, policy: NetPolicy, number: int, name: str) -> None:
+        self._policy, self._place = policy, (number, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Raises KeyError where there is no entry."""
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._policy._ask("map", *self._place, "set", key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        if not self._policy._ask("map", *self._place, "delete", key):
+            raise KeyError(key)
+
+    def get(self, key: Any) -> Any:
+        """The value, None where there is no entry."""
+        return self._policy._ask("map", *self._place, "get", key)
+
+    def items(self) -> list[tuple[Any, Any]]:
+        """Every entry."""
+        return [tuple(pair) for pair in self._policy._ask("map", *self._place, "items")]
 
 
 def of(reporter: Reporter | None) -> NetPolicy:

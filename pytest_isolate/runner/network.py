@@ -159,6 +159,12 @@ class Window:
             return None
         return _CALLS[call](attached, self, *args) if call in _CALLS else _unknown(call)
 
+    @property
+    def sandbox(self) -> SandboxNetwork:
+        """The network of the sandbox; only where ``answer`` has seen that there is one."""
+        assert self._network is not None
+        return self._network
+
     def base(self) -> NetworkPolicy:
         """What the markers and options said, before the test changed it."""
         from pytest_isolate.network.written import policy_of
@@ -201,9 +207,28 @@ def _set(attached: AttachedPolicy, _window: Window, name: str, value: Any) -> No
 
 
 def _reset(attached: AttachedPolicy, window: Window) -> None:
+    window.sandbox.drop_programs()
     base = window.base()
     if attached.policy is not base:
         attached.update(base)
+
+
+def _attach_program(_attached: AttachedPolicy, window: Window, text: str, hook: str, function: str) -> dict[str, Any]:
+    sandbox = window.sandbox
+    number = sandbox.attach_program(text, hook, function)
+    return {"number": number, "maps": sorted(sandbox.programs[number].maps)}
+
+
+def _map(_attached: AttachedPolicy, window: Window, number: int, name: str, verb: str, *args: Any) -> Any:
+    """One of TypedMap's verbs on a map of a program of this sandbox."""
+    found = window.sandbox.programs[number].maps[name] if number < len(window.sandbox.programs) else None
+    if found is None or verb not in _MAP_VERBS:
+        raise PolicyError("eBPF program", "it is attached no more", "attach it again after reset()")
+    answer = getattr(found, verb)(*args)
+    return list(answer) if verb == "items" else answer
+
+
+_MAP_VERBS = ("get", "set", "delete", "items")
 
 
 def _flows(attached: AttachedPolicy, _window: Window) -> list[dict[str, Any]]:
@@ -216,6 +241,8 @@ _CALLS: Mapping[str, Callable[..., Any]] = {
     "stats": lambda _attached, window: window.stats(),
     "events": lambda _attached, window: window.events(),
     "flows": _flows,
+    "attach_program": _attach_program,
+    "map": _map,
 }
 
 

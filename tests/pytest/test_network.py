@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pytest_isolate import Cause, PolicyError, Sandbox
-from pytest_isolate.errors import IsolateError
+from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.groups import Groups
 from pytest_isolate.groups import of_this_process as groups_of_this_process
 from pytest_isolate.kernel.interfaces import SUBNETS
@@ -256,6 +256,67 @@ def test_redirect_log_limit_and_host_names(plain: Run, tests: Callable[[str], No
     )
     result = plain()
     result.assert_outcomes(passed=5)
+
+
+def test_a_program_of_the_test_s_own_is_attached_and_its_maps_are_read_back(
+    isolated: Run, tests: Callable[[str], None]
+) -> None:
+    from pytest_isolate.kernel import bcc
+
+    try:
+        bcc.load({}).close()
+    except BackendUnavailable as error:
+        require("bcc", False, str(error))
+    tests(
+        """
+        from pytest_isolate.errors import IsolateError, PolicyError
+        TEXT = '''
+        struct where { u32 address; u16 port; };
+        BPF_HASH(calls, u32, u64);
+        BPF_HASH(last, u32, struct where);
+        BPF_ARRAY(closed, u32, 1);
+        int count(struct bpf_sock_addr *ctx)
+        {
+            u32 port = ntohs(ctx->user_port), zero = 0, *shut = closed.lookup(&zero);
+            struct where it = {.address = ctx->user_ip4, .port = port};
+            calls.increment(port);
+            last.update(&zero, &it);
+            return !(shut && *shut);
+        }
+        '''
+        @pytest.mark.isolate(scope="class")
+        class TestPrograms:
+            def test_it(self, net_policy):
+                net_policy.allow("127.0.0.1", tcp=PORT)
+                program = net_policy.attach_program(TEXT, hook="connect4")
+                dial(); dial()
+                with pytest.raises(PermissionError): dial(PORT - 1)  # allowed by the program, not by the policy
+                assert dict(program["calls"].items())[PORT] == program["calls"][PORT] == 2
+                assert program["last"][0]["address"] == 0x0100007F
+                program["closed"][0] = 1
+                with pytest.raises(PermissionError): dial()          # allowed by the policy, not by the program
+                program["closed"][0] = 0
+                dial()
+                del program["calls"][PORT]
+                assert program["calls"].get(PORT) is None
+                with pytest.raises(KeyError): program["calls"][PORT]
+                with pytest.raises(PolicyError, match="Did you mean 'calls'"): program["cals"]
+            def test_next(self, net_policy):                          # in the same process: the program is gone
+                net_policy.allow("127.0.0.1", tcp=PORT)
+                dial()
+            def test_wrong(self, net_policy):
+                for text, hook, words in (
+                    ("int f(struct bpf_sock_addr *c) { return x; }", "connect4", "undeclared"),
+                    ("int f(struct bpf_sock_addr *c) { return *(int *)0; }", "connect4", "bpf-load"),
+                    ("int f(struct bpf_sock_addr *c) { return 1; }", "conect4", "Did you mean 'connect4'"),
+                ):
+                    with pytest.raises(IsolateError, match=words):
+                        net_policy.attach_program(text, hook=hook)
+                dial_refused = pytest.raises(PermissionError)
+                with dial_refused: dial()
+        """
+    )
+    isolated("-rA").assert_outcomes(passed=3)
 
 
 def test_what_a_test_changes_is_not_the_next_one_s(isolated: Run, tests: Callable[[str], None]) -> None:

@@ -275,6 +275,7 @@ class MapType(enum.IntEnum):
     PERCPU_HASH = 5
     PERCPU_ARRAY = 6
     LRU_HASH = 9
+    LRU_PERCPU_HASH = 10
     LPM_TRIE = 11
     CGROUP_STORAGE = 19
     PERCPU_CGROUP_STORAGE = 21
@@ -283,7 +284,10 @@ class MapType(enum.IntEnum):
     @property
     def per_cpu(self) -> bool:
         """True when a lookup answers one value for each possible CPU."""
-        return self in (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.PERCPU_CGROUP_STORAGE)
+        return self in _PER_CPU
+
+
+_PER_CPU = frozenset(kind for kind in MapType if "PERCPU" in kind.name)
 
 
 class ProgramType(enum.IntEnum):

@@ -16,7 +16,7 @@ from pytest_isolate.kernel.bpf.layout import MapSpec
 from pytest_isolate.kernel.bpf.libbpf import check, library
 
 _T = TypeVar("_T", bound=ctypes.Structure)
-_CHUNK = 4096  # keys of one batched read
+_CHUNK, _CHUNK_BYTES = 4096, 1 << 20  # of one batched read
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)  # 524: ENOTSUPP, which the kernel lets out
 
 
@@ -90,23 +90,36 @@ class Map:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry, read in batches. Entries that come or go meanwhile may be missed (never for a stopped test)."""
-        keys = ctypes.create_string_buffer(self.spec.key_bytes * _CHUNK)
-        values = ctypes.create_string_buffer(self.spec.value_bytes * _CHUNK)
+        size, count = len(self._value), ctypes.c_uint32()
+        chunk = max(1, min(_CHUNK, _CHUNK_BYTES // size))
+        keys = ctypes.create_string_buffer(self.spec.key_bytes * chunk)
+        values = ctypes.create_string_buffer(size * chunk)
         place = ctypes.create_string_buffer(max(self.spec.key_bytes, 8))
-        first = True
+        begin = None
         while True:
-            count = ctypes.c_uint32(_CHUNK)
-            result = library().bpf_map_lookup_batch(
-                self.fd, None if first else place, place, keys, values, ctypes.byref(count), None
-            )
+            count.value = chunk
+            result = library().bpf_map_lookup_batch(self.fd, begin, place, keys, values, ctypes.byref(count), None)
+            if -result in _NO_BATCH and begin is None:
+                yield from self._one_by_one()
+                return
             if result not in (0, -errno.ENOENT):
                 check(result, f"map {self.name} batch lookup")
-            sizes = ((keys, self.spec.key_bytes), (values, self.spec.value_bytes))
+            sizes = ((keys, self.spec.key_bytes), (values, size))
             ks, vs = (self._split(memoryview(b)[: count.value * n].tobytes(), n) for b, n in sizes)
             yield from zip(ks, vs, strict=True)
             if result:
                 return
-            first = False
+            begin = place
+
+    def _one_by_one(self) -> Iterator[tuple[bytes, bytes]]:
+        """For types without batches (a per-CPU array before 5.13)."""
+        following = ctypes.create_string_buffer(self.spec.key_bytes)
+        key = None
+        while library().bpf_map_get_next_key(self.fd, key, following) == 0:
+            key = following.raw
+            value = self.lookup(key)
+            if value is not None:
+                yield key, value
 
     @staticmethod
     def _split(packed: bytes, size: int) -> Sequence[bytes]:
