@@ -15,8 +15,8 @@ from pytest_isolate.policy import Policy
 if TYPE_CHECKING:
     from pytest_isolate.kernel.native import Exited, Joined
 
-#: What a backend can start: programs, test functions (a fork of this very interpreter), and fresh interpreters, which
-#: are programs that inherit descriptors above 2.
+#: What a backend can start: programs, test functions (a fork of this very interpreter), and fresh interpreters: programs
+#: whose standard input is the writing end of a pipe.
 Kind = Literal["programs", "tests", "fresh"]
 
 

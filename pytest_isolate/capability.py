@@ -50,7 +50,27 @@ class Capability(str, enum.Enum):
         return self.value
 
 
-NAMESPACES = frozenset(Capability(f"namespace_{namespace.value}") for namespace in Namespace)
+#: What every engine of containers gives: namespaces, a root put together from the host's directories, fewer privileges.
+CONTAINER = frozenset(
+    {
+        Capability.NAMESPACE_PID,
+        Capability.NAMESPACE_UTS,
+        Capability.NAMESPACE_CGROUP,
+        Capability.NAMESPACE_IPC,
+        Capability.NAMESPACE_MNT,
+        Capability.NAMESPACE_NET,
+        Capability.HOSTNAME,
+        Capability.ROOT_READONLY,
+        Capability.ROOT_MINIMAL,
+        Capability.BINDS,
+        Capability.TMPFS,
+        Capability.MASKS,
+        Capability.FRESH_PROC,
+        Capability.NETWORK_LOOPBACK,
+        Capability.CAPABILITIES,
+        Capability.NO_NEW_PRIVS,
+    }
+)
 
 
 def needs(policy: Policy) -> Iterator[Capability]:

@@ -42,7 +42,7 @@ def living(process: Process, cgroup: Cgroup | None, others: bool) -> list[Leftov
         found = process.leftovers() if others else []
         return found + of_group(cgroup, process, found)
 
-    return _after_grace(look)
+    return after_grace(look)
 
 
 def strays(cgroup: Cgroup) -> list[Leftover]:
@@ -50,10 +50,11 @@ def strays(cgroup: Cgroup) -> list[Leftover]:
 
     A program can kill its monitor: then only the cgroup still holds what left its session.
     """
-    return _after_grace(lambda: processes.described(cgroup.pids()))
+    return after_grace(lambda: processes.described(cgroup.pids()))
 
 
-def _after_grace(look: Callable[[], list[Leftover]]) -> list[Leftover]:
+def after_grace(look: Callable[[], list[Leftover]]) -> list[Leftover]:
+    """What ``look`` still finds when what is on its way out has had the time to be gone."""
     end = time.monotonic() + GRACE_S
     while (found := look()) and time.monotonic() < end:
         time.sleep(POLL_S)

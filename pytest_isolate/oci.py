@@ -38,6 +38,8 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
     root = os.path.join(run.directory, "root")
     os.mkdir(root)
     shown = places(policy)
+    if own_kernel:  # what is hidden of the host's /proc is not in its own
+        shown = [place for place in shown if not (place.implied and _in_proc(place))]
     for place in shown:
         if place.kind == "link":
             link = root + place.target
@@ -47,10 +49,15 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
         "ociVersion": "1.0.2",
         "process": _process(policy, argv, run, own_kernel),
         "root": {"path": root, "readonly": policy.filesystem.root != "minimal"},
-        "mounts": [*_root(policy, root, own_kernel), *(_mount(place) for place in shown if place.kind != "link")],
+        "mounts": [
+            *_root(policy, root, own_kernel, {place.target for place in shown}),
+            *(_mount(place) for place in shown if _is_mounted(place)),
+        ],
         "linux": {
             "namespaces": [{"type": kind} for kind in sorted(_namespaces(policy))],
             "cgroupsPath": os.path.basename(run.directory),
+            "maskedPaths": [place.target for place in shown if _is_masked(place)],
+            "readonlyPaths": [place.target for place in shown if _is_sealed(place)],
         },
     }
     if policy.hostname:
@@ -58,6 +65,23 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
     with open(os.path.join(run.directory, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file)
     return run.directory
+
+
+def _in_proc(place: Place) -> bool:
+    """A runtime mounts nothing below /proc: it hides and seals there by lists of its own."""
+    return place.target.startswith("/proc/")
+
+
+def _is_masked(place: Place) -> bool:
+    return _in_proc(place) and place.kind == "mask"
+
+
+def _is_sealed(place: Place) -> bool:
+    return _in_proc(place) and place.kind == "bind" and place.source == place.target and not place.writable
+
+
+def _is_mounted(place: Place) -> bool:
+    return place.kind != "link" and not _is_masked(place) and not _is_sealed(place)
 
 
 def _namespaces(policy: Policy) -> set[str]:
@@ -100,8 +124,11 @@ def _rlimits(policy: Policy) -> Iterator[Mapping[str, Any]]:
         yield {"type": f"RLIMIT_{names[number]}", "soft": soft & _UNLIMITED, "hard": hard & _UNLIMITED}
 
 
-def _root(policy: Policy, root: str, own_kernel: bool) -> Iterator[dict[str, Any]]:
-    """The host's directories, each bound; its links, made anew. A minimal root is empty."""
+def _root(policy: Policy, root: str, own_kernel: bool, covered: set[str]) -> Iterator[dict[str, Any]]:
+    """The host's directories, each bound, but for what is ``covered``; its links, made anew. A minimal root is empty.
+
+    Of two mounts at one place gVisor shows now the first and now the second.
+    """
     view = policy.filesystem
     if view.root == "minimal":
         return
@@ -110,6 +137,8 @@ def _root(policy: Policy, root: str, own_kernel: bool) -> Iterator[dict[str, Any
         path = f"/{name}"
         if os.path.islink(path):
             os.symlink(os.readlink(path), os.path.join(root, name))
+        elif path in covered:
+            continue
         elif os.path.isdir(path) and not (own_kernel and name in ("dev", "proc", "sys")):
             yield {
                 "destination": path,

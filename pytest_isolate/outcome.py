@@ -75,7 +75,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """A process that was still there when its sandbox ended, and was killed. ``pid`` is the host's number."""
+    """A process that was still there when its sandbox ended, and was killed.
+
+    ``pid`` is the host's number; the one inside, where a backend shows no process of the sandbox to the host.
+    """
 
     pid: int
     command: str

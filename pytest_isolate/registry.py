@@ -104,6 +104,15 @@ def verdicts(
         yield Verdict(backend, tuple(_lacking(backend, policy, kind)))
 
 
+def starts(names: Sequence[str], kind: Kind, hooks: Hooks | None = None) -> bool:
+    """True where one of the backends of these names starts ``kind``, on whatever host. Raises PolicyError, PluginError."""
+    return any(kind in _runs(backend) for backend in backends(names, hooks))
+
+
+def _runs(backend: Backend) -> frozenset[Kind]:
+    return getattr(backend, "runs", frozenset({"programs"}))
+
+
 def _in_order(names: Sequence[str], hooks: Hooks | None) -> Iterator[Backend]:
     """Without names the native backend is first: where it suffices no plugin is loaded or asked."""
     if names:
@@ -114,7 +123,7 @@ def _in_order(names: Sequence[str], hooks: Hooks | None) -> Iterator[Backend]:
 
 
 def _lacking(backend: Backend, policy: Policy, kind: Kind) -> list[str]:
-    if kind not in getattr(backend, "runs", ("programs",)):
+    if kind not in _runs(backend):
         return [f"{_KINDS[kind]}: it starts none. {_instead(backend, kind)}"]
     if backend.name in _BUILT_IN:
         return backend.lacks(policy)
@@ -126,7 +135,7 @@ _answers: dict[tuple[int, int], tuple[Backend, Policy, list[str]]] = {}
 
 def _instead(backend: Backend, kind: Kind) -> str:
     """What else may be asked of it."""
-    others = getattr(backend, "runs", frozenset({"programs"}))
+    others = _runs(backend)
     if kind == "tests" and "fresh" in others:
         return "Use --isolate-mode=fresh"
     return "Use it for programs, by sandbox.run" if "programs" in others else "Use the native backend"

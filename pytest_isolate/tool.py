@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -27,10 +27,10 @@ from pytest_isolate.kernel.child import Child, Exited
 from pytest_isolate.kernel.compiled import Joined
 from pytest_isolate.kernel.filesystem.entries import entries
 from pytest_isolate.kernel.filesystem.tree import Tree
-from pytest_isolate.kernel.plan import Plan
+from pytest_isolate.kernel.plan import CLONE_FLAGS, Plan
 from pytest_isolate.kernel.rlimits import compile_rlimits
 from pytest_isolate.outcome import ExitStatus, Leftover
-from pytest_isolate.policy import Namespace, Policy
+from pytest_isolate.policy import Filesystem, Namespace, Policy
 
 __all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "ToolBackend", "ToolProcess", "places", "program_below"]
 
@@ -44,6 +44,7 @@ BY_OURSELVES = frozenset(
         Capability.CLOSE_FDS,
         Capability.UMASK,
         Capability.ENVIRONMENT,
+        Capability.OVERLAYS,
     }
 )
 _TRIAL_S = 8.0
@@ -56,7 +57,7 @@ class Place:
     """One place of a view, sources and targets without symlinks; in the order in which they are to be mounted.
 
     ``bind`` shows ``source``; ``tmpfs`` is empty, ``size_bytes`` large (None: no bound) with ``mode``; ``mask`` hides
-    what is there; ``proc`` is a fresh /proc; ``link`` is a symlink to ``source``.
+    what is there; ``proc`` is a fresh /proc; ``link`` is a symlink to ``source``. ``implied``: nobody asked for it by name.
     """
 
     kind: Literal["bind", "tmpfs", "mask", "proc", "link"]
@@ -66,34 +67,38 @@ class Place:
     recursive: bool = True
     size_bytes: int | None = None
     mode: int = 0o1777
+    implied: bool = False
 
 
 def places(policy: Policy) -> list[Place]:
-    """What is mounted over the root of ``policy``'s view, parents first.
+    """What is mounted over the root of ``policy``'s view, parents first. An overlay is there already: it is bound in its place.
 
     Raises:
-        PolicyError: a source or target that is not there. BackendUnavailable: it holds an overlay, which no tool makes.
+        PolicyError: a source or target that is not there. BackendUnavailable: the kernel does not allow it to this user.
     """
-    context = filesystem.Context.of_this_host(
-        user_namespace=Namespace.USER in policy.namespaces or not capabilities.has("CAP_SYS_ADMIN"),
-        pid_namespace=Namespace.PID in policy.namespaces,
-    )
+    context = _context(policy)
     view = policy.filesystem if Namespace.MOUNT in policy.namespaces else replace(policy.filesystem, proc=False)
     found = entries(view, context=context, host=Tree(context.mounts, context.lookup), skipped=[])
-    if any(entry.kind == "overlay" for entry in found):
-        raise BackendUnavailable("overlays", "no tool makes them", "use the native backend")
     return [
         Place(
-            kind=entry.kind,  # type: ignore[arg-type]
+            kind="bind" if entry.kind == "overlay" else entry.kind,
             target=entry.target,
             source=entry.source or entry.target,
-            writable=entry.writable,
+            writable=entry.writable or entry.kind == "overlay",
             recursive=entry.recursive,
             size_bytes=entry.size_bytes,
             mode=entry.mode,
+            implied=entry.implied,
         )
         for entry in found
     ]
+
+
+def _context(policy: Policy) -> filesystem.Context:
+    return filesystem.Context.of_this_host(
+        user_namespace=Namespace.USER in policy.namespaces or not capabilities.has("CAP_SYS_ADMIN"),
+        pid_namespace=Namespace.PID in policy.namespaces,
+    )
 
 
 @dataclass
@@ -132,17 +137,19 @@ class ToolBackend:
         enforces: what the tool does; BY_OURSELVES comes on top, but for what the tool ``undoes``.
         sets_rlimits: True when the tool sets them for the program, and is not to be under them itself.
         signals_as_status: True when the tool tells a signal as status 128 + number, as sh(1) does.
+        opaque: True when the program's processes are none of the host's: what we see below the tool is the tool.
     """
 
     name = ""
     quality = 50
-    runs: frozenset[Kind] = frozenset({"programs"})
+    runs: frozenset[Kind] = frozenset({"programs", "fresh"})
     tool = ""
     install = ""
     enforces: frozenset[Capability] = frozenset()
     undoes: frozenset[Capability] = frozenset()
     signals_as_status = True
     sets_rlimits = False
+    opaque = False
 
     def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
         """The arguments after the tool's name that make it run ``argv`` under ``policy``."""
@@ -155,6 +162,10 @@ class ToolBackend:
     def receives_signals(self, pid: int) -> int:
         """Who is to get a signal for the program, ``pid`` being the tool: itself, if it passes signals on."""
         return pid
+
+    def hides_processes(self, policy: Policy) -> bool:
+        """True when what a program leaves running is ended with it and not seen from outside; who looks inside is alone there."""
+        return self.opaque or Namespace.PID in policy.namespaces
 
     def lacks_more(self, policy: Policy) -> list[str]:
         """What ``enforces`` is too coarse to say, each as ``what: why. remedy``."""
@@ -173,6 +184,8 @@ class ToolBackend:
         lacking = [f"{asked}: {self.name} does not enforce it" for asked in needs(policy) if asked not in able]
         if lacking:
             return lacking
+        if policy.filesystem.overlays and not capabilities.has("CAP_SYS_ADMIN"):
+            return [f"overlays: {self.tool} makes none, and we need CAP_SYS_ADMIN to make them for it. Run as root"]
         if not self.path:
             return [f"{self.tool}: not found on PATH. {self.install}"]
         return self.lacks_more(policy) or self._tried(policy)
@@ -225,8 +238,9 @@ class ToolBackend:
         run = Run(env, cwd or os.getcwd())
         with run.undo:
             words = self.command(policy, argv, run)
+            plan, layers = self._plan(policy, run)
             child = native.spawn(
-                self._plan(policy, tuple(run.passed_fds)),
+                plan,
                 [self.path, *words],
                 env,
                 joined=joined,
@@ -234,12 +248,23 @@ class ToolBackend:
                 stdout_fd=stdout_fd,
                 stderr_fd=stderr_fd,
             )
+            if layers is not None:
+                layers.receive()
             run.undo = run.undo.pop_all()
-        return ToolProcess(self, child, run, stderr_fd)
+        return ToolProcess(self, child, run, stderr_fd, layers)
 
-    def _plan(self, policy: Policy, passed_fds: tuple[int, ...]) -> Plan:
-        """How the tool is started. The same value for a policy, which the C library then has compiled already."""
-        return _compiled(policy, passed_fds if policy.hardening.close_fds else (), self.sets_rlimits)
+    def _plan(self, policy: Policy, run: Run) -> tuple[Plan, filesystem.Layers | None]:
+        """How the tool is started; the same value for a policy, which the C library then has compiled already.
+
+        With overlays it starts in a mount namespace that has them, and shows them as it shows any directory.
+        """
+        plan = _compiled(policy, tuple(run.passed_fds) if policy.hardening.close_fds else (), self.sets_rlimits)
+        overlays = policy.filesystem.overlays
+        if not overlays:
+            return plan, None
+        table = filesystem.compile(Filesystem(proc=False, overlays=overlays), context=_context(policy))
+        layers = run.undo.enter_context(filesystem.Layers(table))
+        return replace(plan, namespaces=CLONE_FLAGS[Namespace.MOUNT], mounts=layers.ops), layers
 
 
 _plans: dict[tuple[int, tuple[int, ...], bool], tuple[Policy, Plan]] = {}
@@ -281,15 +306,19 @@ def _last_line(fd: int) -> list[str]:
 class ToolProcess:
     """The tool, the program in it, and the monitor that ends both: a Process."""
 
-    def __init__(self, backend: ToolBackend, child: Child, run: Run, stderr_fd: int) -> None:
+    def __init__(
+        self, backend: ToolBackend, child: Child, run: Run, stderr_fd: int, layers: filesystem.Layers | None = None
+    ) -> None:
         self._backend = backend
         self._child = child
         self._run = run
         self._stderr_fd = stderr_fd  # borrowed
         self._exited: Exited | None = None
+        self._own = {child.pid}
         self.pid = child.pid
         self.pidfd = child.pidfd
         self.init_pid = child.init_pid
+        self.layers = layers  # closed with what ``run`` undoes
 
     def wait(self, timeout_s: float | None = None) -> Exited | None:
         """As the protocol says.
@@ -321,6 +350,7 @@ class ToolProcess:
 
     def signal(self, signum: int) -> None:
         """Send it to the program, by way of the tool where that passes it on."""
+        self._own.update(_chain(self.pid))  # which may end by this signal, and before the program does
         target = self._backend.receives_signals(self.pid)
         if target == self.pid:
             self._child.signal(signum)
@@ -332,7 +362,11 @@ class ToolProcess:
         self._child.kill()
 
     def leftovers(self) -> list[Leftover]:
-        return self._child.leftovers()
+        """Without the tool's own processes and the program: those are what is being ended, and not what it left."""
+        if self._backend.opaque:
+            return []
+        self._own.update(_chain(self.pid))
+        return [leftover for leftover in self._child.leftovers() if leftover.pid not in self._own]
 
     def reap(self, block: bool) -> bool:
         return self._child.reap(block)
@@ -344,12 +378,15 @@ class ToolProcess:
 
 def program_below(tool_pid: int) -> int:
     """The first process below the tool that executes something else; the tool where there is none yet."""
+    return next((pid for pid in _chain(tool_pid) if _executable(pid) != _executable(tool_pid)), tool_pid)
+
+
+def _chain(tool_pid: int) -> Iterator[int]:
+    """The processes below the tool, each the first child of the one before, down to the first that is not the tool."""
     pid, tool = tool_pid, _executable(tool_pid)
-    while children := _children_of(pid):
+    while _executable(pid) == tool and (children := _children_of(pid)):
         pid = children[0]
-        if _executable(pid) != tool:
-            return pid
-    return tool_pid
+        yield pid
 
 
 def _executable(pid: int) -> str:

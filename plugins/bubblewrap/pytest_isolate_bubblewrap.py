@@ -1,7 +1,7 @@
 """The backend `bubblewrap`: programs under bwrap(1), the sandbox of Flatpak.
 
 Owns: the translation of a policy into the arguments of bwrap. Refuses: what bwrap cannot do is in no table of this file:
-time namespaces, overlays, a network without even 127.0.0.1 (bwrap always brings it up).
+time namespaces, a network without even 127.0.0.1 (bwrap always brings it up).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import pluggy
 
-from pytest_isolate.backend import Kind
-from pytest_isolate.capability import Capability
+from pytest_isolate.capability import CONTAINER, Capability
 from pytest_isolate.policy import Namespace, Policy
 from pytest_isolate.tool import Exited, Place, Run, ToolBackend, places, program_below
 
@@ -43,31 +42,9 @@ class Bubblewrap(ToolBackend):
 
     name = "bubblewrap"
     quality = 60
-    runs: frozenset[Kind] = frozenset({"programs", "fresh"})
     tool = "bwrap"
     install = "Install it: apt-get install bubblewrap"
-    enforces = frozenset(
-        {
-            Capability.NAMESPACE_PID,
-            Capability.NAMESPACE_USER,
-            Capability.NAMESPACE_UTS,
-            Capability.NAMESPACE_CGROUP,
-            Capability.NAMESPACE_IPC,
-            Capability.NAMESPACE_MNT,
-            Capability.NAMESPACE_NET,
-            Capability.HOSTNAME,
-            Capability.ROOT_READONLY,
-            Capability.ROOT_MINIMAL,
-            Capability.BINDS,
-            Capability.TMPFS,
-            Capability.MASKS,
-            Capability.FRESH_PROC,
-            Capability.NETWORK_LOOPBACK,
-            Capability.NETWORK_PRIVATE,
-            Capability.CAPABILITIES,
-            Capability.NO_NEW_PRIVS,
-        }
-    )
+    enforces = CONTAINER | {Capability.NAMESPACE_USER, Capability.NETWORK_PRIVATE}
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Policy, list[str]]] = {}

@@ -1,8 +1,7 @@
 """The backend `gvisor`: programs under runsc, a kernel in user space. Their system calls do not reach the host's kernel.
 
-Owns: the platform (found by trying: kvm, systrap, ptrace) and the command line of runsc. Refuses: test functions and
-fresh interpreters, for runsc passes no descriptors but the standard three. The network is always gVisor's own, with 127.0.0.1
-and nothing else, also where the policy would leave the host's.
+Owns: the platform (found by trying: kvm, systrap, ptrace) and the command line of runsc. Refuses: test functions of a warm
+fork. The network is always gVisor's own, with 127.0.0.1 and nothing else, also where the policy would leave the host's.
 """
 
 from __future__ import annotations
@@ -10,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
+import time
 from collections.abc import Sequence
 
 import pluggy
 
-from pytest_isolate.capability import Capability
+from pytest_isolate.capability import CONTAINER, Capability
 from pytest_isolate.oci import bundle, runtime_fault
 from pytest_isolate.policy import Policy
 from pytest_isolate.tool import Exited, Run, ToolBackend
@@ -22,11 +23,45 @@ from pytest_isolate.tool import Exited, Run, ToolBackend
 hookimpl = pluggy.HookimplMarker("pytest")
 #: Fastest first. Debian's runsc of 2022 knows no systrap, and its kvm does not start on a kernel of today.
 PLATFORMS = ("systrap", "kvm", "ptrace")
+#: What a platform may take to run a program that leaves at once.
+TRIAL_S = 5.0
 
 
 @hookimpl
 def pytest_isolate_backends() -> list[ToolBackend]:
     return [Gvisor()]
+
+
+class Trial:
+    """A program that leaves at once, under one platform. ``close`` ends it."""
+
+    def __init__(self, runsc: str, platform: str) -> None:
+        self.platform = platform
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by close()
+        command = [runsc, f"--platform={platform}", "--network=none", "--ignore-cgroups", "do", "true"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said, start_new_session=True
+        )
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def works(self) -> bool:
+        return self._process.poll() == 0
+
+    def refusal(self) -> str:
+        if self.runs:
+            return f"{self.platform} hangs"
+        self._said.seek(0)
+        said = re.sub(r"\s+", " ", self._said.read().strip().partition("\n")[0])[:120]
+        return f"{self.platform}: {said or self._process.returncode}"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
 
 
 class Gvisor(ToolBackend):
@@ -37,27 +72,8 @@ class Gvisor(ToolBackend):
     tool = "runsc"
     install = "Install it: apt-get install runsc, or see https://gvisor.dev/docs/user_guide/install"
     sets_rlimits = True
-    enforces = frozenset(
-        {
-            Capability.NAMESPACE_PID,
-            Capability.NAMESPACE_UTS,
-            Capability.NAMESPACE_CGROUP,
-            Capability.NAMESPACE_IPC,
-            Capability.NAMESPACE_MNT,
-            Capability.NAMESPACE_NET,
-            Capability.HOSTNAME,
-            Capability.ROOT_READONLY,
-            Capability.ROOT_MINIMAL,
-            Capability.BINDS,
-            Capability.TMPFS,
-            Capability.MASKS,
-            Capability.FRESH_PROC,
-            Capability.NETWORK_LOOPBACK,
-            Capability.CAPABILITIES,
-            Capability.NO_NEW_PRIVS,
-        }
-    )
-
+    opaque = True
+    enforces = CONTAINER
     #: What never leaves gVisor's own network meets no rule of the host's; its kernel starts with a umask of its own.
     undoes = frozenset({Capability.NETWORK_RULES, Capability.UMASK})
 
@@ -73,19 +89,22 @@ class Gvisor(ToolBackend):
         return [] if self.platform else [f"a platform: {'; '.join(self._refused)}"]
 
     def _choose_platform(self) -> None:
-        """The first with which a program that leaves at once does so."""
-        for platform in PLATFORMS:
-            trial = [self.path, f"--platform={platform}", "--network=none", "--ignore-cgroups", "do", "true"]
-            try:
-                done = subprocess.run(trial, capture_output=True, text=True, timeout=5)
-            except subprocess.TimeoutExpired:
-                self._refused.append(f"{platform} hangs")
-                continue
-            if done.returncode == 0:
-                self.platform = platform
-                return
-            said = re.sub(r"\s+", " ", done.stderr.strip().partition("\n")[0])[:120]
-            self._refused.append(f"{platform}: {said or done.returncode}")
+        """The fastest with which a program that leaves at once does so. All are tried at the same time, for some hang."""
+        trials = [Trial(self.path, platform) for platform in PLATFORMS]
+        began = time.monotonic()
+        give_up = began + TRIAL_S
+        try:
+            while time.monotonic() < give_up and any(trial.runs for trial in trials):
+                if any(trial.works for trial in trials):  # a faster one has as long again, and a little
+                    give_up = min(give_up, 2 * time.monotonic() - began + 0.5)
+                    if next(trial for trial in trials if trial.runs or trial.works).works:
+                        break
+                time.sleep(0.01)
+            self.platform = next((trial.platform for trial in trials if trial.works), "")
+            self._refused = [] if self.platform else [trial.refusal() for trial in trials]
+        finally:
+            for trial in trials:
+                trial.close()
 
     def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
         directory = bundle(policy, argv, run, own_kernel=True)

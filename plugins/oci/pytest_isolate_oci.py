@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pluggy
 
-from pytest_isolate.capability import Capability
+from pytest_isolate.capability import CONTAINER, Capability
 from pytest_isolate.oci import bundle, runtime_fault
 from pytest_isolate.policy import Policy
 from pytest_isolate.tool import Exited, Run, ToolBackend
@@ -34,27 +34,7 @@ class Oci(ToolBackend):
     quality = 50
     install = "Install one: apt-get install crun, or runc"
     sets_rlimits = True
-    enforces = frozenset(
-        {
-            Capability.NAMESPACE_PID,
-            Capability.NAMESPACE_UTS,
-            Capability.NAMESPACE_CGROUP,
-            Capability.NAMESPACE_IPC,
-            Capability.NAMESPACE_MNT,
-            Capability.NAMESPACE_NET,
-            Capability.HOSTNAME,
-            Capability.ROOT_READONLY,
-            Capability.ROOT_MINIMAL,
-            Capability.BINDS,
-            Capability.TMPFS,
-            Capability.MASKS,
-            Capability.FRESH_PROC,
-            Capability.NETWORK_LOOPBACK,
-            Capability.CAPABILITIES,
-            Capability.NO_NEW_PRIVS,
-        }
-    )
-
+    enforces = CONTAINER
     #: A runtime puts a container into cgroups below the caller's, on hosts with both kinds into those of v1 alone.
     undoes = frozenset({Capability.NETWORK_RULES})
 

@@ -44,6 +44,11 @@ def descendants(root: int) -> set[int]:
     return found - {root}
 
 
+def parent_of(pid: int) -> int:
+    """0 for the first process, and for one whose parent is outside of this PID namespace."""
+    return int(_stat(pid)[1])
+
+
 def _parents() -> dict[int, int]:
     """pid -> parent of all processes this /proc shows. Source: proc(5), stat field 4."""
     found = {}

@@ -52,19 +52,25 @@ class Conversation:
         slow_s: float,
         attempts: Attempts | None = None,
         quiet: bool = False,
+        start_s: float = 0.0,
     ) -> None:
-        """``quiet``: nobody is to hear of the item, whose process ran ahead of a run that was stopped."""
+        """``quiet``: nobody is to hear of the item, whose process ran ahead of a run that was stopped.
+
+        ``start_s``: what a new interpreter has, besides, until it says that the test begins; its time counts from then on.
+        """
         self._item = item
         self._ihook = item.ihook
         self._worker = worker
         self._began = time.monotonic()
         self._phase_start = time.time()
-        self._deadline = None if timeout_s is None else self._began + timeout_s
+        self._deadline = None if timeout_s is None else self._began + timeout_s + start_s
+        self._start_s = start_s
         self._timeout_s = timeout_s
         self._policy_timeout_s = policy_timeout_s
         self._attempts = attempts or Attempts(item)
         self._quiet = quiet
         self._grace_s = grace_s
+        self._slow_s = slow_s
         self._slow_at: float | None = self._began + slow_s
         self._debugging = False
         self._phases = 0
@@ -72,6 +78,7 @@ class Conversation:
         self._held: pytest.TestReport | None = None
         self._tries = 1
         self._done: dict[str, Any] | None = None
+        self._left: list[Leftover] = []
         self._eof = False
         self._garbage = ""
         self._timed_out = False
@@ -101,6 +108,7 @@ class Conversation:
         else:
             self.verdict.evidence = self._done
             self.verdict.control = self._done["control"]
+            self.verdict.leftovers = self._left
             self._worker.orders.held = bool(self._done.get("held"))
             self._apply_stop()
         self.verdict.cause = self._cause
@@ -202,6 +210,8 @@ class Conversation:
                 self._phases = frames.read_phase(data)
             case "junit":
                 junit.add(self._item, data)
+            case "begun":
+                self._begin()
             case "timer":
                 self._set_timer(frames.read_timer(data))
             case "network":
@@ -209,9 +219,16 @@ class Conversation:
             case "debugger":
                 self._debugging = True
             case "done":
-                self._done = frames.read_done(data)
+                self._done, self._left = frames.read_done(data), frames.read_leftovers(data)
             case _:
                 raise wire.WireError(f"a frame of kind {kind[:20]!r}")
+
+    def _begin(self) -> None:
+        """A new interpreter is about to run the test; said again, it counts for nothing."""
+        if self._start_s:
+            self._start_s, self._began, self._phase_start = 0.0, time.monotonic(), time.time()
+            self._slow_at = self._began + self._slow_s
+            self._deadline = None if self._timeout_s is None else self._began + self._timeout_s
 
     def _set_timer(self, timeout_s: float | None) -> None:
         """pytest-timeout, in the child, sets or cancels its timer; cancelled, the policy's own deadline holds."""
@@ -311,6 +328,9 @@ class Conversation:
     def _ending(self, status: ExitStatus, when: crash.When) -> crash.Ending:
         if self._timed_out:
             assert self._timeout_s is not None
+            if self._start_s:
+                text = f"TIMEOUT: the new interpreter had not begun the test after {format_seconds(self._start_s)}"
+                return crash.Ending(text=text, cause=Cause.TIMEOUT)
             return crash.Ending(
                 text=f"TIMEOUT: the test's {when} was still running after {format_seconds(self._timeout_s)}; "
                 "it was ended with all it had started",

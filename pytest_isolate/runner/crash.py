@@ -27,16 +27,20 @@ class IsolatedCrash(Exception):
 
 @dataclass(slots=True)
 class Outputs:
-    """Files of the parent's that hold what the current phase has written. Owner of its descriptors."""
+    """Files of the parent's that hold what the current phase has written. Owner of its descriptors.
+
+    ``shared``: stacks are written to standard error, as a new interpreter does, which is given nothing else.
+    """
 
     out_fd: int
     err_fd: int
     trace_fd: int
+    shared: bool = False
 
     @classmethod
-    def make(cls) -> Outputs:
-        flags = os.MFD_CLOEXEC
-        return cls(*(os.memfd_create(f"isolate-{name}", flags) for name in ("out", "err", "trace")))
+    def make(cls, *, shared: bool = False) -> Outputs:
+        out_fd, err_fd, trace_fd = (os.memfd_create(f"isolate-{name}") for name in ("out", "err", "trace"))
+        return cls(out_fd, err_fd, trace_fd, shared)
 
     def close(self) -> None:
         for fd in (self.out_fd, self.err_fd, self.trace_fd):
@@ -44,10 +48,13 @@ class Outputs:
 
     def sections(self, when: str) -> list[tuple[str, str]]:
         """What was written since the last report, as report sections; empty ones are left out."""
+        err, stacks = _text(self.err_fd), _text(self.trace_fd)
+        if self.shared and (begin := _STACKS.search(err)):
+            err, stacks = err[: begin.start()], err[begin.end() :]
         texts = (
             (f"Captured stdout {when}", _text(self.out_fd)),
-            (f"Captured stderr {when}", _text(self.err_fd)),
-            ("Python stacks at the end", without_runner_frames(_text(self.trace_fd))),
+            (f"Captured stderr {when}", err),
+            ("Python stacks at the end", without_runner_frames(stacks)),
         )
         return [(title, text) for title, text in texts if text]
 
@@ -59,6 +66,8 @@ def _text(fd: int) -> str:
     return text if size <= _MAX_OUTPUT_BYTES else f"{text}\n[... {size - _MAX_OUTPUT_BYTES} more bytes not shown ...]"
 
 
+#: How faulthandler begins.
+_STACKS = re.compile(r"^(Timeout \(\d[\d:.]+\)!\n)?(?=Fatal Python error: |Thread 0x|Current thread 0x)", re.MULTILINE)
 _RUNNER_FRAME = re.compile(
     r'^  File "[^"]*(/_pytest/|/pluggy/|/pytest/__main__|/pytest_isolate/runner/|<frozen runpy>)'
 )

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_isolate import wire
+from pytest_isolate.outcome import Leftover
 
 #: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
 _LONGEST_S = 1e6
@@ -73,6 +74,17 @@ def read_done(data: Any) -> Any:
         case {"control": {"kind": "exit", "text": str(), "returncode": int() | None}}:
             return data
     raise wire.WireError("an end that says nothing known")
+
+
+def read_leftovers(data: Any) -> list[Leftover]:
+    """What a fresh interpreter saw living beside it at its end; the numbers are those inside."""
+    try:
+        return [
+            Leftover(pid=int(pid), command=str(command), age_s=float(age_s))
+            for pid, command, age_s in data.get("leftovers", ())
+        ]
+    except (TypeError, ValueError) as error:
+        raise wire.WireError("leftovers that are no processes") from error
 
 
 def read_warning(data: Any) -> dict[str, Any]:

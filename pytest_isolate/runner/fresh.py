@@ -1,11 +1,13 @@
 """The mode `fresh`: an item in a new interpreter, in a sandbox, for tests that need a clean one.
 
-Owns: the command line of that interpreter, and the plugin object that reports from inside it.
-Refuses: to share anything with the parent but options, configuration and environment: every fixture is made anew.
+Owns: the command line of that interpreter, the channel from it, and the plugin object that reports from inside it.
+Refuses: to share anything with the parent but options, configuration and environment: every fixture is made anew; and
+descriptors other than the standard three, for the tools of some backends pass no others.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shlex
 import sys
@@ -14,10 +16,30 @@ from typing import Any
 
 import pytest
 
+from pytest_isolate.endings import after_grace
+from pytest_isolate.kernel import processes
+from pytest_isolate.outcome import Leftover
 from pytest_isolate.runner import compat, reporter
 
 #: Names the descriptors for reports and for stacks, to the plugin inside: ``REPORT:TRACE``.
 CHANNEL = "PYTEST_ISOLATE_CHANNEL"
+#: Set where nobody outside sees the processes inside: the time in s that the test has, or nothing.
+HIDDEN = "PYTEST_ISOLATE_HIDDEN"
+#: The stacks are written so long before the test's time is over.
+_BEFORE_S = 0.1
+_MAX_LEFTOVERS = 100
+#: Be `python -m pytest`, but first put the channel, which is standard input, out of the way of pytest and the test. Stacks
+#: go to the file that standard error is now, and not to pytest's capture of it. Imports nothing of ours: pytest wants to
+#: rewrite the assertions of plugins, and warns of those that are there before it.
+_AS_PYTEST = f"""\
+import os, runpy, sys
+os.environ["{CHANNEL}"] = f"{{os.dup(0)}}:{{os.dup(2)}}"
+nothing = os.open(os.devnull, os.O_RDONLY)
+os.dup2(nothing, 0)
+os.close(nothing)
+sys.path[0] = os.getcwd()
+runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+"""
 #: What is for the run as a whole, and would select, reorder, split or report once more inside: (flag, takes a value).
 _OF_THE_RUN = {
     "--lf": False,
@@ -55,7 +77,7 @@ def command(item: pytest.Item) -> list[str]:
     path, _, name = item.nodeid.partition("::")
     where = str(getattr(item, "path", config.rootpath / path)) + ("::" + name if name else "")
     place = [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else [])]
-    return [sys.executable, "-m", "pytest", *args, *place, "-q", "--no-header", "--no-summary", where]
+    return [sys.executable, "-c", _AS_PYTEST, *args, *place, "-q", "--no-header", "--no-summary", where]
 
 
 def without_run_options(args: Sequence[str]) -> Iterator[str]:
@@ -73,10 +95,15 @@ def without_run_options(args: Sequence[str]) -> Iterator[str]:
             yield str(arg)
 
 
-def environment(report_fd: int, trace_fd: int) -> dict[str, str]:
-    """The environment inside: the channel by name, and PYTEST_ADDOPTS without what is for the whole run."""
+def environment(*, hidden: bool, timeout_s: float | None) -> dict[str, str]:
+    """The environment inside: PYTEST_ADDOPTS without what is for the whole run, and what is looked after inside.
+
+    ``hidden``: from outside nobody sees the processes inside: what the test leaves running is named, and at its time-out
+    the stacks are written, by the interpreter itself.
+    """
     inside = dict(os.environ)
-    inside[CHANNEL] = f"{report_fd}:{trace_fd}"
+    if hidden:
+        inside[HIDDEN] = str(timeout_s or "")
     if "PYTEST_ADDOPTS" in inside:
         inside["PYTEST_ADDOPTS"] = shlex.join(without_run_options(shlex.split(inside["PYTEST_ADDOPTS"])))
     for name in [name for name in inside if name.startswith("PYTEST_XDIST")]:
@@ -89,16 +116,32 @@ class Fresh(reporter.Listener):
 
     def __init__(self, config: pytest.Config, channel: str) -> None:
         report_fd, trace_fd = (int(part) for part in channel.split(":"))
-        for fd in (report_fd, trace_fd):
-            os.set_inheritable(fd, False)
-        link = reporter.Link(channel_fd=report_fd, command_fd=-1, out_fd=1, err_fd=2, trace_fd=trace_fd)
+        hidden = os.environ.pop(HIDDEN, None)
+        link = reporter.Link(
+            channel_fd=report_fd,
+            command_fd=-1,
+            out_fd=1,
+            err_fd=2,
+            trace_fd=trace_fd,
+            in_pid_namespace=hidden is not None,
+        )
         self.reporter = reporter.Reporter(config, link)
         self._control: dict[str, Any] | None = None
+        self._timeout_s = float(hidden or 0)
         reporter.dump_stacks_on_signal(trace_fd)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         compat.keep_only(session.config, self, reporter.REPORTING_HOOKS)
+
+    def pytest_runtest_logstart(self) -> None:
+        assert self.reporter is not None
+        if self.reporter.tries == 0:
+            self.reporter.send("begun")
+            if self._timeout_s:
+                after_s = max(self._timeout_s - _BEFORE_S, self._timeout_s / 2)
+                faulthandler.dump_traceback_later(after_s, file=self.reporter.link.trace_fd)
+        super().pytest_runtest_logstart()
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         self._control = reporter.control_of(excinfo.value)
@@ -113,4 +156,18 @@ class Fresh(reporter.Listener):
             "execution_count": None,
         }
         if session.testscollected:
-            self.reporter.send("done", {**ending, "last": True, **reporter.evidence(self.reporter.link)})
+            evidence = reporter.evidence(self.reporter.link)
+            if self.reporter.link.in_pid_namespace and not evidence["alone"]:
+                evidence["leftovers"] = [
+                    (left.pid, left.command, left.age_s) for left in after_grace(_others)[:_MAX_LEFTOVERS]
+                ]
+            self.reporter.send("done", {**ending, "last": True, **evidence})
+
+
+def _others() -> list[Leftover]:
+    """The living processes that this /proc shows, but for us and those we come from."""
+    ours, pid = set(), os.getpid()
+    while pid and pid not in ours:
+        ours.add(pid)
+        pid = processes.parent_of(pid)
+    return processes.described(other for other in processes.pids() if other not in ours)

@@ -75,9 +75,10 @@ OPTIONS = (
     Option(
         name="mode",
         metavar="HOW",
-        default="fork",
-        choices=("fork", "fresh", "inprocess"),
-        help="fork the warm interpreter (default), start a fresh one, or run in process without isolation",
+        default="auto",
+        choices=("auto", "fork", "fresh", "inprocess"),
+        help="fork the warm interpreter, start a fresh one, or run in process without isolation; auto (default): fork, but "
+        "fresh where none of the backends named forks",
     ),
     Option(
         name="scope",
@@ -110,7 +111,8 @@ OPTIONS = (
         name="backend",
         metavar="NAMES",
         default="",
-        help="backends to choose from, first preferred: native, fork, or what plugins offer; for programs, too",
+        help="backends to choose from, first preferred: native, fork, or what plugins offer; for programs, too. On the "
+        "command line it isolates as --isolate does, but for tests that use the fixture sandbox: their programs are isolated",
     ),
 )
 MARKER_HELP = (
@@ -155,7 +157,18 @@ def is_asked_for(config: pytest.Config) -> bool:
     """True when every test is to be isolated, by option, environment or ini; the value is checked by settings.py."""
     if config.getoption("no_isolate"):
         return False
-    return bool(config.getoption("isolate") or os.environ.get("PYTEST_ISOLATE") or config.getini("isolate"))
+    asked = config.getoption("isolate") or os.environ.get("PYTEST_ISOLATE") or config.getini("isolate")
+    return bool(asked or names_backend(config))
+
+
+def names_backend(config: pytest.Config) -> bool:
+    """True when the command line says by which backend: that asks for isolation, too."""
+    return bool(config.getoption("isolate_backend"))
+
+
+def uses_sandbox(item: pytest.Item) -> bool:
+    """True for a test that starts programs in sandboxes by itself."""
+    return not {"sandbox", "sandbox_session"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def asks_for_network(item: pytest.Item) -> bool:

@@ -22,6 +22,9 @@ from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Resolver, Settings
 from pytest_isolate.runner.turns import Turns, debugs, group_of, runs_isolated
 
+#: What a new interpreter may take until it begins the test, besides the test's own time; a loaded machine under ptrace is slow.
+_START_S = 60.0
+
 
 class Isolation(reporter.Listener):
     """The plugin object: runs items in processes of their own. In a child it is the only reporter left."""
@@ -49,6 +52,8 @@ class Isolation(reporter.Listener):
         given = self.host.admitted(default)
         line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backends_of(given)}"
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
+        if given.mode == "fresh":
+            scope = ", a new interpreter for each test"
         line += f", eBPF by {self.host.networks.front_end}" if self.host.networks.opened else ""
         return [line + scope, *self.given_up()]
 
@@ -156,6 +161,7 @@ class Isolation(reporter.Listener):
             grace_s=settings.policy.grace_s,
             slow_s=settings.slow_s,
             attempts=attempts,
+            start_s=_START_S if settings.mode == "fresh" else 0.0,
         )
         talk.setup_s = time.monotonic() - began
         result = talk.run(lambda: self._turns.meanwhile(item, nextitem, settings))

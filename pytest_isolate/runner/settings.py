@@ -18,7 +18,7 @@ from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.policy import Policy, unknown
 from pytest_isolate.profile import WORDS, parse_profiles, truth, vary
 from pytest_isolate.runner import network
-from pytest_isolate.runner.options import OPTIONS, asks_for_network, configured, listed
+from pytest_isolate.runner.options import OPTIONS, asks_for_network, configured, listed, names_backend, uses_sandbox
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 #: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
@@ -52,10 +52,12 @@ class Resolver:
         self._profiles = _usage(lambda: parse_profiles(config.getini("isolate_profiles") or ()))
         self._always = tuple(config.getini("isolate_net_allow") or ())
         self._all = not self._off and _all_isolated(config)
+        self._by_backend = not self._off and names_backend(config)
         self._cache: dict[tuple[int, ...], Settings] = {}
         self._recent: tuple[tuple[pytest.Item, Settings], ...] = ()
         self._kept: list[pytest.Mark] = []
-        self.default = self._settings(self._all, {}, "options")
+        self.default = self._settings(self._all or self._by_backend, {}, "options")
+        self._exempt = self.default if self._all else replace(self.default, enabled=False)
 
     @property
     def cgroup_mode(self) -> str:
@@ -72,7 +74,7 @@ class Resolver:
 
     @property
     def isolates_all(self) -> bool:
-        return self._all
+        return self._all or self._by_backend
 
     def item(self, item: pytest.Item) -> Settings:
         """The settings of ``item``.
@@ -91,13 +93,13 @@ class Resolver:
         marks = tuple(item.iter_markers(name="isolate"))
         networked = asks_for_network(item)
         if not (marks or networked) or self._off:
-            return self.default
+            return self._exempt if uses_sandbox(item) else self.default
         rules = tuple(item.iter_markers(name="netpolicy"))
         adjustable = "net_policy" in getattr(item, "fixturenames", ())
         key = (adjustable, *(id(mark) for mark in (*marks, *rules)))
         if key not in self._cache:
             self._kept.extend((*marks, *rules))  # ids stay unique as long as the marks live
-            enabled, words = _marker_words(item, marks) if marks else (self._all or networked, {})
+            enabled, words = _marker_words(item, marks) if marks else (self.isolates_all or networked, {})
             where = f"markers of {item.nodeid}" if rules else f"marker isolate of {item.nodeid}"
             asked = network.Asked(rules, adjustable, item.nodeid) if networked else None
             self._cache[key] = self._settings(enabled, words, where, asked)
@@ -112,12 +114,14 @@ class Resolver:
                 raise _usage_error(where, unknown(option.flag, str(values[option.name]), option.choices))
         if values["profile"] not in self._profiles:
             raise _usage_error(where, unknown("--isolate-profile", str(values["profile"]), self._profiles))
+        backends = listed(values["backend"])
+        mode = values["mode"] if values["mode"] != "auto" else _usage(lambda: _mode_of(backends))
         words = {option.word: values[option.name] for option in OPTIONS if option.word}
         words |= {name: value for name, value in marker.items() if name in WORDS}
         try:
             policy = vary(self._profiles[values["profile"]], **words)
             if asked is not None:
-                asked.check(exempt=not enabled, mode=values["mode"])
+                asked.check(exempt=not enabled, mode=mode)
                 policy = asked.add_to(policy)
             policy = network.with_always_allowed(policy, self._always)
             slow_s = units.duration_s(values["slow"], what="--isolate-slow")
@@ -132,14 +136,23 @@ class Resolver:
             enabled=enabled,
             policy=policy,
             profile=values["profile"],
-            mode=values["mode"],
+            mode=mode,
             scope=values["scope"],
             leaks=values["leaks"],
             missing=values["missing"],
             slow_s=slow_s,
-            backends=listed(values["backend"]),
+            backends=backends,
             resources=_resources(marker.get("resources"), where),
         )
+
+
+def _mode_of(backends: tuple[str, ...]) -> str:
+    """A fork of the warm interpreter; where all that are named only start programs, a new interpreter in each sandbox."""
+    if not backends:
+        return "fork"
+    from pytest_isolate.registry import starts
+
+    return "fork" if starts(backends, "tests") or not starts(backends, "fresh") else "fresh"
 
 
 def _all_isolated(config: pytest.Config) -> bool:

@@ -76,6 +76,12 @@ def _collected(process: Process, cgroup: Cgroup | None, network: SandboxNetwork 
     return done
 
 
+def _hides(backend: Backend, settings: Settings) -> bool:
+    """Whether what a fresh interpreter leaves running can only be seen from inside: asked of backends by a tool."""
+    ask = getattr(backend, "hides_processes", None)
+    return ask is not None and bool(ask(settings.policy))
+
+
 def _undo(worker: TestProcess) -> None:
     """Give back what was made for a start that failed."""
     for made in (worker.life, worker.network, worker.cgroup, worker):
@@ -186,14 +192,11 @@ class Workers:
         """
         self._reaper.collect(keep=_MAX_BODIES)
         report_fd, channel_fd = os.pipe()
-        outputs = crash.Outputs.make()
-        trace_fd = os.dup(outputs.trace_fd)
+        outputs = crash.Outputs.make(shared=True)
         worker = TestProcess(report_fd, Orders(-1), outputs, wire.Reader(report_fd), item)
         worker.last = item
         worker.limits = settings.policy.limits
         try:
-            for fd in (channel_fd, trace_fd):
-                os.set_inheritable(fd, True)
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
             worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
             backend = self._host.backend(settings, item)
@@ -201,9 +204,10 @@ class Workers:
             worker.process = backend.spawn(
                 settings.policy,
                 fresh.command(item),
-                env=fresh.environment(channel_fd, trace_fd),
+                env=fresh.environment(hidden=_hides(backend, settings), timeout_s=settings.policy.timeout_s),
                 cwd=str(item.config.invocation_params.dir),
                 joined=joined(worker.cgroup, worker.network),
+                stdin_fd=channel_fd,
                 stdout_fd=outputs.out_fd,
                 stderr_fd=outputs.err_fd,
             )
@@ -216,7 +220,6 @@ class Workers:
             raise
         finally:
             os.close(channel_fd)
-            os.close(trace_fd)
         self._live.append(worker)
         return worker
 
@@ -245,7 +248,7 @@ class Workers:
             worker.kill()
         elif not verdict.evidence.get("alone"):
             exited = process.wait(EXIT_S)
-            verdict.leftovers = living(process, worker.cgroup, exited is None or exited.leftovers)
+            verdict.leftovers += living(process, worker.cgroup, exited is None or exited.leftovers)
             worker.kill()
         if verdict.died or verdict.leftovers or worker.life is not None:
             process.reap(block=True)  # a port that a leaked server held is free before the next test asks for it

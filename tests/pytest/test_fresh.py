@@ -1,0 +1,178 @@
+"""The mode `fresh`: a new interpreter in the sandbox, and the backends that can start nothing but that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from tests.conftest import require
+
+from .conftest import Run
+
+#: A backend that starts programs; its own name is in the environment inside.
+BACKEND = """
+import os
+from pytest_isolate.capability import Capability
+from pytest_isolate.policy import Namespace
+from pytest_isolate.tool import ToolBackend
+
+class Env(ToolBackend):
+    name, tool, signals_as_status = "env", "env", False
+    enforces = frozenset(Capability)
+
+    def command(self, policy, argv, run):
+        return ["INSIDE=env", f"--chdir={run.cwd}", *argv]
+
+class Hidden(Env):
+    name, tool = "hidden", "unshare"
+
+    def command(self, policy, argv, run):
+        return ["--pid", "--fork", "--mount-proc", "env", "INSIDE=hidden", f"--chdir={run.cwd}", *argv]
+
+    def hides_processes(self, policy):
+        return True
+
+def pytest_isolate_backends():
+    return [Env(), Hidden()]
+"""
+
+
+@pytest.fixture
+def with_backend(pytester: pytest.Pytester, plain: Run) -> Run:
+    require("env(1)", shutil.which("env") is not None, "coreutils is not installed")
+    pytester.makeconftest(BACKEND)
+    return plain
+
+
+def test_a_backend_that_only_starts_programs_is_given_a_new_interpreter(
+    pytester: pytest.Pytester, with_backend: Run
+) -> None:
+    pytester.makepyfile(
+        """
+        import os
+        def test_inside(): assert os.environ["INSIDE"] == "env"
+        """
+    )
+    result = with_backend("--isolate", "--isolate-backend=env")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["isolate: *backend env, a new interpreter for each test"])
+
+
+def test_to_name_a_backend_is_to_ask_for_isolation(pytester: pytest.Pytester, with_backend: Run) -> None:
+    """But tests that use the fixture sandbox start their programs there, and are not put there themselves."""
+    pytester.makepyfile(
+        """
+        import os, pytest
+        def test_inside(): assert os.environ["INSIDE"] == "env"
+        def test_program(sandbox):
+            assert "INSIDE" not in os.environ
+            assert "INSIDE=env" in sandbox.run(["env"]).stdout
+        @pytest.mark.isolate
+        def test_asked_for(sandbox): assert os.environ["INSIDE"] == "env"
+        @pytest.mark.isolate(False)
+        def test_exempt(): assert "INSIDE" not in os.environ
+        """
+    )
+    with_backend("--isolate-backend=env").assert_outcomes(passed=4)
+    with_backend("--isolate-backend=env", "--no-isolate").assert_outcomes(passed=2, failed=2)
+    with_backend("--isolate", "--isolate-backend=env", "-k", "program").assert_outcomes(failed=1)
+
+
+def test_a_fork_that_is_asked_for_by_name_is_not_replaced(pytester: pytest.Pytester, with_backend: Run) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    result = with_backend("--isolate-backend=env", "--isolate-mode=fork")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *env lacks test functions: it starts none. Use --isolate-mode=fresh*"])
+
+
+def test_where_one_of_the_backends_forks_it_is_taken_for_tests(pytester: pytest.Pytester, with_backend: Run) -> None:
+    pytester.makepyfile(
+        """
+        import os
+        def test_it(sandbox):
+            assert "INSIDE" not in os.environ
+            assert "INSIDE=env" in sandbox.run(["env"]).stdout
+        """
+    )
+    result = with_backend("--isolate", "--isolate-backend=env,native")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["isolate: *backend native"])
+
+
+def test_closed_descriptors_leave_the_channel_open(pytester: pytest.Pytester, isolated: Run) -> None:
+    """And standard input is empty, not the channel."""
+    pytester.makeini("[pytest]\nisolate_profiles = closed: minimal, close_fds=yes")
+    pytester.makepyfile(
+        """
+        import os, sys
+        def test_it():
+            assert os.read(0, 10) == b""
+            assert sys.stdin.fileno() == 0
+            print("from inside")
+        """
+    )
+    result = isolated("--isolate-mode=fresh", "--isolate-profile=closed", "-s")
+    result.assert_outcomes(passed=1)
+
+
+def test_the_time_of_a_test_is_not_spent_by_the_start_of_its_interpreter(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    pytester.makeconftest("import time, os\nif 'HERE' in os.environ: time.sleep(2)\nos.environ['HERE'] = '1'")
+    pytester.makepyfile(
+        """
+        import time
+        def test_quick(): pass
+        def test_slow(): time.sleep(60)
+        """
+    )
+    result = isolated("--isolate-mode=fresh", "--isolate-timeout=1.5")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "TIMEOUT: the test's call was still running after 1.5 s*",
+            "*Python stacks at the end*",
+            "*in test_slow",
+        ]
+    )
+
+
+def test_stacks_of_a_crash_are_apart_from_what_was_written(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makepyfile(
+        """
+        import ctypes, os
+        def test_it():
+            os.write(2, b"a last word\\n")
+            ctypes.string_at(0)
+        """
+    )
+    result = isolated("--isolate-mode=fresh", "-s")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*killed by SIGSEGV during call*",
+            "*Captured stderr call*",
+            "a last word",
+            "*Python stacks at the end*",
+            "Fatal Python error: Segmentation fault",
+            "*in test_it",
+        ]
+    )
+
+
+def test_what_nobody_sees_from_outside_is_named_from_inside(pytester: pytest.Pytester, with_backend: Run) -> None:
+    require("root", os.geteuid() == 0, "unshare(1) without a user namespace needs it")
+    pytester.makepyfile(
+        """
+        import subprocess, time
+        def test_leak(): subprocess.run("setsid sleep 6731 & ", shell=True)
+        def test_hang(): time.sleep(60)
+        def test_clean(): subprocess.run(["true"])
+        """
+    )
+    result = with_backend("--isolate-backend=hidden", "--isolate-leaks=fail", "--isolate-timeout=5")
+    result.assert_outcomes(passed=2, failed=1, errors=1)
+    result.stdout.fnmatch_lines(["LEAK: *", "pid * old): sleep 6731"])
+    result.stdout.fnmatch_lines(["*still running after 5 s*", "*Python stacks at the end*", "*in test_hang"])
