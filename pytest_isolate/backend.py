@@ -71,6 +71,9 @@ class Backend(Protocol):
 
     ``quality`` orders backends that enforce the same: the native one has 100, fork 10. ``runs``: what it can start; the
     method of a kind that is not in it is never called.
+
+    Optional: ``profile``, the profile where such backends alone are named and no profile is chosen; ``adds(policy)``, what holds
+    besides the policy, in words for the header; ``hides_processes(policy)``, True when nobody outside sees what is inside.
     """
 
     name: str

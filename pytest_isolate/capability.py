@@ -6,7 +6,7 @@ Owns: Capability, and ``needs``: which of them a policy asks for. Refuses: to kn
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from pytest_isolate.policy import Namespace, Policy
 
@@ -72,11 +72,35 @@ CONTAINER = frozenset(
     }
 )
 
+#: What a process can have or give up alone: no namespace, no mount.
+WITHOUT_NAMESPACES = frozenset(
+    {
+        Capability.SESSION,
+        Capability.NETWORK_RULES,
+        Capability.RLIMITS,
+        Capability.GROUP_LIMITS,
+        Capability.CAPABILITIES,
+        Capability.NO_NEW_PRIVS,
+        Capability.SECCOMP,
+        Capability.LANDLOCK,
+        Capability.CLOSE_FDS,
+        Capability.SECUREBITS,
+        Capability.UMASK,
+        Capability.ENVIRONMENT,
+    }
+)
+
 
 def needs(policy: Policy) -> Iterator[Capability]:
     """What ``policy`` asks for, each once, in the order of Capability."""
     asked = set(_asked(policy))
     return (capability for capability in Capability if capability in asked)
+
+
+def beyond(policy: Policy, able: Container[Capability], name: str) -> list[str]:
+    """What ``policy`` asks for and the backend ``name``, able to do this much, does not enforce: a line, or none."""
+    lacking = [asked.value for asked in needs(policy) if asked not in able]
+    return [f"{', '.join(lacking)}: {name} does not enforce {'it' if len(lacking) == 1 else 'them'}"] if lacking else []
 
 
 def _asked(policy: Policy) -> Iterator[Capability]:

@@ -109,6 +109,12 @@ def starts(names: Sequence[str], kind: Kind, hooks: Hooks | None = None) -> bool
     return any(kind in _runs(backend) for backend in backends(names, hooks))
 
 
+def usual_profile(names: Sequence[str], hooks: Hooks | None = None) -> str:
+    """The profile that all of these backends are for; empty without names, and where one is for any. Raises as backends()."""
+    found = {str(getattr(backend, "profile", "")) for backend in backends(names, hooks)} if names else {""}
+    return found.pop() if len(found) == 1 else ""
+
+
 def _runs(backend: Backend) -> frozenset[Kind]:
     return getattr(backend, "runs", frozenset({"programs"}))
 

@@ -5,6 +5,7 @@ Owns: Running, and the memory files its output goes to. Refuses: to start anythi
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal as signals
@@ -342,6 +343,8 @@ class Files:
         self._text = text
         self.out_fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
         self.err_fd = self.out_fd if merge else os.memfd_create("stderr", os.MFD_CLOEXEC)
+        if merge:  # a kernel of its own (gVisor) has an offset for each of the two
+            fcntl.fcntl(self.out_fd, fcntl.F_SETFL, os.O_APPEND)
 
     def raw(self, stream: int) -> bytes:
         if self.out_fd < 0 or (stream == 2 and self.err_fd == self.out_fd):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pytest_isolate.backend import Kind, Process
-from pytest_isolate.capability import Capability, needs
+from pytest_isolate.capability import Capability, beyond
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, native
@@ -180,9 +180,7 @@ class ToolBackend:
 
     def lacks(self, policy: Policy) -> list[str]:
         """By the table, then by the tool's presence, then by doing it once with a program that leaves at once."""
-        able = self.enforces | (BY_OURSELVES - self.undoes)
-        lacking = [f"{asked}: {self.name} does not enforce it" for asked in needs(policy) if asked not in able]
-        if lacking:
+        if lacking := beyond(policy, self.enforces | (BY_OURSELVES - self.undoes), self.name):
             return lacking
         if policy.filesystem.overlays and not capabilities.has("CAP_SYS_ADMIN"):
             return [f"overlays: {self.tool} makes none, and we need CAP_SYS_ADMIN to make them for it. Run as root"]

@@ -1,36 +1,21 @@
 """What every test of this repository has: pytester in a subprocess, honest skips, and a host left as it was found.
 
-Owns: require(), ISOLATE_REQUIRE, and the check at the end of a run (host_state.py) that fails it when something of ours remains.
+Owns: the check at the end of a run (host_state.py) that fails it when something of ours remains.
 Refuses: fixtures of any one part; those live beside its tests.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator
 
 import pytest
 
+from pytest_isolate.testing import require
 from tests import host_state
 
-pytest_plugins = ["pytester"]
-
+__all__ = ["require"]  # of pytest_isolate.testing: plugins' tests have it, too
 _BEFORE = pytest.StashKey[host_state.HostState]()
 _REMAINS = pytest.StashKey[list[str]]()
-
-
-def required_features() -> frozenset[str]:
-    """The features named in ISOLATE_REQUIRE: this run is worthless without them."""
-    return frozenset(os.environ.get("ISOLATE_REQUIRE", "").replace(",", " ").split())
-
-
-def require(feature: str, available: bool, reason: str) -> None:
-    """Skip the test, naming ``feature``, where it is not available; fail instead when ISOLATE_REQUIRE names it."""
-    if available:
-        return
-    if feature in required_features():
-        pytest.fail(f"ISOLATE_REQUIRE names {feature!r}, which is missing here: {reason}", pytrace=False)
-    pytest.skip(f"needs {feature}: {reason}")
 
 
 @pytest.fixture(name="require", scope="session")

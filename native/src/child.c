@@ -88,11 +88,12 @@ void iso_become_main(struct launch *l)
 	if (l->has_init)
 		iso_join(l, CLONE_NEWTIME);
 	set_umask(l);
+	/* A ruleset and its paths are descriptors: more than a limit on them may leave room for. */
+	iso_set_no_new_privs(l);
+	iso_enforce_landlock(l);
 	set_rlimits(l);
 	iso_set_securebits(l);
 	iso_drop_capabilities(l);
-	iso_set_no_new_privs(l);
-	iso_enforce_landlock(l);
 	if (l->exec)
 		iso_place_stdio(l);
 	iso_pass_kept_fds(l);

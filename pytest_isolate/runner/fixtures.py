@@ -14,6 +14,7 @@ from pytest_isolate.runner.options import configured, listed
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.probe import Feature
+    from pytest_isolate.policy import Policy
     from pytest_isolate.runner.netpolicy import NetPolicy
     from pytest_isolate.sandbox import Sandbox
 
@@ -23,7 +24,8 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """Run programs in a sandbox: ``sandbox.run([...], memory="64M", net="none")``; ended with the test."""
     from pytest_isolate.sandbox import Sandbox
 
-    with Sandbox(name=request.node.name, backends=_chosen(request), item=request.node) as made:
+    names = _chosen(request)
+    with Sandbox(_usual_policy(names), name=request.node.name, backends=names, item=request.node) as made:
         yield made
 
 
@@ -43,13 +45,22 @@ def sandbox_session(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     """As ``sandbox``, for the whole session: servers that many tests use."""
     from pytest_isolate.sandbox import Sandbox
 
-    with Sandbox(name="session", backends=_chosen(request)) as made:
+    names = _chosen(request)
+    with Sandbox(_usual_policy(names), name="session", backends=names) as made:
         yield made
 
 
 def _chosen(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """What --isolate-backend names, but for ``fork``, which starts no programs."""
     return tuple(name for name in listed(configured(request.config, "backend")) if name != "fork")
+
+
+def _usual_policy(names: tuple[str, ...]) -> Policy:
+    """The profile `standard`, unless the backends named are for another."""
+    from pytest_isolate.profile import PROFILES
+    from pytest_isolate.registry import usual_profile
+
+    return PROFILES[usual_profile(names) or "standard"]
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,7 @@ class Host:
         tiers = [(replace(without, hardening=policy.hardening), " with its hardening"), (without, "")]
         for tier, words in tiers[policy.hardening == without.hardening :]:
             with contextlib.suppress(BackendUnavailable):
-                found = candidates(tier, kind=kind_of(settings), hooks=self.hooks)
+                found = candidates(tier, settings.backends, kind=kind_of(settings), hooks=self.hooks)
                 self._take(settings, replace(settings, policy=tier), found)
                 return words
         raise BackendUnavailable("the profile minimal", "no backend can enforce even that here", "see `doctor`")
@@ -167,11 +167,18 @@ class Host:
 
     def backends_of(self, settings: Settings) -> str:
         """For the header: the name of the backend, or of all that a plugin will select from."""
-        return " or ".join(backend.name for backend in self._backends[id(settings.policy)])
+        return " or ".join(_described(backend, settings.policy) for backend in self._backends[id(settings.policy)])
 
     def backend(self, settings: Settings, item: pytest.Item | None = None) -> Backend:
         """The backend of admitted settings; where a plugin chooses, its choice for ``item``. Raises PluginError."""
         return self.hooks.select(item, settings.policy, self._backends[id(settings.policy)])
+
+
+def _described(backend: Backend, policy: Policy) -> str:
+    """Its name, and what it enforces unasked."""
+    adds = getattr(backend, "adds", None)
+    added = "" if adds is None else adds(policy)
+    return f"{backend.name} (adds: {added})" if added else backend.name
 
 
 def kind_of(settings: Settings) -> Kind:

@@ -141,11 +141,19 @@ def add_options(parser: pytest.Parser) -> None:
 
 def configured(config: pytest.Config, name: str) -> Any:
     """The value of an option from the command line, else the environment, else ini, else its default."""
+    return next(_chosen(config, name), next(option.default for option in OPTIONS if option.name == name))
+
+
+def is_chosen(config: pytest.Config, name: str) -> bool:
+    """True where somebody gave the option a value."""
+    return next(_chosen(config, name), None) is not None
+
+
+def _chosen(config: pytest.Config, name: str) -> Iterator[Any]:
+    """The values that an option was given, the one that holds first."""
     option = next(option for option in OPTIONS if option.name == name)
-    for value in (config.getoption(option.dest), os.environ.get(option.env), config.getini(option.dest)):
-        if value not in (None, ""):
-            return value
-    return option.default
+    values = config.getoption(option.dest), os.environ.get(option.env), config.getini(option.dest)
+    return (value for value in values if value not in (None, ""))
 
 
 def listed(names: Any) -> tuple[str, ...]:

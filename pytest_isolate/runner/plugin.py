@@ -111,7 +111,7 @@ def _activate(config: pytest.Config) -> Isolation:
 
         runner = Isolation(config, resolver)
         config.pluginmanager.register(runner, _NAME)
-        if resolver.isolates_all and resolver.default.mode != "inprocess":
+        if resolver.all_by_name and resolver.default.mode != "inprocess":
             runner.host.check(resolver.default)
     return runner
 

@@ -47,7 +47,13 @@ class Isolation(reporter.Listener):
             return []
         if self._config.getoption("usepdb"):
             return ["isolate: deadlines and leak checks are off while --pdb is on"]
-        if reason := self.host.check(default):
+        try:
+            reason = self.host.check(default)
+        except pytest.UsageError:
+            if self._resolver.all_by_name:
+                raise
+            return []  # the tests, once they are collected, say whether one is to be isolated
+        if reason:
             return [f"isolate: isolated tests are skipped, because {reason}"]
         given = self.host.admitted(default)
         line = f"isolate: profile {default.profile} ({report.describe(given.policy)}), backend {self.host.backends_of(given)}"

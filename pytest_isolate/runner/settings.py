@@ -18,7 +18,15 @@ from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.policy import Policy, unknown
 from pytest_isolate.profile import WORDS, parse_profiles, truth, vary
 from pytest_isolate.runner import network
-from pytest_isolate.runner.options import OPTIONS, asks_for_network, configured, listed, names_backend, uses_sandbox
+from pytest_isolate.runner.options import (
+    OPTIONS,
+    asks_for_network,
+    configured,
+    is_chosen,
+    listed,
+    names_backend,
+    uses_sandbox,
+)
 
 _BY_NAME = {option.name: option for option in OPTIONS}
 #: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
@@ -49,6 +57,7 @@ class Resolver:
     def __init__(self, config: pytest.Config) -> None:
         self._off = bool(config.getoption("no_isolate"))
         self._words = {option.name: configured(config, option.name) for option in OPTIONS}
+        self._profile_chosen = is_chosen(config, "profile")
         self._profiles = _usage(lambda: parse_profiles(config.getini("isolate_profiles") or ()))
         self._always = tuple(config.getini("isolate_net_allow") or ())
         self._all = not self._off and _all_isolated(config)
@@ -75,6 +84,11 @@ class Resolver:
     @property
     def isolates_all(self) -> bool:
         return self._all or self._by_backend
+
+    @property
+    def all_by_name(self) -> bool:
+        """False where tests are isolated for the sake of a backend's name alone, which may be meant for programs."""
+        return self._all
 
     def item(self, item: pytest.Item) -> Settings:
         """The settings of ``item``.
@@ -112,9 +126,11 @@ class Resolver:
         for option in OPTIONS:
             if option.choices and values[option.name] not in option.choices:
                 raise _usage_error(where, unknown(option.flag, str(values[option.name]), option.choices))
+        backends = listed(values["backend"])
+        if backends and "profile" not in marker and not self._profile_chosen:
+            values["profile"] = _usage(lambda: _profile_of(backends)) or values["profile"]
         if values["profile"] not in self._profiles:
             raise _usage_error(where, unknown("--isolate-profile", str(values["profile"]), self._profiles))
-        backends = listed(values["backend"])
         mode = values["mode"] if values["mode"] != "auto" else _usage(lambda: _mode_of(backends))
         words = {option.word: values[option.name] for option in OPTIONS if option.word}
         words |= {name: value for name, value in marker.items() if name in WORDS}
@@ -144,6 +160,12 @@ class Resolver:
             backends=backends,
             resources=_resources(marker.get("resources"), where),
         )
+
+
+def _profile_of(backends: tuple[str, ...]) -> str:
+    from pytest_isolate.registry import usual_profile
+
+    return usual_profile(backends)
 
 
 def _mode_of(backends: tuple[str, ...]) -> str:

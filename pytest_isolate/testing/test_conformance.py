@@ -24,6 +24,7 @@ from pytest_isolate.backend import Kind
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.registry import backends, verdicts
 from pytest_isolate.sandbox import CallFailed, Sandbox
+from pytest_isolate.testing import require
 from pytest_isolate.testing.cases import CASES, HERE, IN_SHM, MINIMAL, PYTHON, SECRET, Case
 
 #: ``--isolate-backend`` names who is held to his promise, not who runs these tests.
@@ -156,8 +157,10 @@ def token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(here: Path) -> Iterator[None]:
-    """Mounts, processes, descriptors and files are afterwards what they were before."""
+def nothing_left(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Mounts, processes and files are afterwards what they were before. Temporary files go where nobody else makes any."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     _host()  # whatever is opened once for all is open now
     before = _host()
     yield
@@ -197,6 +200,12 @@ def test_what_is_claimed_is_enforced(inside: Inside, case: Case) -> None:
     assert case.enforced(found, outside), f"inside it printed {found!r}, outside {outside!r}"
 
 
+def test_a_backend_that_was_promised_works_here(column: Column) -> None:
+    """One that does not claims nothing, and would be green: ISOLATE_REQUIRE names those that have to work."""
+    (verdict,) = verdicts(MINIMAL, (column[0],), kind=column[1])
+    require(column[0], bool(verdict), "; ".join(verdict.lacking))
+
+
 def test_a_program_ends_as_it_would_outside(column: Column) -> None:
     """Status, signal, output and input are the program's own under every backend."""
     name, kind = column
@@ -207,6 +216,7 @@ def test_a_program_ends_as_it_would_outside(column: Column) -> None:
         assert sandbox.run(["sh", "-c", "kill -SEGV $$"]).status.signal == 11
         assert sandbox.run(["cat"], input="in").stdout == "in"
         assert sandbox.run(["sh", "-c", "echo out; echo err >&2"]).stderr == "err\n"
+        assert sandbox.run(["sh", "-c", "echo out; echo err >&2"], merge_stderr=True).stdout == "out\nerr\n"
         assert (
             sandbox.run(
                 ["sh", "-c", 'echo "$GREETING"; pwd'], env={"GREETING": "hi", "PATH": os.environ["PATH"]}, cwd="/usr"

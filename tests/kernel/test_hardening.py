@@ -241,3 +241,17 @@ def test_a_process_that_gave_up_root_gets_the_plan_of_a_plain_user() -> None:
     outside = os.readlink("/proc/self/ns/user") + "\n"
     assert identity() == outside  # as root, and the plan is kept
     assert throwaway(identity, who="user", prepare=interpreter_for_everyone) not in (outside, "")
+
+
+def test_landlock_holds_where_descriptors_are_limited_to_fewer_than_are_open(tmp_path: Path) -> None:
+    needs_landlock(3)
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+    try:
+        locked = vary(STANDARD, landlock=Landlock(write=()), rlimits={"NOFILE": 33})
+        with Sandbox(locked, name="hardening") as sandbox:
+            outcome = sandbox.run(["sh", "-c", f"ulimit -n; : > {tmp_path}/new"])
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert outcome.stdout == "33\n"
+    assert "Permission denied" in outcome.stderr

@@ -25,6 +25,8 @@ from pathlib import Path
 from tests.parity import compare, venvs
 from tests.parity.suites import SUITES, Suite
 
+#: Takes away what a container of Docker's defaults has not: namespaces, mounts, capabilities.
+CONTAINED = (sys.executable, str(Path(__file__).resolve().parents[1] / "vm" / "inside" / "contain.py"), "--in-place")
 RECORDER = Path(__file__).resolve().parent / "plugin"
 #: Left behind by a run, read by the next: taken away so that every run starts alike.
 STATE = (".pytest_cache", ".hypothesis")
@@ -60,14 +62,21 @@ class Result:
 
 
 def run_suite(
-    python: Path, tree: Path, record: Path, args: Sequence[str], timeout_s: float, more: Mapping[str, str]
+    python: Path,
+    tree: Path,
+    record: Path,
+    args: Sequence[str],
+    timeout_s: float,
+    more: Mapping[str, str],
+    launch: Sequence[str] = (),
 ) -> compare.Run:
-    """Run pytest once in the suite's directory; the wall time is that of the whole process."""
+    """Run pytest once in the suite's directory; the wall time is that of the whole process. ``launch`` is put before it."""
     for name in STATE:
         shutil.rmtree(tree / name, ignore_errors=True)
     record.unlink(missing_ok=True)
     log = record.with_suffix(".log")
-    command = [str(python), "-m", "pytest", "-p", "parity_recorder", f"--basetemp={record.with_suffix('.tmp')}", *args]
+    recorded = ("-p", "parity_recorder", f"--basetemp={record.with_suffix('.tmp')}")
+    command = [*launch, str(python), "-m", "pytest", *recorded, *args]
     environment = suite_environment(python) | {"PARITY_RECORD": str(record), **more}
     started = time.monotonic()
     with open(log, "w") as output:
@@ -125,6 +134,7 @@ def suite_environment(python: Path) -> dict[str, str]:
 def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) -> Result:
     """Prepare one suite and make all of its runs; what goes wrong is kept in the result."""
     result = Result(suite=suite)
+    environment, launch = dict(suite.environment), CONTAINED if options.contained else ()
     try:
         tree = venvs.unpack(suite, work)
         python = venvs.environment(suite, tree, wheel, work, options.plugin)
@@ -134,7 +144,7 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
         for number in range(1, options.plain_runs + 1):
             plainly = ["-p", "no:isolate", *suite.args]
             plain = run_suite(
-                python, tree, runs / f"plain-{number}.json", plainly, options.timeout, dict(suite.environment)
+                python, tree, runs / f"plain-{number}.json", plainly, options.timeout, environment, launch
             )
             if reason := compare.incomplete(plain):
                 raise RunError(
@@ -143,7 +153,7 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
             result.plain.append(plain)
         if not options.plain_only:
             args = [*shlex.split(options.args), *suite.args]
-            result.other = run_suite(python, tree, runs / "other.json", args, options.timeout, dict(suite.environment))
+            result.other = run_suite(python, tree, runs / "other.json", args, options.timeout, environment, launch)
     except (venvs.PrepareError, RunError) as error:
         result.error = str(error)
     return result
@@ -232,7 +242,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--args", default="--isolate", help="what the other run gets (default: %(default)s)")
     parser.add_argument(
-        "--plugin", action="append", default=[], metavar="REQUIREMENT", help="installed as well, e.g. pytest-forked"
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="REQUIREMENT",
+        help="installed as well, e.g. pytest-forked, or a directory such as plugins/landlock",
+    )
+    parser.add_argument(
+        "--contained", action="store_true", help="both runs in what Docker's defaults make, here; needs root"
     )
     parser.add_argument("--plain-runs", type=int, default=1, metavar="N", help="2 or more find flaky tests")
     parser.add_argument("--plain-only", action="store_true", help="no other run")
@@ -271,8 +288,9 @@ def exit_status(results: Sequence[Result]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     other = "nothing else" if options.plain_only else options.args
+    where = "in a container as Docker's defaults make it, " if options.contained else ""
     print(
-        f"plainly against: {other}   Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} CPUs"
+        f"{where}plainly against: {other}   Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} CPUs"
     )
     results = []
     with work_directory(options) as work:

@@ -6,6 +6,7 @@ Refuses: to reuse an environment whose requirements have changed (a stamp beside
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -74,9 +75,13 @@ def unpack(suite: Suite, work: Path) -> Path:
 
 
 def environment(suite: Suite, tree: Path, wheel: Path, work: Path, extra: Iterable[str]) -> Path:
-    """The python of a virtual environment that holds pytest, the suite's needs, the suite and our package."""
+    """The python of a virtual environment that holds pytest, the suite's needs, the suite and our package.
+
+    ``extra``: requirements, or directories of plugins for our package, which come after it.
+    """
     venv = work / "venvs" / suite.name
-    requires = [PYTEST, *suite.requires, *extra]
+    own = [Path(name).resolve() for name in extra if os.path.isdir(name)]
+    requires = [PYTEST, *suite.requires, *(name for name in extra if not os.path.isdir(name))]
     stamp = venv / "made-for.txt"
     python = venv / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != "\n".join(requires):
@@ -86,5 +91,5 @@ def environment(suite: Suite, tree: Path, wheel: Path, work: Path, extra: Iterab
         stamp.write_text("\n".join(requires))
     command(python, *PIP, "install", "-e", tree)
     command(python, *PIP, "install", wheel)
-    command(python, *PIP, "install", "--force-reinstall", "--no-deps", wheel)
+    command(python, *PIP, "install", "--force-reinstall", "--no-deps", wheel, *own)
     return python

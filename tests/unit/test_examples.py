@@ -36,7 +36,7 @@ def test_every_catch_happens_and_nothing_is_left() -> None:
 
 def test_every_example_says_what_plain_pytest_and_what_isolate_would_do() -> None:
     examples = sorted((ROOT / "examples").glob("test_*.py"))
-    assert len(examples) == 7
+    assert len(examples) == 8
     for path in examples:
         text = path.read_text()
         assert "Plain pytest: " in text, path

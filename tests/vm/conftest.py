@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import required_features
+from pytest_isolate.testing import required_features
 
 from . import kernels
 

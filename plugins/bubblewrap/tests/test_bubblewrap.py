@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from pathlib import Path
 
@@ -24,11 +23,12 @@ from pytest_isolate import (
     tool,
     vary,
 )
-
-needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bwrap is not installed")
+from pytest_isolate.testing import require
 
 
 def sandbox(policy):
+    lacking = Bubblewrap().lacks(policy)
+    require("bubblewrap", not lacking, "; ".join(lacking))
     manager = hooks.plugin_manager()
     manager.register(pytest_isolate_bubblewrap)
     return Sandbox(policy, hooks=hooks.Hooks(manager), backends=["bubblewrap"])
@@ -79,7 +79,6 @@ def test_a_bwrap_that_is_no_good_is_told_as_lacking(monkeypatch, tmp_path, scrip
     assert said in lacking
 
 
-@needs_bwrap
 def test_the_fault_of_bwrap_is_not_the_programs(tmp_path: Path):
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -90,7 +89,6 @@ def test_the_fault_of_bwrap_is_not_the_programs(tmp_path: Path):
             made.run(["true"])
 
 
-@needs_bwrap
 def test_a_signal_reaches_the_program_and_not_bwrap_alone():
     with sandbox(vary(MINIMAL, namespaces="pid")) as made:
         running = made.spawn(["sh", "-c", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"])

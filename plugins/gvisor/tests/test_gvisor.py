@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
+import sys
 
 import pytest
 import pytest_isolate_gvisor
 from pytest_isolate_gvisor import Gvisor
 
 from pytest_isolate import MINIMAL, STANDARD, Sandbox, hooks, vary
+from pytest_isolate.testing import require
 
-needs_runsc = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("runsc") is None, reason="needs root and runsc")
+
+@pytest.fixture(scope="module")
+def runsc():
+    lacking = Gvisor().lacks(MINIMAL)
+    require("gvisor", not lacking, "; ".join(lacking))
 
 
-@needs_runsc
 @pytest.mark.parametrize("policy", [MINIMAL, STANDARD], ids=["minimal", "standard"])
-def test_a_program_meets_a_kernel_that_is_not_the_hosts(policy):
+def test_a_program_meets_a_kernel_that_is_not_the_hosts(runsc, policy):
     manager = hooks.plugin_manager()
     manager.register(pytest_isolate_gvisor)
     with Sandbox(policy, hooks=hooks.Hooks(manager), backends=["gvisor"]) as sandbox:
@@ -30,8 +34,40 @@ def test_what_it_cannot_do_it_lacks(words):
     assert Gvisor().lacks(vary(STANDARD, **words))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+SUITE = """
+import ctypes, os, subprocess, pytest
+def test_inside(): assert os.uname().release != HOST
+def test_crash(): ctypes.string_at(0)
+@pytest.mark.isolate(leaks="fail")
+def test_leak(): subprocess.run("setsid sleep 6741 &", shell=True)
+@pytest.mark.isolate(profile="strict")
+def test_strict():
+    with pytest.raises(OSError, match="Read-only"):
+        open("/var/tmp/stray", "w")
+    open("in_the_working_copy", "w").close()
+def test_program(sandbox):
+    assert os.uname().release == HOST
+    assert "Starting gVisor" in sandbox.run(["dmesg"]).stdout
+"""
+
+
+def test_tests_run_on_its_kernel_and_what_they_do_is_caught(runsc, pytester):
+    pytester.makepyfile(f"HOST = {os.uname().release!r}\n{SUITE}")
+    words = ("-p", "pytest_isolate_gvisor", "-p", "no:cacheprovider", "--isolate-backend=gvisor")
+    result = pytester.run(sys.executable, "-m", "pytest", *words, timeout=120)
+    result.assert_outcomes(passed=4, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "isolate: profile standard *, backend gvisor, a new interpreter for each test",
+            "*killed by SIGSEGV during call*",
+        ]
+    )
+    result.stdout.fnmatch_lines(["LEAK: *", "pid * old): sleep 6741"])
+    assert not (pytester.path / "in_the_working_copy").exists()
+
+
 def test_where_no_platform_works_each_says_why(monkeypatch, tmp_path):
+    require("root", os.geteuid() == 0, "runsc runs as root only")
     path = tmp_path / "runsc"
     path.write_text('#!/bin/sh\necho "$1 is not for you" >&2; exit 1\n')
     path.chmod(stat.S_IRWXU)

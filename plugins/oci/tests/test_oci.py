@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 
 import pytest
@@ -13,10 +12,13 @@ import pytest_isolate_oci
 from pytest_isolate_oci import Oci
 
 from pytest_isolate import MINIMAL, STRICT, Sandbox, hooks, oci, tool, vary
+from pytest_isolate.testing import require
 
-needs_runtime = pytest.mark.skipif(
-    os.geteuid() != 0 or not (shutil.which("runc") or shutil.which("crun")), reason="needs root, and runc or crun"
-)
+
+@pytest.fixture
+def runtime():
+    lacking = Oci().lacks(MINIMAL)
+    require("oci", not lacking, "; ".join(lacking))
 
 
 def config(policy):
@@ -52,9 +54,10 @@ def fake(directory, name, script):
     path.chmod(stat.S_IRWXU)
 
 
-@needs_runtime
-def test_the_first_runtime_that_works_is_taken(monkeypatch, tmp_path):
-    good = shutil.which("runc") or shutil.which("crun")
+def test_the_first_runtime_that_works_is_taken(runtime, monkeypatch, tmp_path):
+    found = Oci()
+    assert found.lacks(MINIMAL) == []
+    good = found.path
     fake(tmp_path, "crun", "echo no cgroups of mine >&2; exit 1")
     fake(tmp_path, "runc", f'exec {good} "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -63,8 +66,8 @@ def test_the_first_runtime_that_works_is_taken(monkeypatch, tmp_path):
     assert backend.path == str(tmp_path / "runc")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_where_none_works_each_says_why(monkeypatch, tmp_path):
+    require("root", os.geteuid() == 0, "containers of a plain user are not made")
     fake(tmp_path, "crun", "echo no cgroups of mine >&2; exit 1")
     fake(tmp_path, "runc", "echo none of mine either >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -73,8 +76,7 @@ def test_where_none_works_each_says_why(monkeypatch, tmp_path):
     assert "none of mine either" in lacking
 
 
-@needs_runtime
-def test_a_container_that_is_killed_leaves_no_cgroup():
+def test_a_container_that_is_killed_leaves_no_cgroup(runtime):
     manager = hooks.plugin_manager()
     manager.register(pytest_isolate_oci)
     before = groups()

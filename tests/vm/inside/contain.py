@@ -1,5 +1,8 @@
 """Start a command as Docker's defaults would: what a CI job in a container may do, made from a root shell.
 
+`--in-place` before the command: on a machine that is not a guest of ours. No group is made, whatever cgroup hierarchies are
+mounted are seen, read-only, and the network is the host's: there is nobody to wire a container's own.
+
 Owns: the container: namespaces, a group of its own seen read-only, masked /proc, capabilities, the seccomp filter.
 Refuses: to be a sandbox for anyone: it only takes rights away, so that tests can see what is left to work with.
 Source: moby profiles/seccomp/default.json (clone3 ENOSYS, clone and unshare of namespaces EPERM, mount EPERM),
@@ -19,6 +22,7 @@ CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 #: Every CLONE_NEW* flag clone(2) takes, user and time namespaces too.
 CLONE_NEW_ANY = 0x7E020000
 MS_RDONLY, MS_NOSUID, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 32, 4096, 16384, 1 << 18
+KEPT_FLAGS = {"nosuid": MS_NOSUID, "nodev": 4, "noexec": 8}
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, SYS_SECCOMP = 24, 38, 317
 
 MASKED = ("/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
@@ -57,12 +61,15 @@ def enter_group() -> None:
         file.write(str(os.getpid()))
 
 
-def change_view() -> None:
+def change_view(in_place: bool) -> None:
     """A fresh /proc with masks, /sys and the group tree read-only."""
     mount("", "/", None, MS_REC | MS_PRIVATE)
     mount("proc", "/proc", "proc", MS_NOSUID)
-    mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_RDONLY)
-    mount("cgroup", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_RDONLY)
+    if in_place:
+        seal_below("/sys")
+    else:
+        mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_RDONLY)
+        mount("cgroup", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_RDONLY)
     for path in filter(os.path.exists, MASKED):
         if os.path.isdir(path):
             mount("tmpfs", path, "tmpfs", MS_RDONLY)
@@ -71,6 +78,16 @@ def change_view() -> None:
     for path in filter(os.path.exists, READ_ONLY):
         mount(path, path, None, MS_BIND)
         mount(None, path, None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID)
+
+
+def seal_below(top: str) -> None:
+    """Every mount at or below ``top`` read-only, and the flags it has kept, some of which the kernel locks."""
+    with open("/proc/self/mountinfo") as table:
+        places = [line.split()[4:6] for line in table]
+    for place, options in places:
+        if place == top or place.startswith(f"{top}/"):
+            kept = sum(flag for name, flag in KEPT_FLAGS.items() if name in options.split(","))
+            mount(None, place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
 
 
 def drop_capabilities() -> None:
@@ -94,12 +111,17 @@ def filter_calls() -> None:
 
 
 def main(argv: list[str]) -> int:
-    enter_group()
-    own = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+    in_place = argv[0] == "--in-place"
+    own = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
+    if in_place:
+        argv = argv[1:]
+    else:
+        enter_group()
+        own |= CLONE_NEWNET
     call("unshare", _libc.unshare(own))
     pid = os.fork()
     if pid == 0:
-        change_view()
+        change_view(in_place)
         filter_calls()
         drop_capabilities()
         os.execvp(argv[0], argv)
