@@ -28,6 +28,8 @@ from tests.parity.suites import SUITES, Suite
 #: Takes away what a container of Docker's defaults has not: namespaces, mounts, capabilities.
 CONTAINED = (sys.executable, str(Path(__file__).resolve().parents[1] / "vm" / "inside" / "contain.py"), "--in-place")
 RECORDER = Path(__file__).resolve().parent / "plugin"
+#: Every kind of group limit, each so generous that no test of the suites comes near it.
+LIMITED = "-o 'isolate_profiles=limited: standard, memory=2G, cpu_time=60, pids=500, cpu=2' --isolate-profile=limited"
 #: Left behind by a run, read by the next: taken away so that every run starts alike.
 STATE = (".pytest_cache", ".hypothesis")
 
@@ -131,6 +133,11 @@ def suite_environment(python: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(RECORDER), "PYTHONHASHSEED": "0", "COLUMNS": "120", "PATH": path}
 
 
+def other_args(options: argparse.Namespace) -> str:
+    """What the other run gets."""
+    return f"{options.args} {LIMITED}" if options.limits else options.args
+
+
 def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) -> Result:
     """Prepare one suite and make all of its runs; what goes wrong is kept in the result."""
     result = Result(suite=suite)
@@ -152,7 +159,7 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
                 )
             result.plain.append(plain)
         if not options.plain_only:
-            args = [*shlex.split(options.args), *suite.args]
+            args = [*shlex.split(other_args(options)), *suite.args]
             result.other = run_suite(python, tree, runs / "other.json", args, options.timeout, environment, launch)
     except (venvs.PrepareError, RunError) as error:
         result.error = str(error)
@@ -241,6 +248,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--suite", nargs="+", metavar="NAME", choices=names, default=names, help=f"of: {', '.join(names)}"
     )
     parser.add_argument("--args", default="--isolate", help="what the other run gets (default: %(default)s)")
+    parser.add_argument("--limits", action="store_true", help="the other run has generous limits of every kind on")
     parser.add_argument(
         "--plugin",
         action="append",
@@ -287,7 +295,7 @@ def exit_status(results: Sequence[Result]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
-    other = "nothing else" if options.plain_only else options.args
+    other = "nothing else" if options.plain_only else other_args(options)
     where = "in a container as Docker's defaults make it, " if options.contained else ""
     print(
         f"{where}plainly against: {other}   Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} CPUs"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from pytest_isolate.profile import parse_profiles
 from tests.conftest import require
 from tests.parity import __main__ as parity
 from tests.parity import compare
@@ -146,3 +148,11 @@ def test_the_recorder_counts_failed_subtests(pytester: pytest.Pytester, monkeypa
     pytester.runpytest("-p", "parity_recorder")
     found = json.loads((pytester.path / "record.json").read_text())["tests"]["test_it.py::test_subs"]
     assert "1 subtests failed" in compare.phases_of(found)
+
+
+def test_the_generous_limits_are_a_profile_that_limits_every_kind_of_group() -> None:
+    words = shlex.split(parity.other_args(parity.parse(["--limits"])))
+    profile = words[words.index("-o") + 1].partition("=")[2]
+    limits = parse_profiles([profile])["limited"].limits
+    assert words[0] == "--isolate"
+    assert limits.memory_bytes and limits.pids and limits.cpu_cores and limits.cpu_time_s

@@ -20,6 +20,7 @@ GONE = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CLOEXEC
+_NEWLINE = ord("\n")
 _WHAT_TO_DO = {
     errno.EACCES: "this cgroup is not delegated to this user; see --isolate-cgroup=systemd",
     errno.EPERM: "this cgroup is not delegated to this user; see --isolate-cgroup=systemd",
@@ -87,28 +88,17 @@ def read(dir_fd: int, path: str) -> str | None:
     """The text of a file; None where the file, its controller or its cgroup is not there."""
     try:
         fd = os.open(path, _READ, dir_fd=dir_fd)
+        try:
+            text = os.read(fd, 4096)
+            # A seq_file hands out at most a page of whole lines at once, and the usual small file in one read.
+            while (len(text) % 4096 == 0 or text[-1] != _NEWLINE) and (more := os.read(fd, 65536)):
+                text += more
+        finally:
+            os.close(fd)
     except OSError as error:
         if error.errno in GONE:
             return None
         raise fault(os.path.basename(path), error, path) from error
-    try:
-        return _drain(fd)
-    except OSError as error:
-        if error.errno in GONE:
-            return None
-        raise fault(os.path.basename(path), error, path) from error
-    finally:
-        os.close(fd)
-
-
-def _drain(fd: int) -> str:
-    """Everything in ``fd``: one read for the usual small file, more for a long list of processes."""
-    text = os.read(fd, 4096)
-    while len(text) % 4096 == 0 or text[-1:] != b"\n":  # a seq_file hands out at most a page of whole lines at once
-        more = os.read(fd, 65536)
-        if not more:
-            break
-        text += more
     return text.decode("ascii", "replace")
 
 
@@ -155,11 +145,12 @@ def subtree(dir_fd: int, name: str) -> Iterator[str]:
 
 def numbers(text: str | None) -> dict[str, int]:
     """The flat-keyed format (``oom_kill 1`` per line) as a mapping; empty for None."""
-    pairs = (line.split() for line in (text or "").splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    if text is None:
+        return {}
+    words = text.split()
+    return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=False) if value.isdigit()}
 
 
 def number(text: str | None) -> int | None:
     """A file of one number; None for ``max``, for nothing, and for what is no number."""
-    word = (text or "").strip()
-    return int(word) if word.isdigit() else None
+    return int(text) if text is not None and text.strip().isdigit() else None

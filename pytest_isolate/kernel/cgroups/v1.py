@@ -26,6 +26,8 @@ NEUTRAL = {
 }
 #: What one file answers, given controller and file name; None where it is not there.
 Reader = Callable[[str, str], "str | None"]
+#: The longest clock tick there is (CONFIG_HZ=100).
+_TICK_NS = 10_000_000
 _MEMORY, _MEMSW = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
 _THROTTLE = {"read_bps": "read_bps", "write_bps": "write_bps", "read_iops": "read_iops", "write_iops": "write_iops"}
 
@@ -145,12 +147,15 @@ def throttling(read: Reader) -> dict[str, int | None]:
 def cpu(read: Reader) -> dict[str, int | None]:
     """CPU time from cpuacct, nanoseconds there.
 
-    ``usage`` is exact; user and system are sampled at ticks, so only their ratio is taken, as v2's cpu.stat does.
+    ``usage`` is exact; user and system are sampled at ticks, so only their ratio is taken, as v2's cpu.stat does, and
+    none of what lasted no longer than a tick.
     """
-    names = ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys")  # the latter two: Linux 4.7
-    usage_ns, user_ns, system_ns = (number(read("cpuacct", file)) for file in names)
-    if usage_ns is None or user_ns is None or system_ns is None:
+    usage_ns = number(read("cpuacct", "cpuacct.usage"))
+    if usage_ns is None or usage_ns < _TICK_NS:
         return {"cpu_usec": None if usage_ns is None else usage_ns // 1000}
+    user_ns, system_ns = number(read("cpuacct", "cpuacct.usage_user")), number(read("cpuacct", "cpuacct.usage_sys"))
+    if user_ns is None or system_ns is None:  # Linux 4.7
+        return {"cpu_usec": usage_ns // 1000}
     user = usage_ns * user_ns // (user_ns + system_ns or 1)
     return {
         "cpu_usec": usage_ns // 1000,
