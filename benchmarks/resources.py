@@ -4,7 +4,9 @@
 
 Owns: A/B runs interleaved one by one, so that a busy neighbour hurts both alike; medians and 99th percentiles; the
 growth over many sandboxes, and what is left behind. Refuses: to print a figure it did not measure in this run.
-The child is /bin/true through the C library; v2 joins by CLONE_INTO_CGROUP, v1 by the child's writes.
+The child is /bin/true through the C library; v2 joins by CLONE_INTO_CGROUP, v1 by the child's writes. The floor is
+mkdir, one write per limit, and rmdir of the same directories, straight: what the kernel asks for them. On an emulated
+machine (python -m tests.vm --run ...) only the ratios mean anything.
 """
 
 from __future__ import annotations
@@ -65,13 +67,28 @@ def sandboxed(manager: CgroupManager, limits: Limits, *, later: bool, marks: lis
     mark(time.perf_counter_ns())
     cgroup = manager.create("gw0-test_module.py::test_function", limits)
     mark(time.perf_counter_ns())
-    finish(start(cgroup))
+    child = start(cgroup)
+    cgroup.started()
+    finish(child)
     mark(time.perf_counter_ns())
     usage = cgroup.usage(current=False)
     assert cgroup.verdicts(usage=usage) == []
     mark(time.perf_counter_ns())
     cgroup.close(later=later)
     mark(time.perf_counter_ns())
+
+
+def floor(manager: CgroupManager, limits: Limits) -> None:
+    """Make, limit and remove the same directories, with nothing around the system calls."""
+    recipe = manager.recipe(limits)
+    for branch in recipe.branches:
+        os.mkdir("floor", dir_fd=branch.fd)
+    for branch, setting in (*recipe.table, *recipe.late):
+        fd = os.open(f"floor/{setting.file}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=branch.fd)
+        os.write(fd, setting.value.encode())
+        os.close(fd)
+    for branch in recipe.branches:
+        os.rmdir("floor", dir_fd=branch.fd)
 
 
 def _ignore(_: int) -> None:
@@ -125,8 +142,9 @@ def usable(mode: str) -> Iterator[tuple[CgroupManager, Limits, str]]:
 
 def added(mode: str, rounds: int, gap_s: float) -> None:
     for manager, limits, label in usable(mode):
-        without, with_it, lagging, phases = [], [], [], []
+        without, with_it, lagging, phases, least = [], [], [], [], []
         for _ in range(rounds):
+            least.append(timed(floor, manager, limits))
             time.sleep(gap_s)
             without.append(timed(plain))
             time.sleep(gap_s)
@@ -144,6 +162,9 @@ def added(mode: str, rounds: int, gap_s: float) -> None:
         show("the same start without", without, [(0.0, 0.0)])
         show("added", with_it, without)
         show("added, removal left to tidy()", lagging, without)
+        show("floor: mkdir, write, rmdir", least, [(0.0, 0.0)])
+        cost, base, bare = (statistics.median(cpu for _, cpu in column) for column in (with_it, without, least))
+        print(f"  added, CPU time: {(cost - base) / base:.2f} of a bare start, {(cost - base) / bare:.2f} of the floor")
         print(
             f"  of it create+limits {create:.0f}, join {join:.0f}, usage+verdict {read:.0f}, close {close:.0f} (clock)"
         )
@@ -281,6 +302,7 @@ def at_once(mode: str, count: int) -> None:
         for _ in range(count):
             cgroup = manager.create("gw0-many", limits)
             children.append(start(cgroup))
+            cgroup.started()
             cgroup.release_procs_fds()
             alive.append(cgroup)
         made_s, memory = time.perf_counter() - begin, kernel_kib() - memory

@@ -155,4 +155,4 @@ def test_the_generous_limits_are_a_profile_that_limits_every_kind_of_group() -> 
     profile = words[words.index("-o") + 1].partition("=")[2]
     limits = parse_profiles([profile])["limited"].limits
     assert words[0] == "--isolate"
-    assert limits.memory_bytes and limits.pids and limits.cpu_cores and limits.cpu_time_s
+    assert None not in (limits.memory_bytes, limits.pids, limits.cpu_cores, limits.cpu_time_s)

@@ -126,7 +126,14 @@ ROWS = (
         why="Debian 12, unified cgroups, root: everything works, and every limit's verdict is told",
         kernel_suite="bookworm",
         require=_V2_TESTS,
-        tests=("tests/kernel/cgroups", "tests/kernel/test_sandbox_limits.py", "tests/pytest/test_limits.py"),
+        tests=(
+            "tests/kernel/cgroups",
+            "tests/kernel/limits",
+            "tests/pytest/test_limits.py",
+            "tests/pytest/test_limits_refused.py",
+            "tests/pytest/test_limits_left.py",
+            "tests/pytest/test_costs.py",
+        ),
     ),
     Row(name="6.12", why="Debian 13, unified cgroups, root", kernel_suite="trixie", require=_V2_TESTS),
     Row(

@@ -180,15 +180,19 @@ class CgroupManager:
             self.tidy()
         if self._closed:
             raise SetupError("cgroup create", 9, detail="(the run's cgroups are closed)")
-        recipe = self._recipe(limits or _NOTHING, accounting)
+        recipe = self.recipe(limits or _NOTHING, accounting)
         serial = next(self._serial)
         cgroup = Cgroup(f"{serial}-{stale.safe(name, _NAME_LENGTH)}", self._home, self._forget)
         cgroup.make(recipe)
         self._live[cgroup.name] = cgroup
         return cgroup
 
-    def _recipe(self, limits: Limits, accounting: frozenset[str]) -> Recipe:
-        """What to make and to write for ``limits``: a run has few of them, and many sandboxes of each."""
+    def recipe(self, limits: Limits, accounting: frozenset[str] = ACCOUNTING) -> Recipe:
+        """What to make and to write for ``limits``: a run has few of them, and many sandboxes of each.
+
+        Raises:
+            BackendUnavailable: a limit whose controller cannot be used here.
+        """
         known = self._recipes.get((id(limits), accounting))
         if known is not None:
             return known

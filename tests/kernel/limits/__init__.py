@@ -1,0 +1,1 @@
+"""Every limit of a program under sandbox.run, hit for real."""

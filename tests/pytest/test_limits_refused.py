@@ -1,0 +1,120 @@
+"""Limits that this host cannot hold, that have no meaning, or that nothing fits into: one clear line, before the first test."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_isolate import groups
+from tests.conftest import require
+
+from .conftest import Run
+from .limited import HELD, cgroups_of_this_process_closed, controller
+
+__all__ = ["cgroups_of_this_process_closed"]
+pytestmark = pytest.mark.usefixtures("cgroups_of_this_process_closed")
+
+
+def test_memory_without_cgroups_is_held_by_rlimit_data_and_the_header_says_what_it_cannot_see(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    pytester.makepyfile(limited=HELD)
+    pytester.makepyfile(
+        """
+        from limited import *
+
+        def test_fits(): touch(10)
+        def test_grows(): x = bytearray(900 << 20)
+        def test_shared_is_not_seen(): touch(600, mmap.MAP_SHARED)
+        """
+    )
+    result = isolated("--isolate-cgroup=none", "--isolate-mem-limit=512M", "-rA")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "isolate: *memory 512 MiB for each process (RLIMIT_DATA: does not see shared memory, MAP_SHARED, *",
+            "*.py .O.*",
+            "OOM: an allocation was refused under the limit of 512 MiB (RLIMIT_DATA; it cannot see MAP_SHARED)",
+        ]
+    )
+
+
+@pytest.mark.parametrize("how", ["error", "skip", "warn"])
+def test_a_limit_without_its_controller_is_one_clear_line(pytester: pytest.Pytester, isolated: Run, how: str) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        @pytest.mark.isolate(pids=20, namespaces="+pid")
+        def test_limited():
+            assert os.getpid() < 10, "its PID namespace is not given up with the limit"
+        """
+    )
+    result = isolated("--isolate-cgroup=none", f"--isolate-missing={how}", "-rs", "-p", "no:cacheprovider")
+    why = "cgroups: they are switched off (--isolate-cgroup=none)"
+    match how:
+        case "error":
+            assert result.ret == pytest.ExitCode.USAGE_ERROR
+            result.stderr.fnmatch_lines([f"ERROR: pytest-isolate: {why}. Use auto."])
+        case "skip":
+            result.assert_outcomes(skipped=1)
+            result.stdout.fnmatch_lines([f"SKIPPED*pytest-isolate: {why}*"])
+        case "warn":
+            result.assert_outcomes(passed=1)
+            result.stdout.fnmatch_lines([f"isolate: DEGRADED pids not held: {why}"])
+
+
+def test_memory_that_no_controller_holds_falls_to_rlimit_data_only_when_asked(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    found = groups.Groups("v2")
+    with_memory = False
+    try:
+        with_memory = found.manager().capabilities()["memory"].available
+    except Exception as error:  # no v2 here at all
+        require("cgroup2", False, str(error))
+    finally:
+        found.close()
+    require("cgroup2-without-memory", not with_memory, "cgroup v2 has the memory controller here")
+    pytester.makepyfile("def test_it(): pass")
+    result = isolated("--isolate-cgroup=v2", "--isolate-mem-limit=512M")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: pytest-isolate: cgroup controller memory: it is in cgroup v1*"])
+    result = isolated("--isolate-cgroup=v2", "--isolate-mem-limit=512M", "--isolate-missing=warn")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["isolate: DEGRADED memory_bytes not held as asked but by RLIMIT_DATA, *"])
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "64 MB M", "9E", "9999999P", "0.5"])
+def test_a_size_without_meaning_stops_the_run_before_the_first_test(
+    pytester: pytest.Pytester, isolated: Run, size: str
+) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    result = isolated(f"--isolate-mem-limit={size}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: pytest-isolate: options: memory: '{size}' is *"])
+
+
+@pytest.mark.parametrize("size", ["64 MB", "64MiB", "0.25G"])
+def test_sizes_as_people_write_them(pytester: pytest.Pytester, isolated: Run, size: str) -> None:
+    controller("memory")
+    pytester.makepyfile("def test_it(): pass")
+    result = isolated(f"--isolate-mem-limit={size}")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([f"isolate: *memory {256 if 'G' in size else 64} MiB*"])
+
+
+def test_a_limit_in_which_no_fork_of_pytest_starts_is_refused_with_the_measured_figure(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    controller("memory")
+    heap = "HEAP = [bytearray(4096) for _ in range(60_000)]\n"  # page tables for 240 MB have to be copied by a fork
+    pytester.makeconftest(heap)
+    pytester.makepyfile("def test_it(): pass")
+    assert isolated("--isolate-mem-limit=64M").ret == 0
+    result = isolated("--isolate-mem-limit=1M")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [
+            "ERROR: pytest-isolate: memory limit of 1 MiB: a process forked from this one does not even start in it, and takes * MiB*"
+        ]
+    )
