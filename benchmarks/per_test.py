@@ -48,7 +48,9 @@ ROWS: Sequence[Row] = (
     Row(name="--isolate, minimal", args=("--isolate", "--isolate-profile=minimal")),
     Row(name="--isolate, standard", args=("--isolate", "--isolate-profile=standard")),
     Row(name="--isolate, strict", args=("--isolate", "--isolate-profile=strict")),
+    Row(name="--isolate, standard, two lanes", args=("--isolate", "--isolate-jobs=2")),
     Row(name="--isolate-scope=module, standard", args=("--isolate", "--isolate-scope=module")),
+    Row(name="--isolate-scope=module, two lanes", args=("--isolate", "--isolate-scope=module", "--isolate-jobs=2")),
     Row(
         name="plain pytest 9.1.1",
         args=("-p", "no:pytest_isolate", "-p", "no:pytest_forked"),

@@ -50,7 +50,8 @@ def pytest_isolate_select(item: Any, policy: Policy, candidates: Sequence[Backen
 def pytest_isolate_guards(policy: Policy) -> Iterable[AbstractContextManager[Any]]:  # type: ignore[empty-body]
     """Return context managers to be entered around one sandbox's life, in the parent: a mount, a proxy, a licence.
 
-    Entered before anything is started, left in reverse after all of it has ended, also when the start failed.
+    Entered before anything is started, left in reverse after all of it has ended, also when the start failed. With
+    ``--isolate-jobs=N`` several sandboxes live at once, and each has its own.
     """
 
 

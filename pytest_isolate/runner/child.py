@@ -53,6 +53,8 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
     if link.dump_stacks:
         dump_stacks_on_signal(link.trace_fd)
     compat.forget_finalizers(item.session)
+    if link.gated:
+        compat.leave_collectors(item)
     compat.keep_only(config, ours, REPORTING_HOOKS)
     reporter.tells_phases = next(compat.protocol_owners(item, ours)).plugin_name != "runner"
     reruns.resume(item, link.tries)

@@ -67,13 +67,13 @@ def module_root(function: object) -> str:
     return str(getattr(function, "__module__", "")).partition(".")[0]
 
 
-def wrappers_may_nest(item: pytest.Item, ours: object) -> bool:
-    """True when every wrapper of the protocol is known to bear nesting; a stranger's may count, lock or print."""
-    for impl in item.config.hook.pytest_runtest_protocol.get_hookimpls():
+def strange_wrapper(config: pytest.Config, ours: object) -> str:
+    """The name of a plugin that wraps the protocol and is not known to bear nesting: it may count, lock or print."""
+    for impl in config.hook.pytest_runtest_protocol.get_hookimpls():
         wraps = impl.hookwrapper or getattr(impl, "wrapper", False)
         if wraps and impl.plugin is not ours and module_root(impl.function) not in KNOWN_PLUGINS:
-            return False
-    return True
+            return str(impl.plugin_name)
+    return ""
 
 
 def junit_log(config: pytest.Config) -> Any:
@@ -81,17 +81,19 @@ def junit_log(config: pytest.Config) -> Any:
     return config.stash.get(xml_key, None) if xml_key is not None else None  # type: ignore[redundant-expr]
 
 
-def runs_in_order(config: pytest.Config) -> bool:
-    """True when pytest's own loop goes through session.items one by one, and nothing of a test's output is shown as it comes."""
-    loops = [
-        impl
-        for impl in config.hook.pytest_runtestloop.get_hookimpls()
-        if not (impl.hookwrapper or getattr(impl, "wrapper", False))
-    ]
+def strange_loop(config: pytest.Config) -> str:
+    """The package that runs the tests by a loop of its own; empty where pytest's goes through session.items one by one."""
+    for impl in config.hook.pytest_runtestloop.get_hookimpls():
+        wraps = impl.hookwrapper or getattr(impl, "wrapper", False)
+        if not wraps and module_root(impl.function) != "_pytest":
+            return module_root(impl.function)
+    return ""
+
+
+def shows_output(config: pytest.Config) -> bool:
+    """True when what a test prints or logs is seen as it comes."""
     live = config.getoption("capture", "fd") in ("no", "tee-sys") or config.getoption("log_cli_level", None)
-    if live or config.getini("log_cli") is True:
-        return False
-    return [module_root(impl.function) for impl in loops] == ["_pytest"]
+    return bool(live) or config.getini("log_cli") is True
 
 
 #: In a child: lists of the parent's that were put aside. Dropped, they would write to every page that one of their members
@@ -126,6 +128,12 @@ def forget_finalizers(session: pytest.Session) -> None:
                 definition._finalizers = []
 
 
+def leave_collectors(item: pytest.Item) -> None:
+    """In a child that was forked ahead: leave collectors that are not the item's. There is nothing to tear down in them."""
+    if list(item.session._setupstate.stack) != item.listchain()[:-1]:
+        teardown(item.session, item)
+
+
 def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:
     session._setupstate.teardown_exact(nextitem)
 
@@ -136,25 +144,53 @@ def is_torn_down(session: pytest.Session, nextitem: pytest.Item | None) -> bool:
     return list(stack) == (nextitem.listchain() if nextitem is not None else [])[: len(stack)]
 
 
-def is_set_up(item: pytest.Item, parent: Any, parameters: tuple[tuple[str, int], ...]) -> bool:
-    """True when the collectors down to ``parent``, and the item's wide fixtures with ``parameters``, are all made."""
-    if item.parent is not parent or list(item.session._setupstate.stack) != item.listchain()[:-1]:
-        return False
+def is_set_up(item: pytest.Item) -> bool:
+    """True when the collectors above the item and its wide fixtures are all made."""
+    return list(item.session._setupstate.stack) == item.listchain()[:-1] and has_wide_fixtures(item, Scope.Function)
+
+
+def has_wide_fixtures(item: pytest.Item, widest: Scope) -> bool:
+    """True when the item's fixtures of scope wider than ``widest`` are all made, or bound to an event loop."""
     info = getattr(item, "_fixtureinfo", None)
     if info is None:
         return True
-    if wide_parameters(item, Scope.Function) != parameters:
-        return False
+    callspec = getattr(item, "callspec", None)
+    parameters = {} if callspec is None else callspec.params
     for name in info.names_closure:
         definitions = info.name2fixturedefs.get(name)
-        if not definitions or fixture_scope(item, name, definitions[-1]) <= Scope.Function:
+        if not definitions or fixture_scope(item, name, definitions[-1]) <= widest:
             continue
         made = definitions[-1].cached_result
-        if made is not None and made[2] is not None:
-            return False  # it failed: whoever asks for it gets the exception
+        if made is not None and (made[2] is not None or (name in parameters and made[1] is not parameters[name])):
+            return False  # it failed, and whoever asks for it gets the exception; or it has another parameter
         if made is None and not _bound_to_loop(name, info.name2fixturedefs, set()):
             return False
     return True
+
+
+def set_up_now(session: pytest.Session) -> list[Any]:
+    """The collectors that are set up, outermost first."""
+    return list(session._setupstate.stack)
+
+
+def left_for(stack: list[Any], item: pytest.Item) -> list[Any] | None:
+    """What of the set-up collectors is the item's, too; None where tearing down the others would do something."""
+    chain = item.listchain()
+    common = 0
+    while common < min(len(stack), len(chain)) and stack[common] is chain[common]:
+        common += 1
+    state = item.session._setupstate.stack
+    for node in stack[common:]:
+        if state.get(node) != ([node.teardown], None) or type(node).teardown is not pytest.Collector.teardown:
+            return None
+    return stack[:common]
+
+
+def needs_no_setup(item: pytest.Item, made: int, limit: Any) -> bool:
+    """True when the collectors above the item, from the ``made``-th to ``limit`` (None: all), do nothing when they are set up."""
+    chain = item.listchain()[:-1]
+    last = chain.index(limit) if limit in chain else len(chain)
+    return all(type(node).setup is pytest.Collector.setup for node in chain[made:last])
 
 
 def set_up_collectors(item: pytest.Item, limit: Any) -> None:
@@ -345,9 +381,14 @@ def caught_warnings(item: pytest.Item) -> Iterator[None]:
                 )
 
 
+def is_subtest(report: Any) -> bool:
+    """True for the report of a part of a test."""
+    return SubtestReport is not None and isinstance(report, SubtestReport)
+
+
 def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) -> bool:
     """True for the report of a subtest; a failed one is counted, so that the test it belongs to fails."""
-    if SubtestReport is None or not isinstance(report, SubtestReport):
+    if not is_subtest(report):
         return False
     if report.failed:
         config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1  # type: ignore[arg-type]

@@ -35,25 +35,28 @@ class Additions:
         return {"properties": _texts(properties), "attributes": _texts(attributes.items())}
 
 
-def add(item: pytest.Item, data: Any) -> None:
-    """In the parent: add them to the LogXML that is written.
+def read(data: Any) -> dict[str, list[list[str]]]:
+    """In the parent: what take() gave, out of a frame.
 
     Raises:
         WireError: it is no list of names and values.
     """
     match data:
         case {"properties": list(properties), "attributes": list(attributes)} if _are_pairs(properties, attributes):
-            pass
-        case _:
-            raise wire.WireError("additions to the junit file that are none")
+            return {"properties": properties, "attributes": attributes}
+    raise wire.WireError("additions to the junit file that are none")
+
+
+def add(item: pytest.Item, added: dict[str, list[list[str]]]) -> None:
+    """In the parent: add them to the LogXML that is written."""
     xml = compat.junit_log(item.config)
     if xml is None:
         return
-    for name, value in properties:
+    for name, value in added["properties"]:
         xml.add_global_property(name, value)
-    if attributes:
+    if added["attributes"]:
         node = xml.node_reporter(getattr(item, "id", item.nodeid))
-        for name, value in attributes:
+        for name, value in added["attributes"]:
             node.add_attribute(name, value)
 
 

@@ -95,6 +95,12 @@ class Window:
     def __init__(self, network: SandboxNetwork | None, *, whole: bool) -> None:
         self._network = network
         self._since = None if network is None or whole else network.mark()
+        self._settled: Traffic | None = None
+
+    def settle(self) -> None:
+        """What passes from now on is another item's."""
+        if self._network is not None:
+            self._settled = self._network.traffic(self._since)
 
     def tell(self, report: pytest.TestReport) -> None:
         """Put the section on the report of the call, or of whatever failed; a refused connection names the failure."""
@@ -111,7 +117,7 @@ class Window:
         """Counts and destinations, for junit and other reporters."""
         if self._network is None:
             return []
-        traffic = self._network.traffic(self._since)
+        traffic = self._settled or self._network.traffic(self._since)
         if traffic is None:
             return [("isolate_net", f"not available: {self._network.reason}")]
         found: list[tuple[str, Any]] = []

@@ -88,6 +88,13 @@ OPTIONS = (
         help="what one sandbox runs: a test (default), or all tests of a class or module",
     ),
     Option(
+        name="jobs",
+        metavar="N",
+        per_run=True,
+        default="1",
+        help="run N tests at once from the one warm parent, which share its wide fixtures; auto: as many as there are CPUs",
+    ),
+    Option(
         name="cgroup",
         metavar="WHERE",
         per_run=True,

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from pytest_isolate.networks import SandboxNetwork
 
 
+#: What the process level counts, by the names of Usage.
+COSTS = ("user_s", "system_s", "max_rss_bytes")
+
+
 @dataclass(slots=True)
 class TestProcess:
     """A test's process as its parent holds it. Owner of the descriptors and output files.

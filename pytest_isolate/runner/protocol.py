@@ -15,15 +15,12 @@ import pytest
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
 from pytest_isolate.runner import child, compat, crash, deadline, report, reporter, verdict
-from pytest_isolate.runner.conversation import Conversation
 from pytest_isolate.runner.host import Host
+from pytest_isolate.runner.lookahead import debugs, runs_isolated
 from pytest_isolate.runner.process import Verdict
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Resolver, Settings
-from pytest_isolate.runner.turns import Turns, debugs, group_of, runs_isolated
-
-#: What a new interpreter may take until it begins the test, besides the test's own time; a loaded machine under ptrace is slow.
-_START_S = 60.0
+from pytest_isolate.runner.turns import Turns
 
 
 class Isolation(reporter.Listener):
@@ -39,6 +36,7 @@ class Isolation(reporter.Listener):
         self.tally = report.Tally()
         self._told = 0
         self._costs_told = False
+        self._said_why = False
 
     def header(self) -> list[str]:
         """What is enforced, in a line; a second one for each thing given up."""
@@ -60,12 +58,19 @@ class Isolation(reporter.Listener):
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
         if given.mode == "fresh":
             scope = ", a new interpreter for each test"
+        if self._resolver.jobs > 1 and not self._turns.why_one_by_one():
+            scope += f", {self._resolver.jobs} at once"
         line += f", eBPF by {self.host.networks.front_end}" if self.host.networks.opened else ""
         return [line + scope, *self.given_up()]
 
     def given_up(self) -> list[str]:
-        """Lines not told yet: what --isolate-missing=warn gave up, what holds rules instead of eBPF; costs nobody counts."""
+        """Lines not told yet: what --isolate-missing=warn gave up, what holds rules instead of eBPF; costs nobody counts; why
+        tests run one by one that were to run side by side.
+        """
         texts = [f"isolate: {text}" for text in self.host.notes[self._told :]]
+        if self._resolver.jobs > 1 and not self._said_why and (why := self._turns.why_one_by_one()):
+            self._said_why = True
+            texts.append(f"isolate: one test at a time, and not {self._resolver.jobs}, because {why}")
         groups, told = self.host.groups, self._costs_told
         self._costs_told = True
         if groups.account and not told and (why := groups.why_not_counted()):
@@ -86,7 +91,7 @@ class Isolation(reporter.Listener):
         if self.reporter is not None:
             return None
         settings = self._resolver.item(item)
-        if not runs_isolated(settings) or self._turns.skips_here(item, settings):
+        if not runs_isolated(settings) or self._turns.skips_here(item):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         try:
@@ -143,49 +148,41 @@ class Isolation(reporter.Listener):
     # -- one item -------------------------------------------------------------------------------------------------
 
     def _isolated(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings) -> None:
-        attempts = Attempts(item)
-        while self._tried(item, nextitem, settings, attempts):
+        attempts = None
+        while (attempts := self._tried(item, nextitem, settings, attempts)) is not None:
             item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
             item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
 
-    def _tried(self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings, attempts: Attempts) -> bool:
-        """Run the item in a process, once; True when it is to be tried again in a new one."""
-        group, limit = group_of(item, settings)
-        following = nextitem if nextitem is not None and self._turns.same_group(nextitem, group) else None
+    def _tried(
+        self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings, attempts: Attempts | None
+    ) -> Attempts | None:
+        """Run the item in a process, once; its attempts when it is to be tried again in a new one."""
+        group, _ = self._turns.order.group_of(item)
+        following = nextitem if nextitem is not None and self._turns.order.same_group(nextitem, group) else None
         began = time.monotonic()
         try:
-            worker = self._turns.take(item, following, settings, group, limit, attempts.made)
+            talk = self._turns.take(item, following, settings, attempts)
         except IsolateError as error:
             self._turns.release_interrupts()
             self._refused(item, nextitem, error)
-            return False
-        talk = Conversation(
-            item,
-            worker,
-            timeout_s=self._deadline_s(settings),
-            policy_timeout_s=None if debugs(self._config) else settings.policy.timeout_s,
-            grace_s=settings.policy.grace_s,
-            slow_s=settings.slow_s,
-            attempts=attempts,
-            start_s=_START_S if settings.mode == "fresh" else 0.0,
-        )
+            return None
         talk.setup_s = time.monotonic() - began
-        result = talk.run(lambda: self._turns.meanwhile(item, nextitem, settings))
+        result = self._turns.listen(talk, nextitem)
         stop = bool(item.session.shouldfail or item.session.shouldstop or result.interrupted or result.control)
-        if result.over or following is None:
-            self._turns.bury(result)
-        elif stop:
-            self._turns.retire()
         if stop:
-            self._turns.drop_ahead()
-        self._judge(talk, result, settings)
+            self._turns.stop()
+        telling = talk.telling
+        if result.leftovers and settings.leaks != "ignore":
+            telling.leaked(result.leftovers, fail=settings.leaks == "fail")
+        telling.unheld()
+        telling.note(talk.wall_s)
         if result.again and not stop:
-            talk.finish(None, [])
-            return True
+            telling.finish(None, [])
+            return telling.attempts
         failure, sections = self._run_teardown(item, None if stop else nextitem)
-        talk.finish(failure or _objection(item, result), sections)
+        telling.finish(failure or _objection(item, result), sections)
         _continue_as(result)
-        return False
+        return None
 
     def _deadline_s(self, settings: Settings) -> float | None:
         """pytest-timeout's figure for the item, else ours; none while a person debugs."""
@@ -211,12 +208,6 @@ class Isolation(reporter.Listener):
         failure, sections = self._run_teardown(item, nextitem)
         held.sections.extend(sections)
         item.ihook.pytest_runtest_logreport(report=failure or held)
-
-    def _judge(self, talk: Conversation, result: Verdict, settings: Settings) -> None:
-        if result.leftovers and settings.leaks != "ignore":
-            talk.leaked(result.leftovers, fail=settings.leaks == "fail")
-        talk.unheld()
-        talk.note(result.evidence)
 
     def _run_teardown(
         self, item: pytest.Item, nextitem: pytest.Item | None

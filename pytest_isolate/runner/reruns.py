@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,10 +26,10 @@ class Attempts:
         self._plugin: Any = next(filter(None, map(item.config.pluginmanager.getplugin, _PLUGINS)), None)
         self.made = 0
 
-    def again(self, made_there: int, found: pytest.TestReport) -> bool:
+    def again(self, made_there: int, found: pytest.TestReport, idle: Callable[[float], None]) -> bool:
         """True when the item, whose process ended on its ``made_there``-th try, is to be tried again.
 
-        ``found``, the report of the crash, is then told as a rerun.
+        ``found``, the report of the crash, is then told as a rerun; ``idle`` is called with the seconds to wait before.
         """
         self._count(max(made_there, 1))
         self._item.execution_count = self.made  # type: ignore[attr-defined]
@@ -37,7 +37,7 @@ class Attempts:
             return False
         found.outcome = "rerun"  # type: ignore[assignment]
         found.rerun = self.made - 1  # type: ignore[attr-defined]
-        time.sleep(self._delay_s())
+        idle(self._delay_s())
         return True
 
     def succeeded(self, execution_count: Any) -> None:

@@ -6,6 +6,7 @@ Refuses: to start anything; a word without meaning raises pytest.UsageError.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -67,6 +68,7 @@ class Resolver:
         self._kept: list[pytest.Mark] = []
         self.default = self._settings(self._all or self._by_backend, {}, "options")
         self._exempt = self.default if self._all else replace(self.default, enabled=False)
+        self.jobs  # noqa: B018 (a word without meaning is refused now)
 
     @property
     def cgroup_mode(self) -> str:
@@ -76,6 +78,17 @@ class Resolver:
     def accounts(self) -> bool:
         """True when the cost of every test is asked for, limited or not."""
         return any(self._words[name] is not None for name in ("durations", "record"))
+
+    @functools.cached_property
+    def jobs(self) -> int:
+        """How many tests may run at once."""
+        asked = str(self._words["jobs"])
+        if asked == "auto":
+            return len(os.sched_getaffinity(0))
+        if not asked.isdecimal() or not int(asked):
+            error = PolicyError("--isolate-jobs", f"{asked!r} is no number of tests", "write 1 or more, or auto")
+            raise _usage_error("options", error)
+        return int(asked)
 
     @property
     def bpf_front_end(self) -> str:

@@ -318,7 +318,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     compared = [result for result in results if result.other and not result.error]
     tests = sum(len(result.plain[0].tests) for result in compared)
     differ = sum(len(result.verdict) for result in compared)
-    print(f"\n{tests} tests in {len(compared)} suites, {differ} outcomes differ")
+    plain_s = sum(min(run.wall_s for run in result.plain) for result in compared)
+    other_s = sum(result.other.wall_s for result in compared if result.other)
+    total = f"; {other_s:.1f} s against {plain_s:.1f} s plainly, ratio {other_s / plain_s:.2f}" if compared else ""
+    print(f"\n{tests} tests in {len(compared)} suites, {differ} outcomes differ{total}")
     if failed := [result.suite.name for result in results if result.error]:
         print(f"not compared, see above: {', '.join(failed)}")
     return status

@@ -329,3 +329,15 @@ def test_a_child_killed_while_it_waits_for_the_next_test_blames_nobody_wrongly(
     result = isolated(MODULE)
     assert result.parseoutcomes() in ({"passed": 2, "failed": 1}, {"passed": 3})
     assert "INTERNALERROR" not in str(result.stdout)
+
+
+def test_a_group_shares_its_process_under_a_limit_too(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import os, pathlib
+        HERE = []
+        def test_1(): HERE.append(1)
+        def test_2(): assert HERE
+        """
+    )
+    isolated("--isolate-scope=module", "--isolate-mem-limit=512M").assert_outcomes(passed=2)
