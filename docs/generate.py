@@ -49,6 +49,7 @@ WORD_TEXTS = {
     "cpu_weight": ("`1` to `10000`", "share of the CPU when others want it, too; 100 is usual"),
     "cpuset": ("`0-1`", "the CPUs it may run on"),
     "io": ("`IoLimit` values", "bytes and operations per second on a block device"),
+    "hugetlb": ('`{"2MB": "64M"}`', "memory of the whole tree in huge pages of a size"),
     "cpu_time": ("`2`, `1.5m`", "CPU time of each process, in whole seconds (RLIMIT_CPU)"),
     "rlimits": ('`{"NOFILE": 64}`', "limits of each process, by the names of getrlimit(2); a pair is (soft, hard)"),
     "timeout": ("`10`, `1.5m`", "wall time; then SIGTERM, and after `grace` SIGKILL to all"),

@@ -172,6 +172,14 @@ def _rlimits(policy: Policy, value: Mapping[str, Any]) -> Policy:
     return _limits(policy, rlimits=found)
 
 
+def _hugetlb(policy: Policy, value: Mapping[str, Any]) -> Policy:
+    """``{"2MB": "64M"}``: bytes in huge pages of a size."""
+    if not isinstance(value, Mapping):
+        raise PolicyError("hugetlb", f"{value!r} is not a mapping", 'write {"2MB": "64M"}')
+    sizes = {str(size): units.size_bytes(most, what=f"hugetlb {size}") for size, most in value.items()}
+    return _limits(policy, hugetlb_bytes=sizes)
+
+
 def _rlimit_value(name: str, value: Any) -> int:
     if value in (None, UNLIMITED, "unlimited", "infinity"):
         return UNLIMITED
@@ -225,6 +233,7 @@ WORDS: Mapping[str, Callable[[Policy, Any], Policy]] = MappingProxyType(
         "cpu_weight": lambda p, v: _limits(p, cpu_weight=units.count(v, what="cpu_weight")),
         "cpuset": lambda p, v: _limits(p, cpuset=str(v)),
         "io": lambda p, v: _limits(p, io=tuple(v)),
+        "hugetlb": _hugetlb,
         "cpu_time": lambda p, v: _limits(p, cpu_time_s=units.duration_s(v, what="cpu_time")),
         "rlimits": _rlimits,
         "timeout": lambda p, v: replace(p, timeout_s=units.duration_s(v, what="timeout")),

@@ -46,7 +46,7 @@ MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 #: Most programs write less, and then one call reads it all.
 _FIRST_READ_BYTES = 4096
 #: Words that ``Running.update`` takes: those a cgroup holds. An rlimit belongs to each process that has inherited it.
-LIVE_WORDS = ("memory", "memory_high", "swap", "pids", "cpu", "cpu_weight", "cpuset", "io")
+LIVE_WORDS = ("memory", "memory_high", "swap", "pids", "cpu", "cpu_weight", "cpuset", "io", "hugetlb")
 
 
 class ProgramFailed(subprocess.CalledProcessError):

@@ -30,20 +30,22 @@ _WITNESS = {
     (2, "io"): "io.max",
 }
 #: A counter of _events that is None only when the controller's files are gone.
-_COUNTER = {"memory": "oom_kill", "pids": "pids_max", "cpu": "nr_periods"}
+_COUNTER = {"memory": "oom_kill", "pids": "pids_max", "cpu": "nr_periods", "hugetlb": "hugetlb_max"}
 
 
 @dataclass(slots=True)
 class Counters:
     """The readable side of one cgroup.
 
-    ``places``, by the fd of their branch, is the Cgroup's own dict; ``limited`` are the controllers with a limit.
+    ``places``, by the fd of their branch, is the Cgroup's own dict; ``limited`` are the controllers with a limit,
+    ``huge_pages`` the sizes of huge pages with one.
     """
 
     name: str
     branch_of: Mapping[str, Branch]
     places: Mapping[int, Place]
     limited: frozenset[str] = frozenset()
+    huge_pages: tuple[str, ...] = ()
 
     def read(self, controller: str, file: str) -> str | None:
         """One file of one controller; None where this cgroup has no such directory or file."""
@@ -85,6 +87,8 @@ class Counters:
                 seen |= v2.memory_events(self.read)
         if version := self._version("pids"):
             seen |= VERSIONS[version].pids_events(self.read, self._inner("pids"))
+        if self.huge_pages and (version := self._version("hugetlb")):
+            seen |= VERSIONS[version].hugetlb_events(self.read, self.huge_pages)
         match self._version("cpu"):
             case 1:
                 seen |= v1.throttling(self.read)

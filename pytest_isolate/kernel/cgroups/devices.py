@@ -1,6 +1,6 @@
-"""From a path to the block device whose I/O can be limited.
+"""From a path to the block device whose I/O can be limited, and from a size to the huge pages that are so large.
 
-Owns: path -> ``major:minor`` of the whole disk, as io.max and blkio.throttle want it.
+Owns: path -> ``major:minor`` of the whole disk, as io.max and blkio.throttle want it; the sizes of huge pages here.
 Refuses: to guess for file systems without one device (overlay, tmpfs, network).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 
 from pytest_isolate.errors import PolicyError
 
@@ -35,6 +36,27 @@ def whole_disk(path: str) -> str:
         real = os.path.dirname(real)
     with open(f"{real}/dev", encoding="ascii") as file:
         return file.read().strip()
+
+
+def check_huge_pages(sizes: Iterable[str]) -> None:
+    """Each of ``sizes``, as the hugetlb controller's files name it (``2MB``), is a size of huge pages on this host.
+
+    Raises:
+        PolicyError: it is none. Source: Documentation/admin-guide/mm/hugetlbpage.rst, mm/hugetlb_cgroup.c mem_fmt().
+    """
+    try:
+        there = [int(name[len("hugepages-") : -len("kB")]) for name in os.listdir("/sys/kernel/mm/hugepages")]
+    except OSError:
+        there = []
+    names = [_file_size(kib) for kib in sorted(there)]
+    for size in sizes:
+        if size not in names:
+            has = f"use {', '.join(names)}" if names else "do without: this kernel has none"
+            raise PolicyError(f"hugetlb {size!r}", "no size of huge pages here", has)
+
+
+def _file_size(kib: int) -> str:
+    return f"{kib >> 20}GB" if kib >= 1 << 20 else f"{kib >> 10}MB" if kib >= 1 << 10 else f"{kib}KB"
 
 
 def _source_of(number: int) -> int:

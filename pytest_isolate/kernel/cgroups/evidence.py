@@ -40,6 +40,7 @@ def verdicts(
         *(_lost(name) for name in after.lost),
         *_oom(before, after, limits, cost, largest),
         *_pids(before, after, limits, cost),
+        *_hugetlb(before, after, limits),
         *_cpu_time(before, after, limits),
     ]
 
@@ -99,6 +100,16 @@ def _pids(before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: Cgrou
     if limits.pids is not None and reached:
         return [(Cause.PIDS, f"{forks}: the limit of {limits.pids} processes and threads was reached")]
     return [(Cause.PIDS, f"{forks} by a pids limit above the sandbox, or inside it")]
+
+
+def _hugetlb(before: CgroupEvents, after: CgroupEvents, limits: Limits) -> list[Verdict]:
+    """The kernel answers a refused huge page with SIGBUS, which by itself says nothing of a limit."""
+    refused = _grown(before.hugetlb_max, after.hugetlb_max)
+    if not refused:
+        return []
+    held = ", ".join(f"{format_bytes(most)} of {size} pages" for size, most in sorted(limits.hugetlb_bytes.items()))
+    pages = "1 huge page" if refused == 1 else f"{refused} huge pages"
+    return [(Cause.OOM, f"{pages} refused (SIGBUS) at the limit of {held}")]
 
 
 def _cpu_time(before: CgroupEvents, after: CgroupEvents, limits: Limits) -> list[Verdict]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pytest_isolate.errors import CleanupError, SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes
 from pytest_isolate.kernel.cgroups.counters import VERSIONS, Counters
+from pytest_isolate.kernel.cgroups.devices import check_huge_pages
 from pytest_isolate.kernel.cgroups.evidence import Verdict, verdicts
 from pytest_isolate.kernel.cgroups.layout import own_paths
 from pytest_isolate.kernel.cgroups.processes import Place
@@ -23,7 +24,7 @@ from pytest_isolate.kernel.cgroups.volunteer import JOIN_FILE
 from pytest_isolate.policy import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
@@ -45,13 +46,15 @@ class Recipe:
 
 
 def table_of(
-    branch_of: Mapping[str, Branch], controllers: Iterable[str], limits: Limits, old: Limits = _NOTHING
+    branch_of: Mapping[str, Branch], controllers: Collection[str], limits: Limits, old: Limits = _NOTHING
 ) -> list[tuple[Branch, Setting]]:
     """The files of ``controllers`` to write for new limits over old ones, each with the branch it is in.
 
     Raises:
         BackendUnavailable, PolicyError: a limit that cannot be.
     """
+    if "hugetlb" in controllers:
+        check_huge_pages(limits.hugetlb_bytes)
     return [
         (branch_of[name], setting)
         for name in sorted(controllers)
@@ -101,10 +104,16 @@ class Cgroup:
                 self._grow(branch)
             for branch, setting in recipe.table:
                 self._write(branch, setting)
-            self.limits, self.counters.limited, self._late = recipe.limits, recipe.needed, recipe.late
+            self._late = recipe.late
+            self._hold(recipe.limits, recipe.needed)
         except BaseException:
             self.close()
             raise
+
+    def _hold(self, limits: Limits, needed: frozenset[str]) -> None:
+        """Note what holds from now on."""
+        self.limits, self.counters.limited = limits, needed
+        self.counters.huge_pages = tuple(limits.hugetlb_bytes)
 
     def _grow(self, branch: Branch) -> Place:
         branch.make(self.name)
@@ -203,7 +212,7 @@ class Cgroup:
             self._reach(self._branch_of[name], name)
         for branch, setting in table:
             self._write(branch, setting)
-        self.limits, self.counters.limited = limits, needed
+        self._hold(limits, needed)
 
     def _write(self, branch: Branch, setting: Setting) -> None:
         value = setting.value or branch.inherited.get(setting.file, "")

@@ -18,6 +18,7 @@ class CgroupEvents:
         oom_kill: processes of this cgroup killed by the OOM killer, ours or that of a cgroup above.
         memory_max: times usage was pushed against the limit (v2 ``max``, v1 both failcnt, and only after a kill).
         pids_max: forks refused. cpu_usec: CPU time of all processes together.
+        hugetlb_max: huge pages refused (where there is a limit on them).
         nr_periods, nr_throttled, throttled_usec: the CPU quota's periods, those cut short, and time lost.
         lost: controllers with a limit whose files are gone: the limit does not hold any more.
     """
@@ -26,6 +27,7 @@ class CgroupEvents:
     oom_kill: int | None = 0
     memory_max: int | None = 0
     pids_max: int | None = 0
+    hugetlb_max: int | None = 0
     cpu_usec: int | None = 0
     nr_periods: int | None = 0
     nr_throttled: int | None = 0

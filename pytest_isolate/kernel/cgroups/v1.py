@@ -6,7 +6,7 @@ Refuses: what v1 cannot enforce (memory_high, swap alone), by an error that says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable
@@ -131,6 +131,12 @@ def pids_events(read: Reader, inner: list[Reader]) -> dict[str, int | None]:
     counts = [numbers(each("pids", "pids.events")).get("max") for each in (read, *inner)]
     known = [count for count in counts if count is not None]
     return {"pids_max": sum(known) if known else None}
+
+
+def hugetlb_events(read: Reader, sizes: Iterable[str]) -> dict[str, int | None]:
+    """Huge pages refused, of all ``sizes`` together."""
+    counts = [number(read("hugetlb", f"hugetlb.{size}.failcnt")) for size in sizes]
+    return {"hugetlb_max": None if None in counts else sum(filter(None, counts))}
 
 
 def throttling(read: Reader) -> dict[str, int | None]:

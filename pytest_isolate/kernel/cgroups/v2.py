@@ -15,7 +15,7 @@ from pytest_isolate.kernel.cgroups.usage import Pressure
 from pytest_isolate.policy import IoLimit, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pytest_isolate.kernel.cgroups.v1 import Reader
 
@@ -111,6 +111,12 @@ def pids_events(read: Reader, inner: list[Reader]) -> dict[str, int | None]:
     counts = [numbers(each("pids", "pids.events")).get("max") for each in (read, *inner)]
     known = [count for count in counts if count is not None]
     return {"pids_max": max(known) if known else None}
+
+
+def hugetlb_events(read: Reader, sizes: Iterable[str]) -> dict[str, int | None]:
+    """Huge pages refused, of all ``sizes`` together, in the whole subtree."""
+    counts = [numbers(read("hugetlb", f"hugetlb.{size}.events")).get("max") for size in sizes]
+    return {"hugetlb_max": None if None in counts else sum(filter(None, counts))}
 
 
 def throttling(stat: dict[str, int]) -> dict[str, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import mmap
 import os
 import signal
@@ -252,6 +253,7 @@ def test_huge_pages_are_held_to_their_limit(manager, need, nursery, require):
     huge = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
 
     def take(pages):
+        faulthandler.disable()  # a SIGBUS is what is wanted
         with contextlib.suppress(OSError):
             memory = mmap.mmap(-1, pages * 2 * MIB, flags=huge)
             for page in range(pages):
@@ -261,7 +263,9 @@ def test_huge_pages_are_held_to_their_limit(manager, need, nursery, require):
 
     with manager.create("gw0-huge", Limits(hugetlb_bytes={"2MB": 4 * MIB})) as cgroup:
         assert nursery.run(cgroup, lambda: take(2)) == 0
-        assert nursery.run(cgroup, lambda: take(3)) in (3, -signal.SIGBUS)
+        assert causes(cgroup) == []
+        assert nursery.run(cgroup, lambda: take(3)) == -signal.SIGBUS
+        assert cgroup.verdicts() == [(Cause.OOM, "1 huge page refused (SIGBUS) at the limit of 4 MiB of 2MB pages")]
 
 
 def test_a_live_update_bites_and_lifting_it_lets_go(manager, need, nursery):

@@ -7,6 +7,7 @@ Owns: one test per controller. Refuses: what pytest shows of it (tests/pytest/te
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.kernel.limits.programs import (
     MIB,
     PRIVATE,
     SHARED,
+    TOUCH,
     controller,
     python,
 )
@@ -130,6 +132,19 @@ def test_writes_to_a_disk_are_held_to_their_rate(box: Sandbox, tmp_path: Path) -
     assert free.usage.wall_s < held.usage.wall_s / 2
     assert held.usage.io_write_bytes is not None
     assert held.usage.io_write_bytes >= 4 * MIB
+
+
+def test_huge_pages_are_held_and_the_verdict_says_so(box: Sandbox) -> None:
+    pages = int(Path("/proc/sys/vm/nr_hugepages").read_text())
+    require("hugepages", pages >= 4, f"{pages} huge pages are reserved, 4 are needed")
+    controller("hugetlb")
+    source = TOUCH + "touch({mib} << 20, mmap.MAP_PRIVATE | 0x40000); print('touched')"  # MAP_HUGETLB
+    fits = box.run(python(source.format(mib=4)), hugetlb={"2MB": "4M"})
+    assert fits.ok, fits
+    grows = box.run(python(source.format(mib=6)), hugetlb={"2MB": "4M"})
+    assert grows.status.signal == signal.SIGBUS
+    assert grows.causes == (Cause.OOM,)
+    assert grows.detail == ("1 huge page refused (SIGBUS) at the limit of 4 MiB of 2MB pages",)
 
 
 def test_cpu_time_of_the_whole_tree_is_counted(box: Sandbox) -> None:

@@ -43,6 +43,18 @@ def test_half_a_byte_is_no_byte(box: Sandbox) -> None:
         box.run(["/bin/true"], memory="0.5")
 
 
+@pytest.mark.parametrize("hugetlb", ["64M", {"2MB": "lots"}, {"2MB": 0}])
+def test_huge_pages_without_meaning_are_refused(box: Sandbox, hugetlb: Any) -> None:
+    with pytest.raises(PolicyError, match=r"^hugetlb( 2MB)?: .*(not a mapping|not a size|not positive)"):
+        box.run(["/bin/true"], hugetlb=hugetlb)
+
+
+def test_huge_pages_of_a_size_that_this_host_has_not_are_refused(box: Sandbox) -> None:
+    controller("hugetlb")
+    with pytest.raises(PolicyError, match=r"^hugetlb '3MB': no size of huge pages here"):
+        box.run(["/bin/true"], hugetlb={"3MB": "64M"})
+
+
 @pytest.mark.parametrize("pids", [0, -3, "many", True, 2**63])
 def test_a_number_of_processes_without_meaning_is_refused(box: Sandbox, pids: Any) -> None:
     with pytest.raises(PolicyError, match=r"^pids: "):

@@ -126,7 +126,7 @@ def hugetlb(manager: CgroupManager) -> str:
     with manager.create("hugetlb", Limits(hugetlb_bytes={"2MB": 2 * MIB})) as cgroup:
         assert _run(cgroup, lambda: victims.touch(2 * MIB, flags)) == 0, "control died"
         assert _run(cgroup, lambda: victims.touch(4 * MIB, flags)) == -signal.SIGBUS
-    return "second 2 MiB page of 1: SIGBUS"
+        return _verdict(cgroup, Cause.OOM)
 
 
 def freeze(manager: CgroupManager) -> str:
