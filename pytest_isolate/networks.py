@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_isolate import groups
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
+from pytest_isolate.kernel import netns_pool
 from pytest_isolate.outcome import Traffic
 from pytest_isolate.policy import Network, Policy
 
@@ -172,6 +173,13 @@ class Networks:
         self._engine: PolicyEngine | None = None
         self._settled: set[Network] = set()
         self._made: weakref.WeakSet[SandboxNetwork] = weakref.WeakSet()
+        self._let_go: Callable[[], None] | None = None
+
+    def make_ready(self) -> None:
+        """For idle moments of a run: make a network namespace that a start will ask for; kept until ``close``."""
+        if self._let_go is None:
+            self._let_go = netns_pool.POOL.hold()
+        netns_pool.POOL.fill()
 
     def engine(self) -> PolicyEngine:
         """The run's engine; loaded at the first call.
@@ -283,6 +291,9 @@ class Networks:
     def close(self) -> None:
         """Detach what is attached and unload. Before the groups are closed. Idempotent."""
         engine, self._engine = self._engine, None
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go()
         if engine is not None:
             atexit.unregister(self.close)
             engine.__exit__(None, None, None)
@@ -316,10 +327,11 @@ def _wire(made: SandboxNetwork) -> None:
 
 
 def _namespace(undo: contextlib.ExitStack) -> int:
-    from pytest_isolate.kernel.interfaces import Netns, loopback_up
-
-    netns_fd = undo.enter_context(Netns()).fd
-    loopback_up(netns_fd)
+    """One that is ready, or a new one; ``lo`` is up."""
+    netns_fd = netns_pool.POOL.take(loopback=True)
+    if netns_fd < 0:
+        netns_fd = netns_pool.make(loopback=True)
+    undo.callback(os.close, netns_fd)
     return netns_fd
 
 

@@ -83,7 +83,7 @@ class Running:
         self._network = network
         self._life = life  # the hooks around it, where a plugin has any
         self._files = files
-        self._meanwhile = meanwhile  # what can be done while the program runs: groups of earlier ones are removed
+        self._meanwhile = meanwhile  # what can be done while the program runs
         self._began = time.monotonic()
         self._outcome: Outcome | None = None
         self._causes: list[tuple[Cause, str]] = []

@@ -21,6 +21,7 @@ from pytest_isolate.backend import Backend, Kind, Launch
 from pytest_isolate.errors import IsolateError, PolicyError, SetupError
 from pytest_isolate.hooks import Hooks, Life, of_this_process
 from pytest_isolate.kernel.native import Joined
+from pytest_isolate.kernel.netns_pool import POOL
 from pytest_isolate.outcome import Outcome
 from pytest_isolate.policy import Limits, Policy
 from pytest_isolate.profile import STANDARD, vary
@@ -71,6 +72,7 @@ class Sandbox:
         self._varied: dict[str, Policy] = {}
         self._chosen: dict[tuple[int, int], Backend] = {}
         self._running: list[Running] = []
+        self._let_go: Callable[[], None] | None = POOL.hold()
 
     def run(
         self,
@@ -162,7 +164,7 @@ class Sandbox:
             if life is not None:
                 life.spawned(process)
             undo.pop_all()
-        running = Running(args, policy, process, cgroup, files, self._groups.tidy, network, life)
+        running = Running(args, policy, process, cgroup, files, self._meanwhile, network, life)
         self._running.append(running)
         return running
 
@@ -207,7 +209,7 @@ class Sandbox:
             finally:
                 os.close(write_fd)
             undo.pop_all()
-        running = Running((name,), chosen, process, cgroup, files, self._groups.tidy, network, life)
+        running = Running((name,), chosen, process, cgroup, files, self._meanwhile, network, life)
         with open(read_fd, "rb", buffering=0) as channel:
             return _result(running, wire.Reader(channel.fileno()))
 
@@ -223,6 +225,11 @@ class Sandbox:
         if self._private is None:
             self._private = networks.PrivateNetwork()
         return self._private
+
+    def _meanwhile(self) -> None:
+        """What can be done while a program runs: remove the groups of earlier ones, make a network for the next."""
+        self._groups.tidy()
+        POOL.fill()
 
     def _choose(self, policy: Policy) -> Backend:
         """As registry.choose, asked once for a policy and a user, unless a plugin wants to be asked each time."""
@@ -255,6 +262,9 @@ class Sandbox:
         private, self._private = self._private, None
         if private is not None:
             private.close()
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go()
 
     def __enter__(self) -> Sandbox:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
         return self

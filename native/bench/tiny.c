@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
  * tiny.c - isolate-tiny: the smallest program there is to execute. With a name that begins with i it is the smallest init:
- * it waits until it has no child left. No libc.
+ * it waits until it has no child left. With an argument it waits until it is killed. No libc.
  */
 #include "raw.h"
 
@@ -12,6 +12,8 @@ __attribute__((noreturn, used)) void tiny(const long *stack)
 	if (stack[0] > 0 && name[0] == 'i')
 		while (raw4(__NR_wait4, -1, 0, 0, 0) > 0)
 			;
+	while (stack[0] > 1)
+		raw5(__NR_ppoll, 0, 0, 0, 0, 0);
 	for (;;)
 		raw1(__NR_exit_group, 0);
 }

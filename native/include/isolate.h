@@ -52,6 +52,12 @@ ISO_API int iso_await(const struct iso_child *child, int timeout_ms, struct iso_
  */
 ISO_API int iso_end_tree(const struct iso_child *child);
 
+/*
+ * A new network namespace with nobody in it, held by the descriptor that is returned (close-on-exec), or -errno. loopback: 0 or
+ * 1, lo is up. To be entered by iso_plan.joins, once.
+ */
+ISO_API int iso_netns(int loopback);
+
 /* Collect the child behind pidfd. block: 0 or 1. Returns 1 and fills *result, 0: still running, -ECHILD: not ours. */
 ISO_API int iso_wait(int pidfd, int block, struct iso_exit *result);
 

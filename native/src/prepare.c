@@ -78,7 +78,9 @@ static bool main_cannot_fail(const struct launch *l)
 	if (plan->landlock_fd_plus1 || plan->landlock_fs || plan->landlock_net || plan->landlock_scoped ||
 	    plan->securebits)
 		return false;
-	return !(plan->flags & (ISO_SET_CAPABILITIES | ISO_CLOSE_FDS)) && !plan->joins_count && !plan->seccomp_count &&
+	if (joined_namespaces(plan) & CLONE_NEWTIME)
+		return false; /* the only one that an init leaves to it */
+	return !(plan->flags & (ISO_SET_CAPABILITIES | ISO_CLOSE_FDS)) && !plan->seccomp_count &&
 	       !plan->keep_fds_count && limits_only_lower(plan);
 }
 

@@ -263,6 +263,23 @@ static void test_a_monitor_ends_its_tree_when_asked(void)
 	close(held[0]);
 }
 
+static void test_a_network_made_ahead(void)
+{
+	int before = count_fds(), fd, i;
+
+	if (geteuid()) {
+		EXPECT(iso_netns(1) == -EPERM);
+		return;
+	}
+	for (i = 0; i < 20; i++) {
+		fd = iso_netns(i & 1);
+		EXPECT(fd >= 0 && fcntl(fd, F_GETFD) == FD_CLOEXEC);
+		close(fd);
+	}
+	EXPECT(count_fds() == before);
+	EXPECT(waitpid(-1, NULL, __WALL | WNOHANG) == -1 && errno == ECHILD);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 2) {
@@ -276,6 +293,7 @@ int main(int argc, char **argv)
 	test_forks_go_on_where_they_were();
 	test_failures_name_their_place_and_leave_outputs_alone();
 	test_a_monitor_ends_its_tree_when_asked();
+	test_a_network_made_ahead();
 	test_descriptors_and_children_are_given_back();
 	printf("%d checks, %d failed\n", checks, failed);
 	return failed != 0;

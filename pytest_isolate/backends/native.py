@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pytest_isolate.backend import Kind
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.hardening import scrubbed
-from pytest_isolate.kernel import capabilities, filesystem, landlock, native, seccomp
+from pytest_isolate.kernel import capabilities, filesystem, landlock, native, netns_pool, seccomp
 from pytest_isolate.kernel.filesystem import Layers, MountPlan
 from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
@@ -22,6 +22,7 @@ from pytest_isolate.policy import Hardening, Namespace, Policy
 _EVERY_ID = 2**32 - 1
 _PROBE_S = 10.0
 _MAX_PLACED = 256
+_NET_AND_USER = CLONE_FLAGS[Namespace.NET] | CLONE_FLAGS[Namespace.USER]
 
 
 class NativeBackend:
@@ -91,7 +92,8 @@ class NativeBackend:
 
     def fork(self, policy: Policy, joined: native.Joined | None = None) -> native.Child | None:
         plan, layers = self._plan(policy, None)
-        child = _kept(lambda: native.fork(plan, joined), layers)
+        with _Network(plan, joined) as joined:
+            child = _kept(lambda: native.fork(plan, joined), layers)
         if child is None and layers is not None:
             layers.close()
         if child is None and policy.hardening.environment == "scrub":
@@ -113,14 +115,39 @@ class NativeBackend:
         if env is None and policy.hardening.environment == "scrub":
             env = scrubbed(os.environ)
         plan, layers = self._plan(policy, cwd)
-        child = _kept(
-            lambda: native.spawn(
-                plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd, joined=joined
-            ),
-            layers,
-        )
+        with _Network(plan, joined) as joined:
+            child = _kept(
+                lambda: native.spawn(
+                    plan, argv, env, stdin_fd=stdin_fd, stdout_fd=stdout_fd, stderr_fd=stderr_fd, joined=joined
+                ),
+                layers,
+            )
         assert child is not None
         return child
+
+
+class _Network:
+    """For one launch: what it joins, with a network namespace made ahead where its plan would make one and one is ready.
+
+    Not where there is a user namespace: that must own it.
+    """
+
+    __slots__ = ("_fd", "_joined", "_plan")
+
+    def __init__(self, plan: Plan, joined: native.Joined | None) -> None:
+        self._plan, self._joined, self._fd = plan, joined, -1
+
+    def __enter__(self) -> native.Joined | None:
+        if self._plan.namespaces & _NET_AND_USER != CLONE_FLAGS[Namespace.NET]:
+            return self._joined
+        self._fd = netns_pool.POOL.take(loopback=self._plan.loopback_up)
+        if self._fd < 0:
+            return self._joined
+        return replace(self._joined or native.Joined(), netns_fd=self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:  # the child is in it, or there is none; a forked child has a copy of the descriptor
+            os.close(self._fd)
 
 
 def _asked_by(policy: Policy) -> tuple[int, int]:

@@ -10,11 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from pytest_isolate.bench import forkexec, lookup, pidns
+from pytest_isolate.bench import forkexec, lookup, memory, parallel, pidns, soak
 from pytest_isolate.bench.measure import Effort
 from pytest_isolate.bench.table import Table
 
 #: name -> what measures it.
 TABLES: Mapping[str, Callable[[Effort], list[Table]]] = MappingProxyType(
-    {"forkexec": forkexec.measure, "pidns": pidns.measure, "lookup": lookup.measure}
+    {
+        "forkexec": forkexec.measure,
+        "parallel": parallel.measure,
+        "memory": memory.measure,
+        "pidns": pidns.measure,
+        "lookup": lookup.measure,
+        "soak": soak.measure,
+    }
 )

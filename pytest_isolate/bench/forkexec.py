@@ -49,8 +49,7 @@ def measure(effort: Effort) -> list[Table]:
 def _row(name: str, place: Path, effort: Effort) -> Table:
     stage = place / "stage"
     stage.mkdir(exist_ok=True)
-    competitors = dict(_competitors(name, place, stage))
-    found = in_turns(competitors, effort)
+    found = in_turns(dict(competitors(name, place, stage)), effort)
     missing = [peer for peer in ("unshare", "bwrap", "crun", "runsc") if shutil.which(peer) is None]
     return Table(
         title=f"fork+exec: {name}",
@@ -67,34 +66,36 @@ def _notes(missing: list[str], failed: list[str]) -> Iterator[str]:
         yield f"Installed, and cannot do it on this machine: {', '.join(failed)}."
 
 
-def _competitors(name: str, place: Path, stage: Path) -> Iterator[tuple[str, Batch]]:
+def competitors(name: str, place: Path, stage: Path) -> Iterator[tuple[str, Batch]]:
+    """Who takes part in a row, and how; ``place`` is theirs, ``stage`` an empty directory in it."""
     where = (stage, find("isolate-tiny").parent)
     yield "C floor", lambda count: lines_of(bench("forkexec", "floor", name, count, *where))
     if Namespace.PID in _ROWS[name]:
         yield "C floor, no init", lambda count: lines_of(bench("forkexec", "bare", name, count, *where))
     yield "iso_spawn (C)", lambda count: lines_of(bench("forkexec", "library", name, count, *where))
-    yield "native.spawn (Python)", _through_native(_plan(name, stage))
-    yield "Sandbox.run (Python)", _through_sandbox(_policy(name))
+    yield "native.spawn (Python)", _through_native(plan(name, stage))
+    yield "Sandbox.run (Python)", _through_sandbox(policy(name))
     if name == "standard":
         yield "subprocess.run", _through_subprocess
-    for who, command in _peers(name, place).items():
-        fewer = _SLOW.get(who, 1)
-        yield (
-            who,
-            lambda count, command=command, fewer=fewer: lines_of(  # type: ignore[misc]
-                bench("command", max(1, count // fewer), *command)
-            ),
-        )
+    for who, command in peers(name, place).items():
+        yield who, _through_command(who, command)
 
 
 # ---- this package ----
 
 
-def _plan(name: str, stage: Path) -> Plan:
-    user = Namespace.USER in _ROWS[name]
+def _namespaces(name: str) -> frozenset[Namespace]:
+    """Only the owner of a user namespace may make the others: a plain user gets one with each."""
+    asked = _ROWS[name]
+    return asked | {Namespace.USER} if asked and os.geteuid() else asked
+
+
+def plan(name: str, stage: Path) -> Plan:
+    """A row, as this package's lowest Python floor takes it."""
+    user = Namespace.USER in _namespaces(name)
     uid, gid = os.geteuid(), os.getegid()
     return Plan(
-        namespaces=sum(CLONE_FLAGS[kind] for kind in _ROWS[name]),
+        namespaces=sum(CLONE_FLAGS[kind] for kind in _namespaces(name)),
         uid_map=(IdMap(inside=uid, outside=uid, count=1),) if user else (),
         gid_map=(IdMap(inside=gid, outside=gid, count=1),) if user else (),
         mounts=tuple(_new_root(str(stage))) if name.endswith("pivot") else (),
@@ -131,12 +132,13 @@ def _spawned(plan: Plan, program_fd: int) -> int:
     return time.perf_counter_ns() - begun if exited.status.code == 0 else -1
 
 
-def _policy(name: str) -> Policy:
+def policy(name: str) -> Policy:
+    """A row, as Sandbox takes it."""
     beside = str(find("isolate-tiny").parent)
     binds = tuple(Bind(source=path, target=path) for path in (*(f"/{one}" for one in _BOUND), beside))
     pivot = name.endswith("pivot")
     return Policy(
-        namespaces=_ROWS[name],
+        namespaces=_namespaces(name),
         filesystem=Filesystem(root="minimal", binds=binds, proc=False) if pivot else Filesystem(proc=False),
         session=False,
     )
@@ -184,12 +186,29 @@ _UNSHARE = {
 }
 
 
-def _peers(name: str, place: Path) -> dict[str, list[str]]:
+#: crun refuses to run where controllers are on v1 and a v2 hierarchy is mounted beside them, whatever it is told about cgroups:
+#: it is shown a machine without that mount.
+_WITHOUT_V2_BESIDE = '! mountpoint -q "$0" || umount "$0" && exec "$@"'
+
+
+def _through_command(who: str, command: list[str]) -> Batch:
+    def batch(count: int) -> list[int]:
+        words = bench("command", max(1, count // _SLOW.get(who, 1)), *command)
+        if who == "crun" and os.geteuid() == 0:
+            shell = ["sh", "-c", _WITHOUT_V2_BESIDE, "/sys/fs/cgroup/unified"]
+            words = ["unshare", "--mount", "--propagation", "private", *shell, *words]
+        return lines_of(words)
+
+    return batch
+
+
+def peers(name: str, place: Path) -> dict[str, list[str]]:
     """Those that are installed and can do what the row asks, by their full path."""
     tiny = str(find("isolate-tiny"))
     wanted = {}
     if name in _UNSHARE:
-        wanted["unshare"] = ["unshare", *_UNSHARE[name], tiny]
+        user = ["--user"] if os.geteuid() and "--user" not in _UNSHARE[name] else []
+        wanted["unshare"] = ["unshare", *user, *_UNSHARE[name], tiny]
     if name.endswith("pivot"):
         binds = [word for one in _BOUND for word in ("--ro-bind", f"/{one}", f"/{one}")]
         binds += ["--ro-bind", os.path.dirname(tiny), os.path.dirname(tiny)]
@@ -206,7 +225,8 @@ def _peers(name: str, place: Path) -> dict[str, list[str]]:
 def _bundle(place: Path, tiny: str) -> Path:
     """An OCI bundle that does what the other rows do: all namespaces, a root with the program in it, no capabilities."""
     bundle = place / "bundle"
-    (bundle / "root").mkdir(parents=True, exist_ok=True)
+    for directory in ("root/dev", "root/proc"):
+        (bundle / directory).mkdir(parents=True, exist_ok=True)
     shutil.copy(tiny, bundle / "root" / "tiny")
     kinds = ("pid", "mount", "ipc", "uts", "network", "cgroup", "user")
     config: dict[str, Any] = {

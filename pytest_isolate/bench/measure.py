@@ -7,6 +7,7 @@ Refuses: to know what is measured. All times are nanoseconds; a sample below zer
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,15 @@ Batch = Callable[[int], Sequence[int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to measure: ``rounds`` turns of ``batch`` operations each; ``only``: the rows that are asked for."""
+    """How long to measure: ``rounds`` turns of ``batch`` operations each; ``only``: the rows that are asked for.
+
+    ``seconds``: of what runs by the clock.
+    """
 
     rounds: int = 10
     batch: int = 20
     only: frozenset[str] = frozenset()
+    seconds: float = 60.0
 
     def wants(self, row: str) -> bool:
         return not self.only or row in self.only
@@ -63,6 +68,37 @@ def in_turns(competitors: Mapping[str, Batch], effort: Effort) -> dict[str, Samp
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
             found[name].add(competitors[name](effort.batch))
     return found
+
+
+def at_once(batch: Batch, workers: int) -> Batch:
+    """The same batch in so many forks of this process at the same time; their samples, one after the other."""
+
+    def together(count: int) -> list[int]:
+        running = [_in_fork(batch, count) for _ in range(workers)]
+        samples: list[int] = []
+        for pid, read_fd in running:
+            with open(read_fd, encoding="ascii") as lines:
+                samples += map(int, lines)
+            os.waitpid(pid, 0)
+        return samples
+
+    return together
+
+
+def _in_fork(batch: Batch, count: int) -> tuple[int, int]:
+    """(pid, descriptor to read its samples from)."""
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(read_fd)
+            text = "".join(f"{sample}\n" for sample in batch(count))
+            with open(write_fd, "w", encoding="ascii") as answers:
+                answers.write(text)
+        finally:
+            os._exit(0)
+    os.close(write_fd)
+    return pid, read_fd
 
 
 def lines_of(command: Sequence[str], *, cwd: str | None = None) -> list[int]:

@@ -135,7 +135,7 @@ class Joined:
     Attributes:
         dir_fd: v2 directory for CLONE_INTO_CGROUP, or -1.
         procs_fds: v1 files the child writes itself into.
-        netns_fd: network namespace to enter, or -1. The plan then makes none, and joins nothing else.
+        netns_fd: network namespace to enter, or -1. The plan then makes none, has nothing to do in it, and joins nothing else.
     """
 
     dir_fd: int = -1
@@ -153,6 +153,8 @@ class Joined:
             return plan, fds
         joins = (abi.Join * 1)(abi.Join(self.netns_fd, CLONE_NEWNET))
         plan.joins, plan.joins_count = ctypes.addressof(joins), 1
+        plan.namespaces &= ~CLONE_NEWNET
+        plan.flags &= ~int(abi.Flag.LOOPBACK_UP)
         return plan, (fds, joins)
 
 

@@ -28,6 +28,7 @@ class Library:
     await_: Any
     end_tree: Any
     arena: Any
+    netns: Any
     step_name: Any
     hooks: abi.Hooks
 
@@ -85,6 +86,7 @@ def functions() -> Library:
         await_=_prototype(released.iso_await, child, ctypes.c_int, ctypes.POINTER(abi.Exit)),
         end_tree=_prototype(released.iso_end_tree, child),
         arena=arena,
+        netns=_prototype(released.iso_netns, ctypes.c_int),
         step_name=name,
         hooks=abi.Hooks(
             prepare=_hook("PyOS_BeforeFork"),

@@ -154,6 +154,7 @@ class Turns:
                 self._look_ahead_from(talk.item, nextitem)
                 self._fill()
                 self._host.groups.tidy()
+                self._host.networks.make_ready()
             finally:
                 self.release_interrupts()
             talk.telling.begin()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
-from pytest_isolate.bench import forkexec, lookup, pidns
+from pytest_isolate.bench import forkexec, lookup, memory, parallel, pidns, soak
 from pytest_isolate.bench.measure import Effort, Samples, in_turns
 from pytest_isolate.bench.table import Table
+from pytest_isolate.kernel import probe
 from tests.conftest import require
+from tests.kernel.launching import ROOT
 
 LITTLE = {"rounds": 1, "batch": 2}
 
@@ -29,6 +33,52 @@ def test_a_start_succeeds_through_every_door(row: str) -> None:
     ours = {who: found for who, found in errors.items() if who.startswith(("C floor", "iso_", "native", "Sandbox"))}
     assert len(ours) >= 4
     assert set(ours.values()) == {0}
+
+
+def test_as_many_at_once_as_there_are_cores() -> None:
+    (table,) = parallel.measure(Effort(**LITTLE, only=frozenset({"standard"})))
+    assert {row[table.head.index("errors")] for row in table.rows} == {"0"}
+    assert {"C floor", "iso_spawn (C)", "native.spawn (Python)", "Sandbox.run (Python)"} <= {
+        row[0] for row in table.rows
+    }
+
+
+def test_what_waits_holds_memory_that_a_cgroup_counts() -> None:
+    feature = probe.feature("cgroup_memory")
+    require("cgroup-memory", feature.available, feature.reason)
+    (table,) = memory.measure(Effort(**LITTLE, only=frozenset({"standard"})))
+    charged = {who: int(kib) for who, kib in table.rows}
+    assert set(charged) == {"native.spawn", "Sandbox.spawn", "subprocess.Popen"}
+    assert all(10 < kib < 10_000 for kib in charged.values()), charged  # a task's stack in the kernel alone is 16
+
+
+def test_a_soak_ends_by_the_clock() -> None:
+    (table,) = soak.measure(Effort(seconds=0.5))
+    assert len(table.rows) == 10
+    assert {row[table.head.index("errors")] for row in table.rows} == {"0"}
+
+
+def test_a_section_of_the_page_is_written_alone() -> None:
+    page = "a\n<!-- begin: x -->\nold\n<!-- end: x -->\nb\n<!-- begin: y -->\nstays\n<!-- end: y -->\n"
+    assert all_benchmarks().written(page, "x", "new\n") == page.replace("old", "new")
+    with pytest.raises(SystemExit, match="has no marks <!-- begin: z -->"):
+        all_benchmarks().written(page, "z", "new")
+
+
+def test_every_section_has_its_place_in_the_page() -> None:
+    module = all_benchmarks()
+    page = module.PAGE.read_text()
+    for section in module.SECTIONS:
+        assert module.written(page, section, "x") != page, section
+
+
+def all_benchmarks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("all_benchmarks", ROOT / "benchmarks" / "all.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_operations_in_deep_namespaces_and_in_sandboxes_succeed() -> None:
