@@ -48,7 +48,7 @@ class Attack:
         box: words on top of the profile strict with the seccomp profile default.
         free: words on top of the profile minimal.
         control_by_root: a plain user could not do it anywhere, so the control is root's.
-        needs: ``landlock_scoped``, where the box needs that of the kernel.
+        needs: ``landlock_scoped``, where the box needs that of the kernel; ``cgroup v1``, where the control does.
     """
 
     what: str

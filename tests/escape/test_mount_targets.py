@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ MS_BIND = 4096
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _libc = ctypes.CDLL(None)
 RACES = 200
+#: What is mounted on the target at last: a file system by its path, or a tree by a descriptor (move_mount).
+both_ways = pytest.mark.parametrize(
+    "last",
+    [
+        MountOp(kind=MountKind.MOUNT, source="tmpfs", target="", fstype="tmpfs"),
+        MountOp(kind=MountKind.BIND, source="/usr/lib", target="", flags=MS_BIND),
+    ],
+    ids=["tmpfs", "bind"],
+)
 
 
 @pytest.fixture
@@ -29,7 +39,7 @@ def outside(tmp_path: Path) -> Path:
     return tmp_path / "outside"
 
 
-def into_theirs(base: Path) -> Plan:
+def into_theirs(base: Path, last: MountOp) -> Plan:
     """A new root with the attacker's directory in it, and a directory to be made, and mounted on, below that."""
     stage = str(base / "stage")
     target = f"{stage}/theirs/link/made"
@@ -48,16 +58,16 @@ def into_theirs(base: Path) -> Plan:
             ),
             MountOp(kind=MountKind.BIND, source=str(base / "theirs"), target=f"{stage}/theirs", flags=MS_BIND),
             MountOp(kind=MountKind.MKDIR, target=target),
-            MountOp(kind=MountKind.MOUNT, source="tmpfs", target=target, fstype="tmpfs"),
+            replace(last, target=target),
             MountOp(kind=MountKind.PIVOT, target=stage),
         ),
     )
 
 
-def start(base: Path) -> str:
+def start(base: Path, last: MountOp) -> str:
     """``started``, or the step that failed."""
     try:
-        child = native.spawn(into_theirs(base), ["/usr/bin/true"])
+        child = native.spawn(into_theirs(base, last), ["/usr/bin/true"])
     except SetupError as error:
         return error.step
     with child:
@@ -65,19 +75,21 @@ def start(base: Path) -> str:
     return "started"
 
 
-def test_a_planted_symlink_leads_nowhere_outside(outside: Path) -> None:
+@both_ways
+def test_a_planted_symlink_leads_nowhere_outside(outside: Path, last: MountOp) -> None:
     base, link = outside.parent, outside.parent / "theirs" / "link"
     link.symlink_to("real")
-    assert start(base) == "started"
+    assert start(base, last) == "started"
     assert (base / "theirs/real/made").is_dir()  # the control: links are followed, inside
     link.unlink()
     link.symlink_to(outside)
     os.mkdir(link / "control")  # and this one does lead outside
-    assert start(base) in ("started", "mounts")
+    assert start(base, last) in ("started", "mounts")
     assert os.listdir(outside) == ["control"]
 
 
-def test_a_symlink_that_comes_and_goes_leads_nowhere_outside(outside: Path) -> None:
+@both_ways
+def test_a_symlink_that_comes_and_goes_leads_nowhere_outside(outside: Path, last: MountOp) -> None:
     base, link = outside.parent, outside.parent / "theirs" / "link"
     planted = base / "theirs/planted"
     link.mkdir()
@@ -91,7 +103,7 @@ def test_a_symlink_that_comes_and_goes_leads_nowhere_outside(outside: Path) -> N
     racer = threading.Thread(target=swap, daemon=True)
     racer.start()
     try:
-        ends = [start(base) for _ in range(RACES)]
+        ends = [start(base, last) for _ in range(RACES)]
     finally:
         stop.set()
         racer.join(LIMIT_S)

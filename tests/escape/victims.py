@@ -73,6 +73,30 @@ def sysv_memory(stack: contextlib.ExitStack) -> list[str]:
     return [str(key)]
 
 
+def sysv_semaphore(stack: contextlib.ExitStack) -> list[str]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    key = secrets.randbelow(2**30) + 1
+    found = libc.semget(key, 1, _IPC_CREAT | 0o600)
+    assert found >= 0, os.strerror(ctypes.get_errno())
+    stack.callback(libc.semctl, found, 0, _IPC_RMID)
+    return [str(key)]
+
+
+def posix_queue(stack: contextlib.ExitStack) -> list[str]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    name = f"/isolate-escape-{secrets.token_hex(4)}"
+    found = libc.mq_open(name.encode(), os.O_RDWR | os.O_CREAT, 0o600, None)
+    assert found >= 0, os.strerror(ctypes.get_errno())
+    os.close(found)
+    stack.callback(libc.mq_unlink, name.encode())
+    return [name]
+
+
+def supervisor(_stack: contextlib.ExitStack) -> list[str]:
+    """The process that makes the sandbox: this one."""
+    return [str(os.getpid())]
+
+
 def posix_memory(stack: contextlib.ExitStack) -> list[str]:
     path = Path(f"/dev/shm/isolate-escape-{secrets.token_hex(4)}")
     path.write_text("")

@@ -1,0 +1,17 @@
+"""The program that the kernel runs for an empty cgroup, written (v1)."""
+
+from tests.escape.attack import Attack
+
+ATTACK = Attack(
+    what="the program that the kernel runs for an empty cgroup, written",
+    program="""
+import glob
+def act():
+    with open((glob.glob("/sys/fs/cgroup/*/release_agent") or ["/sys/fs/cgroup/none"])[0], "w") as setting:
+        setting.write("/bin/true")
+attempt(act)
+""",
+    refused=("EROFS", "EACCES", "ENOENT"),
+    control_by_root=True,
+    needs="cgroup v1",
+)
