@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
-from pytest_isolate.kernel.namespaces import CLONE_NEWNET, setns, unshare
+from pytest_isolate.kernel import netns_pool
+from pytest_isolate.kernel.namespaces import CLONE_NEWNET, setns
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -64,17 +65,7 @@ class Netns:
     """A network namespace of our own, alive while its descriptor is open. A context manager."""
 
     def __init__(self) -> None:
-        def make() -> int:
-            unshare(CLONE_NEWNET)
-            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-        try:
-            self.fd = _in_thread(make)
-        except PermissionError as error:
-            why, remedy = "this user may not make one", "run as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN"
-            raise BackendUnavailable("network namespace, wired from outside", why, remedy) from error
-        except OSError as error:
-            raise SetupError("netns", error.errno or 0) from error
+        self.fd = netns_pool.make(loopback=False)
 
     def __enter__(self) -> Self:
         return self

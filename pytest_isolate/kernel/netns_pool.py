@@ -8,12 +8,13 @@ in which there is nothing else to do, and ``take`` gives none where none is read
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import weakref
 from collections import deque
 from collections.abc import Callable
 
-from pytest_isolate.errors import SetupError
+from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.library import functions
 
 #: How many of a kind are kept. More would be of use only to who starts several at once.
@@ -24,11 +25,14 @@ def make(*, loopback: bool) -> int:
     """A descriptor of a new network namespace with nobody in it; ``lo`` is up, or down.
 
     Raises:
-        SetupError: the kernel refused it.
+        BackendUnavailable: not for this user. SetupError: the kernel refused it for another reason.
     """
     fd = int(functions().netns(loopback))
+    if fd == -errno.EPERM:
+        why, remedy = "this user may not make one", "run as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+        raise BackendUnavailable("network namespace, wired from outside", why, remedy)
     if fd < 0:
-        raise SetupError("netns", -fd, remedy="it needs CAP_SYS_ADMIN, or a user namespace")
+        raise SetupError("netns", -fd)
     return fd
 
 
@@ -64,7 +68,7 @@ class NetnsPool:
             return
         for loopback, ready in self._ready.items():
             if len(ready) < READY:
-                with contextlib.suppress(SetupError):
+                with contextlib.suppress(SetupError, BackendUnavailable):
                     ready.append(make(loopback=loopback))
                 return
 
