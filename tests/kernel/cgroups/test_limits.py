@@ -149,7 +149,7 @@ def test_the_cpu_quota_holds_and_the_throttled_share_is_measured(manager, need, 
         text = throttling(CgroupEvents(), usage.events, cgroup.limits)
         assert cgroup.verdicts() == []  # slowed down is what was asked for
     assert usage.cpu_usec is not None
-    assert usage.cpu_usec >= 0.4e6
+    assert usage.cpu_usec > 0.35e6
     assert took_s > 1.2, "0.4 s at a fifth of a core take 2 s, but for what one period may overrun"
     assert usage.throttled_share > 0.2
     assert usage.events.throttled_usec > 0.2e6
@@ -161,7 +161,7 @@ def test_without_a_quota_the_same_work_is_not_throttled(manager, need, nursery):
     with manager.create("gw0-free", Limits(cpu_weight=100)) as cgroup:
         assert nursery.run(cgroup, lambda: burn(0.4)) == 0
         usage = cgroup.usage()
-        assert usage.cpu_usec >= 0.4e6
+        assert usage.cpu_usec > 0.35e6
         assert not usage.throttled_share
 
 

@@ -41,7 +41,7 @@ plans = {
 chosen = plans[kind]()
 ends = collections.Counter()
 with open_manager("start", mode=mode) as manager:
-    for kib in (*range(128, 4096, 192), 16384):
+    for kib in (*range(256, 2048, 256), 16384):
         with manager.create("start", Limits(memory_bytes=kib << 10)) as cgroup:
             joined = native.Joined(cgroup.dir_fd, cgroup.procs_fds)
             try:
