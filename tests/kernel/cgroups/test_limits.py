@@ -229,15 +229,15 @@ def test_reads_of_a_disk_are_held_to_their_rate(manager, need, nursery, require,
         for _ in range(size // piece):
             os.readv(fd, [buffer])
 
-    with cgroup:
-        free = manager.create("gw0-io-free", Limits(io=(IoLimit(path=path, read_bps=2**40),)))
-        with free:
-            start = time.monotonic()
-            assert nursery.run(free, read_directly) == 0
-            unheld_s = time.monotonic() - start
+    def seconds_in(place):
         start = time.monotonic()
-        assert nursery.run(cgroup, read_directly) == 0
-        held_s = time.monotonic() - start
+        assert nursery.run(place, read_directly) == 0
+        return time.monotonic() - start
+
+    with cgroup:
+        with manager.create("gw0-io-free", Limits(io=(IoLimit(path=path, read_bps=2**40),))) as free:
+            unheld_s = min(seconds_in(free) for _ in range(3))  # the machine may be busy with others
+        held_s = seconds_in(cgroup)
         usage = cgroup.usage()
     assert held_s > 0.9, "4 MiB at 2 MiB a second, 16 reads at 8 a second; the first slice may burst"
     assert unheld_s < held_s / 2
