@@ -125,12 +125,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
-    """``source`` of the host shown at ``target`` inside; ``recursive`` takes the mounts below it along."""
+    """``source`` of the host shown at ``target`` inside; ``recursive`` takes the mounts below it along.
+
+    ``owned``: what belongs to the owner of ``source`` belongs, inside, to whoever starts the sandbox, and what that one makes
+    there belongs to the owner: root leaves no files of root's in a working copy. What is a third one's is nobody's. An idmapped
+    mount: Linux 5.12, root, a file system that allows it, and not ``recursive``.
+    """
 
     source: str
     target: str
     writable: bool = False
     recursive: bool = True
+    owned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,7 +105,8 @@ struct iso_join {
 
 /*
  * source, target, fstype and data are const char *. data holds: options of MOUNT; the octal mode of MKFILE; of MKDIR
- * "mode" or "mode:uid:gid", exactly so whatever the umask is; of SETATTR "set" or "set:clear", MOUNT_ATTR_* bits in decimal or 0x hexadecimal.
+ * "mode" or "mode:uid:gid", exactly so whatever the umask is; of BIND the descriptor, in decimal, of a detached tree that takes
+ * the place of source (open_tree(2), as the caller has prepared it; used up by this start); of SETATTR "set" or "set:clear", MOUNT_ATTR_* bits in decimal or 0x hexadecimal.
  */
 #define ISO_MOUNT_FIELDS(X)                                                                                            \
 	X(uint32_t, kind, 0)                                                                                           \

@@ -107,21 +107,23 @@ static int attach(int tree_fd, const struct builder *b, const char *target)
 	return (int)err;
 }
 
+static int attach_sealed(int tree_fd, const struct builder *b, const struct iso_mount *op)
+{
+	uint64_t set = attributes(op->flags);
+	int err = set ? set_attributes(tree_fd, op->flags & MS_REC, set, 0) : 0;
+
+	return err ? err : attach(tree_fd, b, iso_ptr(op->target));
+}
+
 /* -ENOSYS: a kernel before 5.12, or a seccomp profile that does not know these calls. */
 static int bind_tree(const struct builder *b, const struct iso_mount *op)
 {
-	bool recursive = op->flags & MS_REC;
-	uint64_t set = attributes(op->flags);
-	int err = 0, tree_fd;
+	unsigned int flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (op->flags & MS_REC ? AT_RECURSIVE : 0);
+	int err, tree_fd = (int)result(syscall(SYS_open_tree, AT_FDCWD, (const char *)iso_ptr(op->source), flags));
 
-	tree_fd = (int)result(syscall(SYS_open_tree, AT_FDCWD, (const char *)iso_ptr(op->source),
-				      OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (recursive ? AT_RECURSIVE : 0)));
 	if (tree_fd < 0)
 		return tree_fd;
-	if (set)
-		err = set_attributes(tree_fd, recursive, set, 0);
-	if (!err)
-		err = attach(tree_fd, b, iso_ptr(op->target));
+	err = attach_sealed(tree_fd, b, op);
 	close(tree_fd);
 	return err;
 }
@@ -143,13 +145,6 @@ static int bind_old(const struct builder *b, const struct iso_mount *op)
 	return remount(b, iso_ptr(op->target), op->flags & ATTRIBUTES_OF_BIND);
 }
 
-static int bind_op(const struct builder *b, const struct iso_mount *op)
-{
-	int err = bind_tree(b, op);
-
-	return err == -ENOSYS ? bind_old(b, op) : err;
-}
-
 static uint64_t number(const char **text)
 {
 	uint64_t n = 0, base = 10;
@@ -168,6 +163,17 @@ static uint64_t number(const char **text)
 		else
 			return n;
 	}
+}
+
+static int bind_op(const struct builder *b, const struct iso_mount *op)
+{
+	const char *tree_fd = op->data ? iso_ptr(op->data) : "";
+	int err;
+
+	if (*tree_fd)
+		return attach_sealed((int)number(&tree_fd), b, op);
+	err = bind_tree(b, op);
+	return err == -ENOSYS ? bind_old(b, op) : err;
 }
 
 static int setattr_op(const struct builder *b, const struct iso_mount *op)

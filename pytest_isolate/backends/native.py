@@ -53,7 +53,7 @@ class NativeBackend:
         if cwd is None and compiled.mounts is not None and policy.filesystem.needs_mounts:
             cwd = _visible(os.getcwd(), compiled.mounts)
         plan = compiled.plan if cwd is None else self._in_directory(compiled.plan, cwd)
-        if compiled.mounts is None or not compiled.mounts.layers:
+        if compiled.mounts is None or not compiled.mounts.per_launch:
             return plan, None
         layers = Layers(compiled.mounts).__enter__()
         return replace(plan, mounts=layers.ops), layers

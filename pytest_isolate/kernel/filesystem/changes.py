@@ -14,10 +14,11 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pytest_isolate.kernel.filesystem.idmapped import owned_tree
 from pytest_isolate.outcome import FilesChanged
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Layers:
     def __init__(self, plan: MountPlan) -> None:
         self._plan = plan
         self._fds: list[int] = []
+        self._trees: dict[int, int] = {}  # number of the bind -> its tree
         self._ours, self._childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
     def __enter__(self) -> Self:
@@ -54,6 +56,12 @@ class Layers:
         for layer in self._plan.layers:
             if layer.kept:
                 _copy_mode_and_owner(layer.lower, layer.upper)
+        try:
+            for number in self._plan.owned:
+                self._trees[number] = owned_tree(self._plan.ops[number].source)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -64,7 +72,10 @@ class Layers:
     @property
     def ops(self) -> tuple[MountOp, ...]:
         """The plan's table, for Plan.mounts of the launch."""
-        return self._plan.ops_sending_to(self._childs.fileno())
+        ops = list(self._plan.ops_sending_to(self._childs.fileno()))
+        for number, tree_fd in self._trees.items():
+            ops[number] = replace(ops[number], data=str(tree_fd))
+        return tuple(ops)
 
     def receive(self) -> None:
         """Take over what a child that has been set up has sent. What comes beyond that is the program's, and stays unread."""
@@ -94,6 +105,8 @@ class Layers:
         """Give up the layers; those that are not kept are gone once the sandbox is. Idempotent."""
         while self._fds:
             os.close(self._fds.pop())
+        while self._trees:
+            os.close(self._trees.popitem()[1])
         self._ours.close()
         self._childs.close()
 

@@ -63,6 +63,7 @@ class Entry:
     keep: bool = False
     size_bytes: int | None = None
     mode: int = 0o1777
+    owned: bool = False
     optional: bool = False  # left out where the view shows the same already
     implied: bool = False  # not written by the user
     words: str = ""
@@ -104,7 +105,8 @@ class _Wishes:
                 target=self._target(bind.target),
                 source=source,
                 writable=bind.writable,
-                recursive=self._recursive(bind, source),
+                recursive=not bind.owned and self._recursive(bind, source),
+                owned=bind.owned,
                 words=f"bind of {bind.source}, {'writable' if bind.writable else 'read-only'}",
             )
 

@@ -41,6 +41,7 @@ class MountPlan:
         words: for each op, what it is for; a SetupError's index points here.
         create: directories the supervisor makes before the launch (layers that are kept).
         skipped: what needed no op, with the reason.
+        owned: indices of the binds for which each launch prepares a tree (idmapped.py).
         tree: the mounts as the sandbox will see them; ``host``: as the host has them.
     """
 
@@ -51,6 +52,12 @@ class MountPlan:
     layers: tuple[Layer, ...] = ()
     create: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    owned: tuple[int, ...] = ()
+
+    @property
+    def per_launch(self) -> bool:
+        """True when a launch has to prepare something: Layers owns it."""
+        return bool(self.layers or self.owned)
 
     @property
     def sends(self) -> int:

@@ -75,6 +75,7 @@ class _Compiler:
     layers: list[Layer] = field(default_factory=list)
     create: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    owned: list[int] = field(default_factory=list)
     sealed_late: list[str] = field(default_factory=list)
     assembled: dict[str, str] = field(default_factory=dict)  # target -> where it is put together
     stores: list[str] = field(default_factory=list)  # directories with layers, one for each file system
@@ -105,6 +106,7 @@ class _Compiler:
             layers=tuple(self._made_on(layer) for layer in self.layers),
             create=tuple(self.create),
             skipped=tuple(self.skipped),
+            owned=tuple(self.owned),
         )
 
     # -- the stage: a tmpfs of our own for roots, layers, and places that hide what others need
@@ -277,6 +279,8 @@ class _Compiler:
 
     def _bind(self, path: str, entry: Entry) -> None:
         source = entry.source or path  # a part of a mount just made, bound over itself
+        if entry.owned:
+            self.owned.append(len(self.ops))
         self._emit(MountKind.BIND, path, entry.words, source=source, flags=MS_BIND | (MS_REC if entry.recursive else 0))
         self._uncover_stage(path, source)
         if not entry.writable:
