@@ -156,7 +156,9 @@ def _share_arguments(tag: str, source: Path) -> list[str]:
 
 def _run_until(argv: list[str], deadline: float) -> tuple[bytes, bool]:
     """Run qemu to its end or to ``deadline``; return what came out of the result port, and whether it was late."""
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as qemu:
+    pipe = subprocess.PIPE
+    # A session of its own: on a busy machine the kernel divides the CPUs by sessions first (sched(7), autogroup).
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True) as qemu:
         try:
             assert qemu.stdout is not None
             assert qemu.stderr is not None
