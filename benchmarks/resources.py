@@ -296,22 +296,21 @@ def dying(manager: CgroupManager) -> str:
 def at_once(mode: str, count: int) -> None:
     for manager, limits, label in usable(mode):
         fds, memory = len(os.listdir("/proc/self/fd")), kernel_kib()
-        alive: list[Cgroup] = []
         begin = time.perf_counter()
+        alive = [manager.create("gw0-many", limits) for _ in range(count)]
+        memory = kernel_kib() - memory  # the shorter the time between the two looks, the less others come in between
         children = []
-        for _ in range(count):
-            cgroup = manager.create("gw0-many", limits)
+        for cgroup in alive:
             children.append(start(cgroup))
             cgroup.started()
             cgroup.release_procs_fds()
-            alive.append(cgroup)
-        made_s, memory = time.perf_counter() - begin, kernel_kib() - memory
+        made_s = time.perf_counter() - begin
         for child in children:
             finish(child)
         for cgroup in alive:
             cgroup.close()
         print(f"{label}; {count} at once")
-        print(f"  made in {made_s * 1e6 / count:.0f} us each; kernel memory {memory / count:.0f} KiB each while alive")
+        print(f"  made in {made_s * 1e6 / count:.0f} us each; kernel memory of a cgroup {memory / count:.0f} KiB")
         print(f"  left: {remaining(manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors")
 
 
@@ -333,9 +332,11 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=200)
     parser.add_argument("--gap-ms", type=float, nargs="*", default=[0, 5])
     parser.add_argument("--modes", nargs="*", default=["v1", "v2", "auto"])
+    parser.add_argument("--markdown", action="store_true", help="for docs/PERFORMANCE.md")
     chosen = parser.parse_args()
     load, cpus = os.getloadavg()[0], os.cpu_count()
-    print(f"load average {load:.1f} on {cpus} CPUs, Linux {os.uname().release}, nice {os.nice(0)}")
+    print(f"{time.strftime('%Y-%m-%d')}, load average {load:.1f} on {cpus} CPUs, Linux {os.uname().release}")
+    print("\n```text" if chosen.markdown else "", flush=True)
     for mode in chosen.modes:
         for gap_ms in chosen.gap_ms:
             added(mode, chosen.rounds, gap_ms / 1000)
@@ -344,6 +345,7 @@ def main() -> None:
         whole(mode, chosen.rounds)
         whole_growth(mode, chosen.sequential)
         whole_at_once(mode, chosen.at_once)
+    print("```" if chosen.markdown else "")
 
 
 if __name__ == "__main__":
