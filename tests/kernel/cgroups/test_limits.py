@@ -70,6 +70,16 @@ def test_a_sigkill_that_the_oom_killer_did_not_send_is_no_oom(manager, need, nur
         assert cgroup.verdicts() == []
 
 
+def test_an_oom_takes_the_whole_sandbox_on_v2_once_its_start_is_over(manager, need, nursery, version):
+    need("memory")
+    with manager.create("gw0-group", Limits(memory_bytes=64 * MIB)) as cgroup:
+        bystander = nursery.start(cgroup, lambda: time.sleep(60))
+        cgroup.started()
+        assert nursery.run(cgroup, lambda: touch(128 * MIB)) == -signal.SIGKILL
+        if version == 2:  # v1 has no such thing: it kills the largest
+            assert bystander.wait(5) == -signal.SIGKILL
+
+
 def test_an_oom_in_a_cgroup_that_the_sandbox_made_inside_its_own_is_seen(manager, need, nursery):
     need("memory")
     with manager.create("gw0-nested", Limits(memory_bytes=64 * MIB)) as cgroup:
