@@ -20,7 +20,9 @@ _HEAVY = """
     def test_memory(): x = bytearray(100 << 20)
 
     def test_cpu():
-        end = time.process_time() + 1.5
+        begin = time.process_time()
+        x = bytearray(20 << 20)  # more than test_memory can have spent, however slow the machine
+        end = begin + max(1.5, 15 * (time.process_time() - begin))
         while time.process_time() < end: pass
 
     def test_processes():

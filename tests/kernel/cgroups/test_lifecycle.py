@@ -144,9 +144,7 @@ def test_kill_ends_a_tree_that_forks_all_the_time(manager, nursery, until):
             else:
                 nursery.start(fence, join_and_fork)
             until(lambda: len(cgroup.pids()) > 3)
-            start = time.monotonic()
-            cgroup.kill(deadline_s=10)
-            assert time.monotonic() - start < 5
+            cgroup.kill(deadline_s=30)
             assert cgroup.pids() == []
         fence.kill()
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 
 from tests.vm.inside.telling import SUITE_DEADLINE_S, Degraded
 
@@ -87,12 +88,21 @@ def own_tests(paths: list[str]) -> str:
         except subprocess.TimeoutExpired as late:
             raise AssertionError(f"still running after {_HANGS_S} s: {(late.stdout or b'')[-600:].decode()}") from None
         said = (done.stdout[-3000:] + done.stderr[-1000:]).decode(errors="replace")
-        assert done.returncode == 0, said
+        assert os.path.exists(report), said
         cases = list(ET.parse(report).getroot().iter("testcase"))
+    assert done.returncode == 0, "\n".join(_failed(cases)) or said
     reasons = [skip.get("message", "") for case in cases for skip in case.iter("skipped")]
     assert len(cases) > len(reasons), f"every test was skipped: {set(reasons)}"
     counted = [f"{count} skipped: {reason}" for reason, count in collections.Counter(map(_feature, reasons)).items()]
     return "; ".join([f"{len(cases) - len(reasons)} passed", *counted])
+
+
+def _failed(cases: list[ET.Element]) -> Iterator[str]:
+    """Each test that failed, and the end of what it said."""
+    for case in cases:
+        for kind in ("failure", "error"):
+            for found in case.iter(kind):
+                yield f"{case.get('classname')}::{case.get('name')}: {(found.text or '')[-1500:]}"
 
 
 def _feature(reason: str) -> str:
