@@ -19,7 +19,7 @@ from pytest_isolate.policy import Hardening, Policy
 from pytest_isolate.registry import backends
 
 hookimpl = pluggy.HookimplMarker("pytest")
-#: A domain that opens everything: what remains of it is the scope, and that nothing is mounted and no stranger traced.
+#: A domain that opens everything: what remains of it is the scope, and that no stranger is traced.
 OPEN = Landlock(read=(), write=("/",))
 
 

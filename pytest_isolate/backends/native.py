@@ -15,7 +15,7 @@ from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, landlock, native, netns_pool, seccomp
 from pytest_isolate.kernel.filesystem import Layers, MountPlan
-from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, Plan
+from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, LandlockRuleset, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
 from pytest_isolate.policy import Hardening, Namespace, Policy
 
@@ -236,7 +236,7 @@ def compile_plan(policy: Policy) -> Compiled:
         capabilities=None if hardening.capabilities is None else capabilities.mask(hardening.capabilities),
         securebits=capabilities.LOCKED_SECUREBITS if hardening.securebits else 0,
         no_new_privs=_gives_up_privileges(hardening),
-        landlock=None if hardening.landlock is None else landlock.compile_ruleset(hardening.landlock),
+        landlock=_ruleset(hardening),
         seccomp=seccomp.compile_profile(hardening.seccomp),
         umask=-1 if hardening.umask is None else hardening.umask,
         new_session=policy.session,
@@ -244,6 +244,14 @@ def compile_plan(policy: Policy) -> Compiled:
         monitor=policy.session and Namespace.PID not in policy.namespaces,
     )
     return Compiled(plan, table)
+
+
+def _ruleset(hardening: Hardening) -> LandlockRuleset | None:
+    """None also where the rules govern nothing, as those of ``landlock_write=/``: the kernel refuses such a ruleset (ENOMSG)."""
+    if hardening.landlock is None:
+        return None
+    ruleset = landlock.compile_ruleset(hardening.landlock)
+    return ruleset if ruleset.fs or ruleset.net or ruleset.scoped else None
 
 
 def _scrub_own_environment() -> None:

@@ -30,7 +30,10 @@ _DEFAULT_SIGNALS = sum(1 << (number - 1) for number in (signal.SIGPIPE, signal.S
 _REMEDIES: Mapping[tuple[str, int], str] = {
     ("clone", errno.EAGAIN): "raise the limit on processes (ulimit -u, pids.max)",
     ("maps", errno.EACCES): "the calling process is not dumpable: prctl(PR_SET_DUMPABLE, 1) after it changed its uid",
-    ("maps", errno.EPERM): "map only your own uid and gid, or have CAP_SETUID and CAP_SETGID",
+    (
+        "maps",
+        errno.EPERM,
+    ): "map only your own uid and gid, or have CAP_SETUID and CAP_SETGID; uid 0 needs CAP_SETFCAP for its own (Linux 5.12)",
     ("proc", errno.ESRCH): "mount a /proc of this PID namespace, or give the sandbox a PID namespace",
     ("landlock", errno.ENOENT): "name only paths that the sandbox has",
     ("securebits", errno.EPERM): "securebits take CAP_SETPCAP: run as root, or add a user namespace",
@@ -49,12 +52,16 @@ def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> 
         detail = f"({rule.path or f'port {rule.port}'})"
     elif step == "exec" and argv:
         detail = f"({os.fsdecode(argv[0])})"
-    return SetupError(step, failure.err, failure.index, detail, _remedy(step, failure.err))
+    return SetupError(step, failure.err, failure.index, detail, _remedy(step, failure.err, failure.index))
 
 
-def _remedy(step: str, number: int) -> str:
-    """Why namespaces are refused depends on the place: a uid 0 in a container is told of its capability, not of root."""
-    if step not in ("clone", "unshare") or number not in (errno.EPERM, errno.ENOSPC):
+def _remedy(step: str, number: int, index: int = -1) -> str:
+    """Why namespaces are refused depends on the place: a uid 0 in a container is told of its capability, not of root.
+
+    The first mount is only a change of propagation: who is refused that is refused any.
+    """
+    refused = step in ("clone", "unshare") and number in (errno.EPERM, errno.ENOSPC)
+    if not refused and not (step == "mounts" and index == 0 and number in (errno.EPERM, errno.EACCES)):
         return _REMEDIES.get((step, number), "")
     from pytest_isolate.kernel import remedies, surroundings
 

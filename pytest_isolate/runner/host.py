@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from pytest_isolate.groups import Groups
 from pytest_isolate.hooks import of_this_process
 from pytest_isolate.kernel.filesystem import for_tests
 from pytest_isolate.networks import Networks
-from pytest_isolate.policy import Policy
+from pytest_isolate.policy import Namespace, Policy
 from pytest_isolate.profile import MINIMAL
 from pytest_isolate.registry import candidates
 from pytest_isolate.runner import compat
@@ -143,17 +144,16 @@ class Host:
                 return str(error)
             case "warn":
                 kept = self._best_tier(settings)
+                best = error.why.partition(" | ")[0]  # what keeps the best backend from it; `doctor --explain` has all
                 raising = "`pytest-isolate doctor --ci` says what would raise it"
-                self._give_up(f"{settings.profile} -> minimal{kept}, because {error.why}; {raising}")
+                self._give_up(f"{settings.profile} -> {kept}, because {best}; {raising}")
                 return ""
         raise pytest.UsageError(f"pytest-isolate: {error}") from error
 
     def _best_tier(self, settings: Settings) -> str:
-        """Take what needs no namespaces: with the policy's hardening where that can be had; in words, what was kept."""
+        """Take the first of tiers() that can be had; in words, what was kept."""
         policy = self._settled(settings)
-        without = without_namespaces(policy)
-        tiers = [(replace(without, hardening=policy.hardening), " with its hardening"), (without, "")]
-        for tier, words in tiers[policy.hardening == without.hardening :]:
+        for tier, words in tiers(policy, settings.profile):
             with contextlib.suppress(BackendUnavailable):
                 found = candidates(tier, settings.backends, kind=kind_of(settings), hooks=self.hooks)
                 self._take(settings, replace(settings, policy=tier), found)
@@ -184,6 +184,20 @@ def _described(backend: Backend, policy: Policy) -> str:
 def kind_of(settings: Settings) -> Kind:
     """What a backend has to start for these settings."""
     return "fresh" if settings.mode == "fresh" else "tests"
+
+
+def tiers(policy: Policy, profile: str) -> Iterator[tuple[Policy, str]]:
+    """What is left of a policy that cannot be had whole, best first, each with its name.
+
+    AppArmor (Ubuntu 24.04) and some containers let namespaces be made and refuse every mount in them.
+    """
+    if policy.namespaces - {Namespace.MOUNT} and policy.namespaces & {Namespace.MOUNT}:
+        namespaces = policy.namespaces - {Namespace.MOUNT}
+        yield replace(policy, namespaces=namespaces, filesystem=MINIMAL.filesystem), f"{profile} without its mounts"
+    without = without_namespaces(policy)
+    if policy.hardening != without.hardening:
+        yield replace(without, hardening=policy.hardening), "minimal with its hardening"
+    yield without, "minimal"
 
 
 def without_namespaces(policy: Policy) -> Policy:

@@ -100,6 +100,33 @@ def test_the_best_tier_keeps_what_needs_no_namespaces(restricted: Run, pytester:
     )
 
 
+def test_where_namespaces_can_be_made_and_mounts_cannot_that_tier_is_found(
+    restricted: Run, pytester: pytest.Pytester
+) -> None:
+    """Ubuntu 24.04: `unshare` works for a plain user, and nothing in it does. Only the whole sequence, tried, tells."""
+    pytester.makepyfile(
+        test_it="""
+        import os
+        def test_namespaces():
+            assert os.readlink("/proc/self/ns/ipc") != os.environ["OUTSIDE"]
+        """
+    )
+    pytester.makeconftest("import os\nos.environ.setdefault('OUTSIDE', os.readlink('/proc/self/ns/ipc'))")
+    refused = restricted(how=("--no-mounts",))
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(
+        ["ERROR: *native lacks sandbox setup failed at mounts*: EACCES (Permission denied). The *"]
+    )
+    result = restricted("--isolate-missing=warn", how=("--no-mounts",))
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "isolate: profile standard (namespaces ipc,uts), backend native",
+            "isolate: DEGRADED standard -> standard without its mounts, because native lacks *EACCES*doctor --ci*",
+        ]
+    )
+
+
 def test_programs_run_where_the_container_refuses_unshare(restricted: Run, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it="def test_one(sandbox): assert sandbox.run(['true'], namespaces='none').ok")
     restricted("--isolate-profile=minimal").assert_outcomes(passed=1)

@@ -50,10 +50,11 @@ OURS = (
     "freeze",
     "kill",
     "header",
+    "landlock",
     "tests",
 )
 #: Those of OURS that are a run of pytest: slow, and they need the row's own launcher.
-SUITES = ("header", "tests")
+SUITES = ("header", "landlock", "tests")
 LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"kernel": LIMITS, "ours": OURS})
 
 _GROUP_LIMITS = tuple(name for name in LIMITS if name not in ("rlimits", "userns", "landlock", "seccomp"))

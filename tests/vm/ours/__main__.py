@@ -17,7 +17,7 @@ from . import limits, suite
 def main(mode: str, words: list[str]) -> None:
     paths, names = [word for word in words if "/" in word], [word for word in words if "/" not in word]
     quick = {name: functools.partial(limits.hit, mode, check) for name, check in limits.CHECKS.items()}
-    slow = {"header": suite.header, "tests": functools.partial(suite.own_tests, paths)}
+    slow = {"header": suite.header, "landlock": suite.landlock, "tests": functools.partial(suite.own_tests, paths)}
     for checks, deadline_s in ((quick, DEADLINE_S), (slow, SUITE_DEADLINE_S)):
         tell("ours", {name: check for name, check in checks.items() if not names or name in names}, deadline_s)
 

@@ -14,10 +14,17 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from tests.vm.inside.telling import SUITE_DEADLINE_S, Degraded
+from tests.vm.inside.telling import SUITE_DEADLINE_S, Degraded, Refused
 
 _HANGS_S = SUITE_DEADLINE_S - 60
 _RUNNER = "import os, sys, pytest; os.environ['RUNNER'] = str(os.getpid()); sys.exit(pytest.main(sys.argv[1:]))"
+_PLUGIN = os.path.abspath(f"{__file__}/../../../../plugins/landlock")
+_CONFINED = """\
+def test_confined():
+    with open("/proc/self/status") as file:
+        said = file.read()
+    assert "NoNewPrivs:\\t1" in said and "Seccomp:\\t2" in said
+"""
 _SAMPLE = """\
 import os
 
@@ -33,33 +40,43 @@ def _environment() -> dict[str, str]:
 
 def header() -> str:
     """The header lines of ``pytest --isolate`` here, taking what this host can do; the test ran in another process."""
+    said = _header(_SAMPLE, "--isolate", "--isolate-missing=warn", "--isolate-mem-limit=256M")
+    if any("DEGRADED" in line for line in said):
+        raise Degraded(" / ".join(said))
+    return " / ".join(said)
+
+
+def landlock() -> str:
+    """The header by the backend of that name, which needs neither privilege nor namespaces; the test was confined."""
+    return " / ".join(_header(_CONFINED, "-p", "pytest_isolate_landlock", "--isolate-backend=landlock"))
+
+
+def _header(sample: str, *options: str) -> list[str]:
+    """What the header says of isolation in a run of the sample, which passes.
+
+    Raises:
+        Refused: the run did not begin; the text is its one line.
+    """
     with tempfile.TemporaryDirectory() as place:
         with open(f"{place}/test_sample.py", "w") as file:
-            file.write(_SAMPLE)
-        options = [
-            "-p",
-            "pytest_isolate.runner.plugin",
-            "--isolate",
-            "--isolate-missing=warn",
-            "--isolate-mem-limit=256M",
-            "-p",
-            "no:cacheprovider",
-            place,
-        ]
+            file.write(sample)
+        words = ["-p", "pytest_isolate.runner.plugin", *options, "-p", "no:cacheprovider", place]
+        environment = _environment()
+        environment["PYTHONPATH"] = f"{environment.get('PYTHONPATH', '')}:{_PLUGIN}"
         done = subprocess.run(
-            [sys.executable, "-c", _RUNNER, *options],
+            [sys.executable, "-c", _RUNNER, *words],
             cwd=place,
-            env=_environment(),
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
     said = [line.strip() for line in done.stdout.splitlines() if line.startswith("isolate")]
+    if done.returncode == 4:  # of pytest: its arguments cannot be done
+        raise Refused(done.stderr.strip())
     assert done.returncode == 0, done.stdout + done.stderr
     assert said, "the header says nothing: " + done.stdout
-    if any("DEGRADED" in line for line in said):
-        raise Degraded(" / ".join(said))
-    return " / ".join(said)
+    return said
 
 
 def own_tests(paths: list[str]) -> str:
