@@ -33,7 +33,7 @@ _REMEDIES: Mapping[tuple[str, int], str] = {
     (
         "maps",
         errno.EPERM,
-    ): "map only your own uid and gid, or have CAP_SETUID and CAP_SETGID; uid 0 needs CAP_SETFCAP for its own (Linux 5.12)",
+    ): "map only your own ids, or have CAP_SETUID and CAP_SETGID; uid 0 needs CAP_SETFCAP to map itself (Linux 5.12)",
     ("proc", errno.ESRCH): "mount a /proc of this PID namespace, or give the sandbox a PID namespace",
     ("landlock", errno.ENOENT): "name only paths that the sandbox has",
     ("securebits", errno.EPERM): "securebits take CAP_SETPCAP: run as root, or add a user namespace",
