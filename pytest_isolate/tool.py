@@ -23,7 +23,7 @@ from pytest_isolate.capability import Capability, beyond
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, native
-from pytest_isolate.kernel.child import Child, Exited
+from pytest_isolate.kernel.child import Child, Exited, Rusage
 from pytest_isolate.kernel.compiled import Joined
 from pytest_isolate.kernel.filesystem.entries import entries
 from pytest_isolate.kernel.filesystem.tree import Tree
@@ -32,7 +32,7 @@ from pytest_isolate.kernel.rlimits import compile_rlimits
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Filesystem, Namespace, Policy
 
-__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "ToolBackend", "ToolProcess", "places", "program_below"]
+__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "Rusage", "ToolBackend", "ToolProcess", "places", "program_below"]
 
 #: What holds for every tool, because it is started as any program is.
 BY_OURSELVES = frozenset(
