@@ -342,7 +342,7 @@ class ToolProcess:
 
     def _program_status(self, status: ExitStatus) -> ExitStatus:
         number = (status.code or 0) - _SHELL_SIGNAL
-        if self._backend.signals_as_status and number in signal.valid_signals():
+        if self._backend.signals_as_status and 0 < number < signal.NSIG:
             return ExitStatus(signal=number)
         return status
 
