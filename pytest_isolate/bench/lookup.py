@@ -35,12 +35,12 @@ def measure(effort: Effort) -> list[Table]:
         _make_tree(Path(base))
         found = {count: in_turns(dict(_views(base, count)), effort) for count in COMPONENTS}
     views = list(found[1])
-    rows = [(view, *_row([found[count][view] for count in COMPONENTS])) for view in views]
-    published = [(name, *_figures(list(map(float, figures)))) for name, figures in _FOUNDING.items()]
+    rows = [(view, *_row([found[count][view] for count in COMPONENTS]), _worst(view, found)) for view in views]
+    published = [(name, *_figures(list(map(float, figures))), "-") for name, figures in _FOUNDING.items()]
     return [
         Table(
             title="path look-up: stat(2), ns by components",
-            head=("where", *map(str, COMPONENTS), "constant", "per component"),
+            head=("where", *map(str, COMPONENTS), "constant", "per component", "x host, worst"),
             rows=(*rows, *published),
             notes=(_crossing(found),),
         )
@@ -63,6 +63,12 @@ def _row(samples: list[Samples]) -> Iterator[str]:
     if any(one.errors or not one.times_ns for one in samples):
         return iter(["-"] * (len(COMPONENTS) + 2))
     return iter(_figures([one.median_ns for one in samples]))
+
+
+def _worst(view: str, found: dict[int, dict[str, Samples]]) -> str:
+    """Of the six numbers of components, the one that is furthest from the host's."""
+    times = [found[count][view].over(found[count]["host, tmpfs"]) for count in COMPONENTS]
+    return "-" if any(one != one for one in times) else f"{max(times, key=lambda one: abs(one - 1)):.3f}"
 
 
 def _figures(medians: list[float]) -> list[str]:

@@ -41,10 +41,20 @@ class Samples:
 
     times_ns: list[int] = field(default_factory=list)
     errors: int = 0
+    rounds_ns: list[float] = field(default_factory=list)  # the median of each round; nan where nothing succeeded
 
     def add(self, batch: Sequence[int]) -> None:
-        self.times_ns += [sample for sample in batch if sample >= 0]
-        self.errors += sum(sample < 0 for sample in batch)
+        """One round's samples."""
+        succeeded = [sample for sample in batch if sample >= 0]
+        self.times_ns += succeeded
+        self.errors += len(batch) - len(succeeded)
+        self.rounds_ns.append(statistics.median(succeeded) if succeeded else math.nan)
+
+    def over(self, floor: Samples) -> float:
+        """How many times as long as ``floor``: the median of the rounds' ratios, for within a round the machine is the same."""
+        pairs = zip(self.rounds_ns, floor.rounds_ns, strict=True)
+        ratios = [ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0]
+        return statistics.median(ratios) if ratios else math.nan
 
     @property
     def median_ns(self) -> float:

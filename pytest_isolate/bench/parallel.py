@@ -45,5 +45,5 @@ def _cells(one: Samples, many: Samples, workers: int, floor: Samples) -> tuple[s
         f"{one.per_second:.0f}",
         f"{many.per_second * workers:.0f}",
         str(one.errors + many.errors),
-        ratio(many.median_ns, floor.median_ns),
+        ratio(many, floor),
     )

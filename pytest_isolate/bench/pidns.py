@@ -6,6 +6,7 @@ Owns: the operations and the places. Source of the question: the kernel of 2007 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from pytest_isolate.bench.measure import Batch, Effort, Samples, bench, in_turns, lines_of
 from pytest_isolate.bench.table import Table, ratio
@@ -31,11 +32,10 @@ def _table(operation: str, effort: Effort) -> Table:
     places["sandbox, own PID namespace"] = _inside(operation, vary(STANDARD, namespaces="+pid"))
     places["sandbox, flat"] = _inside(operation, STANDARD)
     found = in_turns(places, effort)
-    floor = found["depth 0"]
     return Table(
         title=f"PID namespaces: {operation}",
-        head=("where", "median ns", "p99 ns", "ok", "errors", "x depth 0"),
-        rows=tuple((where, *_cells(samples, floor)) for where, samples in found.items()),
+        head=("where", "median ns", "p99 ns", "ok", "errors", "x depth 0", "x depth 1"),
+        rows=tuple((where, *_cells(samples, found)) for where, samples in found.items()),
         notes=() if _may_nest() else ("deeper rows take CAP_SYS_ADMIN",),
     )
 
@@ -44,9 +44,9 @@ def _may_nest() -> bool:
     return os.geteuid() == 0
 
 
-def _cells(samples: Samples, floor: Samples) -> tuple[str, ...]:
+def _cells(samples: Samples, found: Mapping[str, Samples]) -> tuple[str, ...]:
     figures = (f"{samples.median_ns:.0f}", f"{samples.p99_ns:.0f}", str(len(samples.times_ns)), str(samples.errors))
-    return (*figures, ratio(samples.median_ns, floor.median_ns))
+    return (*figures, *(ratio(samples, found[depth]) if depth in found else "-" for depth in ("depth 0", "depth 1")))
 
 
 def _words(operation: str, count: int, depth: int) -> list[str]:

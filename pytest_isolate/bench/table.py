@@ -44,8 +44,9 @@ def microseconds(ns: float) -> str:
     return "-" if ns != ns else f"{ns / 1000:.0f}" if ns >= 100_000 else f"{ns / 1000:.1f}"
 
 
-def ratio(ns: float, floor_ns: float) -> str:
-    return "-" if not floor_ns or ns != ns or floor_ns != floor_ns else f"{ns / floor_ns:.2f}"
+def ratio(samples: Samples, floor: Samples) -> str:
+    times = samples.over(floor)
+    return "-" if times != times else f"{times:.2f}"
 
 
 def cells(samples: Samples, floor: Samples) -> Sequence[str]:
@@ -56,7 +57,7 @@ def cells(samples: Samples, floor: Samples) -> Sequence[str]:
         f"{samples.per_second:.0f}",
         str(len(samples.times_ns)),
         str(samples.errors),
-        ratio(samples.median_ns, floor.median_ns),
+        ratio(samples, floor),
     )
 
 
