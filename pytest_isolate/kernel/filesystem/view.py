@@ -24,11 +24,11 @@ from pytest_isolate.kernel.filesystem.mountinfo import (
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
-    MS_REMOUNT,
 )
 from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
+from pytest_isolate.kernel.filesystem.mounttable import MountTable
 from pytest_isolate.kernel.filesystem.tree import FileSystem, Found, Mounted, Node, Place, Tree, host_path, is_below
-from pytest_isolate.kernel.plan import MountKind, MountOp
+from pytest_isolate.kernel.plan import MountKind
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.filesystem.context import Context
@@ -69,9 +69,8 @@ class _Compiler:
     context: Context
     host: Tree = field(init=False)
     tree: Tree = field(init=False)
+    table: MountTable = field(init=False)
     wanted: list[Entry] = field(default_factory=list)
-    ops: list[MountOp] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     create: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -86,21 +85,22 @@ class _Compiler:
     def __post_init__(self) -> None:
         self.host = Tree(self.context.mounts, self.context.lookup)
         self.tree = Tree(self.context.mounts, self.context.lookup)
+        self.table = MountTable(tree=self.tree, mount_setattr=self.context.mount_setattr)
 
     def compile(self) -> MountPlan:
         self.wanted = entries(self.filesystem, context=self.context, host=self.host, skipped=self.skipped)
-        self._emit(
+        self.table.emit(
             MountKind.PROPAGATION, "/", "keep mounts from the host and the host's from us", flags=MS_REC | MS_PRIVATE
         )
         if self.filesystem.root == "readonly":
-            self._seal("/", "make the host's file systems read-only")
+            self.table.seal("/", "make the host's file systems read-only")
         self._prepare_stage()
         for entry in self.wanted:
             self._place(entry)
         self._finish()
         return MountPlan(
-            ops=tuple(self.ops),
-            words=tuple(self.words),
+            ops=tuple(self.table.ops),
+            words=tuple(self.table.words),
             tree=self.tree,
             host=self.host,
             layers=tuple(self._made_on(layer) for layer in self.layers),
@@ -119,12 +119,12 @@ class _Compiler:
         if not (pivots or layered or hiding):
             return
         self.stage = self._choose_stage(targets_count=not pivots)
-        self._mount_tmpfs(self.stage, "a stage", "mode=755")
+        self.table.mount_tmpfs(self.stage, "a stage", "mode=755")
         if pivots:
             self.new_root = f"{self.stage}/root"
-            self._emit(MountKind.MKDIR, self.new_root, "the new root")
+            self.table.emit(MountKind.MKDIR, self.new_root, "the new root")
             if base is None:
-                self._mount_tmpfs(self.new_root, "the new root", "mode=755")
+                self.table.mount_tmpfs(self.new_root, "the new root", "mode=755")
                 self.sealed_late.append(self.new_root)
         for number, target in enumerate(hiding):
             self.assembled[target] = f"{self.stage}/place{number}"
@@ -170,15 +170,15 @@ class _Compiler:
 
     def _finish(self) -> None:
         for path in self.sealed_late:
-            self._remount(path, self._mounted(path).flags | MS_RDONLY, "nothing more is added")
+            self.table.remount(path, self.table.mounted(path).flags | MS_RDONLY, "nothing more is added")
         for target, stage in self.assembled.items():
-            self._emit(MountKind.MOUNT, target, f"put {target} in place", source=stage, flags=MS_MOVE)
+            self.table.emit(MountKind.MOUNT, target, f"put {target} in place", source=stage, flags=MS_MOVE)
         for store in self.stores:
-            self._emit(MountKind.SEND_DIR, store, "hand the layers to the supervisor")
+            self.table.emit(MountKind.SEND_DIR, store, "hand the layers to the supervisor")
         if self.new_root:
-            self._emit(MountKind.PIVOT, self.new_root, "enter the new root, leave the host's")
+            self.table.emit(MountKind.PIVOT, self.new_root, "enter the new root, leave the host's")
         elif self.stage:
-            self._emit(MountKind.UMOUNT, self.stage, "take the stage away")
+            self.table.emit(MountKind.UMOUNT, self.stage, "take the stage away")
 
     # -- one place
 
@@ -197,10 +197,10 @@ class _Compiler:
         match entry.kind:
             case "proc":
                 flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-                self._emit(MountKind.MOUNT, path, entry.words, source="proc", fstype="proc", flags=flags)
+                self.table.emit(MountKind.MOUNT, path, entry.words, source="proc", fstype="proc", flags=flags)
             case "tmpfs":
                 size = f",size={entry.size_bytes}" if entry.size_bytes else ""
-                self._mount_tmpfs(path, entry.words, f"mode={entry.mode:o}{size}")
+                self.table.mount_tmpfs(path, entry.words, f"mode={entry.mode:o}{size}")
             case "mask":
                 self._mask(path, entry)
             case "bind":
@@ -226,7 +226,7 @@ class _Compiler:
         )
         if entry.kind == "link":
             if found.error and self._is_ours(found.place.mount):
-                self._emit(MountKind.SYMLINK, path, f"{entry.target}", source=entry.source)
+                self.table.emit(MountKind.SYMLINK, path, f"{entry.target}", source=entry.source)
             elif found.error:
                 self.skipped.append(f"link {entry.target}: the file system there is the host's")
             return path
@@ -247,7 +247,7 @@ class _Compiler:
                 "create it first, or put an overlay or a tmpfs on the directory above",
             )
         made = MountKind.MKDIR if kind == "directory" else MountKind.MKFILE
-        self._emit(made, path, f"a place for {entry.target}", data="755" if made is MountKind.MKDIR else "644")
+        self.table.emit(made, path, f"a place for {entry.target}", data="755" if made is MountKind.MKDIR else "644")
         return path
 
     def _is_ours(self, mount: Mounted) -> bool:
@@ -265,40 +265,39 @@ class _Compiler:
 
     def _mask(self, path: str, entry: Entry) -> None:
         if self._kind_of(entry) == "file":
-            self._emit(MountKind.BIND, path, entry.words, source="/dev/null", flags=MS_BIND)
+            self.table.emit(MountKind.BIND, path, entry.words, source="/dev/null", flags=MS_BIND)
             return
         if any(is_below(other.target, entry.target) for other in self.wanted):
-            self._mount_tmpfs(path, entry.words, "mode=755")
+            self.table.mount_tmpfs(path, entry.words, "mode=755")
             self.sealed_late.append(path)
             return
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
-        self._emit(MountKind.MOUNT, path, entry.words, source="tmpfs", fstype="tmpfs", flags=flags, data=_EMPTY)
-
-    def _mount_tmpfs(self, path: str, words: str, data: str) -> None:
-        self._emit(MountKind.MOUNT, path, words, source="tmpfs", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data=data)
+        self.table.emit(MountKind.MOUNT, path, entry.words, source="tmpfs", fstype="tmpfs", flags=flags, data=_EMPTY)
 
     def _bind(self, path: str, entry: Entry) -> None:
         source = entry.source or path  # a part of a mount just made, bound over itself
         if entry.owned:
-            self.owned.append(len(self.ops))
-        self._emit(MountKind.BIND, path, entry.words, source=source, flags=MS_BIND | (MS_REC if entry.recursive else 0))
+            self.owned.append(len(self.table.ops))
+        self.table.emit(
+            MountKind.BIND, path, entry.words, source=source, flags=MS_BIND | (MS_REC if entry.recursive else 0)
+        )
         self._uncover_stage(path, source)
         if not entry.writable:
-            self._seal(path, entry.words)
+            self.table.seal(path, entry.words)
             return
-        for mount in list(self._mounted(path).subtree()):
+        for mount in list(self.table.mounted(path).subtree()):
             if mount.flags != mount.host_flags and not mount.host_flags & MS_RDONLY:
-                self._unseal(self.tree.path_of(Place(mount, mount.root)), mount, entry.words)
+                self.table.unseal(self.tree.path_of(Place(mount, mount.root)), mount, entry.words)
 
     def _uncover_stage(self, path: str, source: str) -> None:
         """A recursive bind of a directory above the stage took a copy of it along."""
         if self.stage and (is_below(self.stage, source)):
             copy = path + self.stage[len(source.rstrip("/")) :]
-            if self.tree.walk(copy).place.mount in self._mounted(path).subtree() and self._is_stage(copy):
-                self._emit(MountKind.UMOUNT, copy, "the stage is not part of it")
+            if self.tree.walk(copy).place.mount in self.table.mounted(path).subtree() and self._is_stage(copy):
+                self.table.emit(MountKind.UMOUNT, copy, "the stage is not part of it")
 
     def _is_stage(self, path: str) -> bool:
-        return self.tree.walk(path).place.mount.fs is self._mounted(self.stage).fs
+        return self.tree.walk(path).place.mount.fs is self.table.mounted(self.stage).fs
 
     def _overlay(self, path: str, entry: Entry) -> None:
         number = len(self.layers)
@@ -309,8 +308,8 @@ class _Compiler:
         flags = MS_NODEV | self.host.walk(entry.source).place.mount.flags & (
             MS_NOSUID | MS_NOEXEC
         )  # no more than the host allows
-        self._emit(MountKind.MOUNT, path, entry.words, source="overlay", fstype="overlay", flags=flags, data=data)
-        self._overlays_made[entry.target] = self._mounted(path).fs
+        self.table.emit(MountKind.MOUNT, path, entry.words, source="overlay", fstype="overlay", flags=flags, data=data)
+        self._overlays_made[entry.target] = self.table.mounted(path).fs
         if entry.keep:
             kept = f"{self.context.keep_directory}/{number}"
             self.create += [f"{kept}/upper", f"{kept}/work"]
@@ -323,8 +322,8 @@ class _Compiler:
     def _kept_home(self) -> str:
         """The directory to keep layers in, under a name on the stage: plain, and writable though the host is sealed."""
         alias, source = f"{self.stage}/kept", self.host.real(self.context.keep_directory or "")
-        if alias not in {op.target for op in self.ops}:
-            self._emit(MountKind.MKDIR, alias, "a place for the layers to keep")
+        if alias not in {op.target for op in self.table.ops}:
+            self.table.emit(MountKind.MKDIR, alias, "a place for the layers to keep")
             self._bind(
                 alias,
                 Entry(kind="bind", target=alias, source=source, writable=True, recursive=False, words="layers to keep"),
@@ -335,8 +334,8 @@ class _Compiler:
         """Where an overlay's layer is made: with the others, or on a tmpfs of its own when its size is bounded."""
         if entry.size_bytes:
             home = store = f"{self.stage}/layer{number}"
-            self._emit(MountKind.MKDIR, home, f"layer of {entry.target}", data="700")
-            self._mount_tmpfs(home, f"layer of {entry.target}", f"mode=700,size={entry.size_bytes}")
+            self.table.emit(MountKind.MKDIR, home, f"layer of {entry.target}", data="700")
+            self.table.mount_tmpfs(home, f"layer of {entry.target}", f"mode=700,size={entry.size_bytes}")
         else:
             store = f"{self.stage}/layers"
             home = f"{store}/{number}"
@@ -344,8 +343,8 @@ class _Compiler:
             self.stores.append(store)
         node = self.host.walk(entry.source).node
         upper = self._layer_owner(node) if node is not None else "755"
-        self._emit(MountKind.MKDIR, f"{home}/upper", f"layer of {entry.target}", data=upper)
-        self._emit(MountKind.MKDIR, f"{home}/work", f"layer of {entry.target}", data="755")
+        self.table.emit(MountKind.MKDIR, f"{home}/upper", f"layer of {entry.target}", data=upper)
+        self.table.emit(MountKind.MKDIR, f"{home}/work", f"layer of {entry.target}", data="755")
         return home
 
     def _layer_owner(self, node: Node) -> str:
@@ -357,51 +356,9 @@ class _Compiler:
         if not _UNSAFE_IN_OPTIONS & set(source) and len(source) < 1024:
             return source
         alias = f"{self.stage}/lower{number}"
-        self._emit(MountKind.MKDIR, alias, "a plain name for the lower directory")
-        self._emit(MountKind.BIND, alias, "a plain name for the lower directory", source=source, flags=MS_BIND)
+        self.table.emit(MountKind.MKDIR, alias, "a plain name for the lower directory")
+        self.table.emit(MountKind.BIND, alias, "a plain name for the lower directory", source=source, flags=MS_BIND)
         return alias
-
-    # -- flags
-
-    def _seal(self, path: str, words: str) -> None:
-        """Make a mount and all below it read-only. Other flags stay, locked ones above all."""
-        if self.context.mount_setattr:
-            self._emit(MountKind.SETATTR, path, words, flags=MS_REC, data=str(MS_RDONLY))
-            return
-        top = self._mounted(path)
-        for shown, mount in [(path, top), *self.tree.below(path)]:
-            if not mount.flags & MS_RDONLY:
-                self._remount(shown, mount.flags | MS_RDONLY, words)
-
-    def _unseal(self, path: str, mount: Mounted, words: str) -> None:
-        if self.context.mount_setattr:
-            self._emit(MountKind.SETATTR, path, words, data=f"0:{MS_RDONLY}")
-        else:
-            self._remount(path, mount.host_flags, words)
-
-    def _remount(self, path: str, flags: int, words: str) -> None:
-        self._emit(MountKind.REMOUNT, path, words, flags=MS_REMOUNT | MS_BIND | flags)
-
-    def _mounted(self, path: str) -> Mounted:
-        return self.tree.walk(path).place.mount
-
-    def _emit(
-        self,
-        kind: MountKind,
-        target: str,
-        words: str,
-        *,
-        source: str = "",
-        fstype: str = "",
-        flags: int = 0,
-        data: str = "",
-    ) -> None:
-        op = MountOp(kind=kind, target=target, source=source, fstype=fstype, flags=flags, data=data)
-        self.tree.apply(op)
-        self.ops.append(op)
-        self.words.append(words)
-        if kind in (MountKind.MOUNT, MountKind.BIND) and not flags & MS_MOVE:
-            self._mounted(target).words = words
 
 
 def _with_parents(path: str) -> list[str]:

@@ -1,0 +1,74 @@
+"""A mount table while it is written: each op is done to the model of the mounts at once.
+
+Owns: the ops and what each is for, and how a mount is made read-only on kernels with and without mount_setattr(2).
+Refuses: to know what the mounts are for (view.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pytest_isolate.kernel.filesystem.mountinfo import (
+    MS_BIND,
+    MS_MOVE,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+)
+from pytest_isolate.kernel.filesystem.tree import Mounted, Tree
+from pytest_isolate.kernel.plan import MountKind, MountOp
+
+
+@dataclass(slots=True, kw_only=True)
+class MountTable:
+    """``tree``: the mounts after the last op; ``words``: for each op, what it is for."""
+
+    tree: Tree
+    mount_setattr: bool
+    ops: list[MountOp] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+
+    def seal(self, path: str, words: str) -> None:
+        """Make a mount and all below it read-only. Other flags stay, locked ones above all."""
+        if self.mount_setattr:
+            self.emit(MountKind.SETATTR, path, words, flags=MS_REC, data=str(MS_RDONLY))
+            return
+        top = self.mounted(path)
+        for shown, mount in [(path, top), *self.tree.below(path)]:
+            if not mount.flags & MS_RDONLY:
+                self.remount(shown, mount.flags | MS_RDONLY, words)
+
+    def unseal(self, path: str, mount: Mounted, words: str) -> None:
+        if self.mount_setattr:
+            self.emit(MountKind.SETATTR, path, words, data=f"0:{MS_RDONLY}")
+        else:
+            self.remount(path, mount.host_flags, words)
+
+    def remount(self, path: str, flags: int, words: str) -> None:
+        self.emit(MountKind.REMOUNT, path, words, flags=MS_REMOUNT | MS_BIND | flags)
+
+    def mounted(self, path: str) -> Mounted:
+        return self.tree.walk(path).place.mount
+
+    def emit(
+        self,
+        kind: MountKind,
+        target: str,
+        words: str,
+        *,
+        source: str = "",
+        fstype: str = "",
+        flags: int = 0,
+        data: str = "",
+    ) -> None:
+        op = MountOp(kind=kind, target=target, source=source, fstype=fstype, flags=flags, data=data)
+        self.tree.apply(op)
+        self.ops.append(op)
+        self.words.append(words)
+        if kind in (MountKind.MOUNT, MountKind.BIND) and not flags & MS_MOVE:
+            self.mounted(target).words = words
+
+    def mount_tmpfs(self, path: str, words: str, data: str) -> None:
+        self.emit(MountKind.MOUNT, path, words, source="tmpfs", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data=data)
