@@ -78,9 +78,10 @@ NP_INLINE int np_redirect(struct bpf_sock_addr *ctx, const int v6, const struct 
 	return 1;
 }
 
-NP_INLINE int np_denied_call(struct np_policy *p, struct np_counters *c, const struct np_packet *k, __u64 cookie,
-			     __u8 reason, __u8 where)
+NP_INLINE int np_denied_call(struct np_policy *p, const struct np_packet *k, __u64 cookie, __u8 reason, __u8 where)
 {
+	struct np_counters *c = storage_get(np_counts);
+
 	np_add(c->denied_out, 1);
 	np_report(p, c, k, cookie, NP_DENY, reason, where, 1);
 	return np_refuse(p);
@@ -90,7 +91,7 @@ NP_INLINE int np_denied_call(struct np_policy *p, struct np_counters *c, const s
 NP_INLINE int np_open(struct bpf_sock_addr *ctx, const int v6, const __u8 reason)
 {
 	struct np_policy *p = storage_get(np_policies);
-	struct np_counters *c = storage_get(np_counts);
+	struct np_counters *c;
 	struct np_packet k = {};
 	__u64 cookie;
 	__u32 v;
@@ -103,7 +104,7 @@ NP_INLINE int np_open(struct bpf_sock_addr *ctx, const int v6, const __u8 reason
 		np_from_addr4(ctx, &k);
 	np_reached(&k);
 	if (!np_valid(p))
-		return np_denied_call(p, c, &k, bpf_get_socket_cookie(ctx), NP_R_MALFORMED, NP_OUT);
+		return np_denied_call(p, &k, bpf_get_socket_cookie(ctx), NP_R_MALFORMED, NP_OUT);
 	if (reason == NP_R_SENDMSG && ctx->sk)
 		k.local_port = ctx->sk->src_port; /* a server's answer from a port it offers passes */
 	v = np_judge(p, &k, NP_OUT, reason == NP_R_SENDMSG ? NP_IN : 0);
@@ -111,16 +112,17 @@ NP_INLINE int np_open(struct bpf_sock_addr *ctx, const int v6, const __u8 reason
 		return 1;
 	cookie = bpf_get_socket_cookie(ctx);
 	if ((v & 15) == NP_DENY)
-		return np_denied_call(p, c, &k, cookie, reason, NP_OUT);
+		return np_denied_call(p, &k, cookie, reason, NP_OUT);
 	if (reason == NP_R_CONNECT && (p->flags & NP_F_BUDGET) && !np_take_connection(p))
-		return np_denied_call(p, c, &k, cookie, NP_R_LIMIT_CONNECTIONS, NP_OUT);
+		return np_denied_call(p, &k, cookie, NP_R_LIMIT_CONNECTIONS, NP_OUT);
+	c = storage_get(np_counts);
 	if ((v & 15) == NP_LOG) {
 		np_add(c->logged, 1);
 		np_report(p, c, &k, cookie, NP_LOG, reason, NP_OUT, 1);
 	}
 	if ((v & 15) == NP_REDIRECT) {
 		if (!np_redirect(ctx, v6, &k, v >> 16, cookie))
-			return np_denied_call(p, c, &k, cookie, reason, NP_OUT);
+			return np_denied_call(p, &k, cookie, reason, NP_OUT);
 		np_add(c->redirected, 1);
 	}
 	return 1;
@@ -149,7 +151,6 @@ PROGRAM("cgroup/sendmsg6", np_sendmsg6, bpf_sock_addr)
 NP_INLINE int np_bind(struct bpf_sock_addr *ctx, const int v6)
 {
 	struct np_policy *p = storage_get(np_policies);
-	struct np_counters *c = storage_get(np_counts);
 	struct np_packet k = {};
 
 	if (v6)
@@ -158,12 +159,12 @@ NP_INLINE int np_bind(struct bpf_sock_addr *ctx, const int v6)
 		np_from_addr4(ctx, &k);
 	k.local_port = k.port;
 	if (!np_valid(p))
-		return np_denied_call(p, c, &k, bpf_get_socket_cookie(ctx), NP_R_MALFORMED, NP_BIND);
+		return np_denied_call(p, &k, bpf_get_socket_cookie(ctx), NP_R_MALFORMED, NP_BIND);
 	if ((p->flags & NP_F_COUNT_ONLY) || !k.port) /* port 0: the kernel picks a free one */
 		return 1;
 	if (np_passes(np_judge(p, &k, NP_BIND, 0)))
 		return 1;
-	return np_denied_call(p, c, &k, bpf_get_socket_cookie(ctx), NP_R_BIND, NP_BIND);
+	return np_denied_call(p, &k, bpf_get_socket_cookie(ctx), NP_R_BIND, NP_BIND);
 }
 
 PROGRAM("cgroup/bind4", np_bind4, bpf_sock_addr)
@@ -180,12 +181,11 @@ PROGRAM("cgroup/bind6", np_bind6, bpf_sock_addr)
 PROGRAM("cgroup/sock_create", np_sock_create, bpf_sock)
 {
 	struct np_policy *p = storage_get(np_policies);
-	struct np_counters *c = storage_get(np_counts);
 	struct np_packet k = {.family = ctx->family, .ipproto = ctx->protocol};
 
 	if (np_valid(p) && (ctx->type != 3 || (p->flags & (NP_F_RAW | NP_F_COUNT_ONLY))))
 		return 1;
-	return np_denied_call(p, c, &k, 0, np_valid(p) ? NP_R_SOCKET : NP_R_MALFORMED, NP_OUT);
+	return np_denied_call(p, &k, 0, np_valid(p) ? NP_R_SOCKET : NP_R_MALFORMED, NP_OUT);
 }
 
 /* What was redirected looks, to its program, as if it had not been. */
@@ -229,26 +229,29 @@ PROGRAM("cgroup/getpeername6", np_getpeername6, bpf_sock_addr)
 
 /* ---- TCP connections, counted when established -------------------------------------------------------------------- */
 
+/* Remembers who opened it, for packets that are judged one by one. */
+NP_INLINE void np_remember_accepted(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx), *slot = np_accepted_slot(cookie);
+
+	if (slot)
+		*slot = cookie;
+}
+
 /* Refuses nothing, so user space attaches it first: that makes the storage it then writes the policy to. */
 PROGRAM("sockops", np_sockops, bpf_sock_ops)
 {
-	__u32 op = ctx->op, one = 1;
-	struct np_policy *p;
+	__u32 op = ctx->op;
 	struct np_counters *c;
-	__u64 cookie;
 
 	if (np_likely(op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB))
 		return 1; /* some ten other moments of each connection */
-	p = storage_get(np_policies);
 	c = storage_get(np_counts);
-	if (!np_valid(p))
-		return 1;
 	if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
 		np_add(c->connections_out, 1);
-	} else {
+	} else if (np_valid(storage_get(np_policies))) {
 		np_add(c->connections_in, 1);
-		cookie = bpf_get_socket_cookie(ctx);
-		map_put(np_accepted, &cookie, &one);
+		np_remember_accepted(ctx);
 	}
 	return 1;
 }
@@ -265,7 +268,7 @@ NP_INLINE __u8 np_objection(struct __sk_buff *skb, const struct np_policy *p, co
 	return p->flags & NP_F_BUDGET ? np_take_packet(p, skb->len) : 0;
 }
 
-/* Everything but plain packets: openings, raw and odd protocols, live changes, limits. */
+/* Everything but plain packets: what peers open, raw and odd protocols, live changes, limits. */
 NP_INLINE int np_slow(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out)
 {
 	struct np_packet k = {};

@@ -51,7 +51,7 @@
 #define NP_REDIRECTS 256  /* redirect 0 is never used */
 #define NP_BUDGETS 1024	  /* budget 0 is never used */
 #define NP_SEEN 4096	  /* denied or logged flows remembered, to report each once */
-#define NP_ACCEPTED 8192  /* accepted TCP sockets remembered, to know who opened them */
+#define NP_ACCEPTED 65536 /* accepted TCP sockets remembered, to know who opened them; a power of two */
 #define NP_ORIGINALS 1024 /* redirected destinations remembered, for getpeername and recvmsg */
 #define NP_RING_BYTES (256 * 1024)
 #define NP_LINKS 1024 /* interfaces under tcx or clsact */
@@ -152,17 +152,17 @@ struct np_flow6 {
 	__u32 protocol;
 };
 
-struct np_flow { /* value of np_flows4, np_flows6 */
-	__u64 packets_out;
-	__u64 bytes_out; /* L3 */
+struct np_flow {	  /* value of np_flows4, np_flows6 */
+	__u64 packed_out; /* packets and L3 bytes, as in np_counters: one atomic a packet */
+	__u64 packed_in;
+	__u64 packets_out; /* emptied from the two above */
+	__u64 bytes_out;
 	__u64 packets_in;
 	__u64 bytes_in;
 	__u32 ruleset; /* under which the verdict was reached */
 	__u8 verdict;
 	__u8 opener; /* NP_OUT or NP_IN */
 	__u16 pad0;
-	__u64 first_jiffies;
-	__u64 last_jiffies;
 };
 
 struct np_budget { /* what is used up, all CPUs together */

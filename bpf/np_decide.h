@@ -44,7 +44,7 @@ NP_INLINE int np_valid_without(const struct np_policy *p, __u64 flags)
 /* NP_FAST_* of a policy. */
 NP_INLINE __u64 np_fast_bits(const struct np_policy *p)
 {
-	if (!np_valid_without(p, NP_F_PER_PACKET | NP_F_BUDGET))
+	if (!np_valid_without(p, NP_F_PER_PACKET | NP_F_BUDGET | NP_F_RAW))
 		return 0;
 	if (p->flags & NP_F_COUNT_ONLY)
 		return NP_FAST_OUT | NP_FAST_IN;
@@ -125,6 +125,22 @@ NP_INLINE int np_opens(__u8 tcp_flags)
 NP_INLINE int np_answers(__u8 tcp_flags)
 {
 	return (tcp_flags & 0x12) == 0x12;
+}
+
+/* Packets that need no look at the rules, by their IP header (20 bytes of it, 34 with that of TCP; 40 and 54).
+ * Out: TCP and UDP. Every way to send them to somewhere passes connect(2)'s or sendmsg(2)'s hook first, and that has
+ * judged the peer: fast open, io_uring and MPTCP's subflows too; raw sockets do not, and NP_F_RAW turns this off; a header
+ * with options (a source route) or extension headers is not plain. In: the second and later packets of TCP. */
+NP_INLINE int np_plain4(const __u8 *header, const int out)
+{
+	if (header[0] != 0x45)
+		return 0;
+	return header[9] == NP_IPPROTO_TCP ? out || !np_opens(header[33]) : out && header[9] == NP_IPPROTO_UDP;
+}
+
+NP_INLINE int np_plain6(const __u8 *header, const int out)
+{
+	return header[6] == NP_IPPROTO_TCP ? out || !np_opens(header[53]) : out && header[6] == NP_IPPROTO_UDP;
 }
 
 /* packets and bytes of one word, as a sum that may be taken apart again: bytes are the low 40 bits, signed. */

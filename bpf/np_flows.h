@@ -81,9 +81,11 @@ NP_INLINE long np_flow_add(struct __sk_buff *skb, const struct np_policy *p, con
 /* On shared values, by atomics: packets of one flow are on several CPUs. */
 NP_INLINE void np_flow_count(struct np_flow *f, struct __sk_buff *skb, const int out)
 {
-	np_add(*(out ? &f->packets_out : &f->packets_in), 1);
-	np_add(*(out ? &f->bytes_out : &f->bytes_in), skb->len);
-	f->last_jiffies = bpf_jiffies64();
+	__u64 *packed = out ? &f->packed_out : &f->packed_in;
+
+	np_add(*packed, NP_PACKET_UNIT + skb->len);
+	if (np_unlikely((__s64)*packed >= NP_PACKED_FULL * NP_PACKET_UNIT))
+		np_empty(packed, out ? &f->packets_out : &f->packets_in, out ? &f->bytes_out : &f->bytes_in);
 }
 
 /* Who opened: the entry knows; for a new one the packet says, or the record of accepted sockets. */
@@ -113,10 +115,7 @@ NP_INLINE void np_flow_insert(struct __sk_buff *skb, const struct np_policy *p, 
 	struct np_flow fresh = {.ruleset = p->ruleset, .verdict = verdict, .opener = opener}, *f = 0;
 	long result;
 
-	fresh.first_jiffies = bpf_jiffies64();
-	fresh.last_jiffies = fresh.first_jiffies;
-	*(out ? &fresh.packets_out : &fresh.packets_in) = 1;
-	*(out ? &fresh.bytes_out : &fresh.bytes_in) = skb->len;
+	*(out ? &fresh.packed_out : &fresh.packed_in) = NP_PACKET_UNIT + skb->len;
 	result = np_flow_add(skb, p, out, &fresh);
 	if (result == 0)
 		return;

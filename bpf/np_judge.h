@@ -96,14 +96,23 @@ NP_INLINE __u32 np_judge(const struct np_policy *p, const struct np_packet *k, _
 	return np_answer(p->ruleset, a.half[0], a.half[1], q.word);
 }
 
+NP_INLINE __u64 *np_accepted_slot(__u64 cookie)
+{
+	__u32 slot = (__u32)cookie & (NP_ACCEPTED - 1);
+
+	return map_get(np_accepted, &slot);
+}
+
 /* Who opened a TCP connection, asked of its socket: remembered when accepted; before that it is the listener's. */
 NP_INLINE int np_opened_by_peer(struct __sk_buff *skb, const struct np_packet *k, __u64 cookie)
 {
 	struct bpf_sock *sk = skb->sk;
+	__u64 *accepted;
 
 	if (k->ipproto != NP_IPPROTO_TCP || np_opens(k->tcp_flags))
 		return 0; /* no question, or the packet itself answers it */
-	return (sk && sk->state == BPF_TCP_LISTEN) || map_get(np_accepted, &cookie) != 0;
+	accepted = np_accepted_slot(cookie);
+	return (sk && sk->state == BPF_TCP_LISTEN) || (accepted && *accepted == cookie);
 }
 
 /* The verdict on one packet. `accepted`: its TCP connection was opened by the peer. */

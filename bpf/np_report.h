@@ -96,13 +96,13 @@ NP_INLINE void np_count_gso(struct __sk_buff *skb, struct np_counters *c, const 
 }
 
 /* Once in four million packets. Whatever interleaves, each step adds what another takes away: the sum stays exact. */
-NP_INLINE void np_empty(struct np_counters *c)
+NP_INLINE void np_empty(__u64 *packed, __u64 *packets, __u64 *bytes)
 {
-	__u64 packed = *(volatile __u64 *)&c->packed_out;
+	__u64 now = *(volatile __u64 *)packed;
 
-	np_add(c->packed_out, -packed);
-	np_add(c->packets_out, np_packed_packets(packed));
-	np_add(c->bytes_out, np_packed_bytes(packed));
+	np_add(*packed, -now);
+	np_add(*packets, np_packed_packets(now));
+	np_add(*bytes, np_packed_bytes(now));
 }
 
 NP_INLINE void np_count_plain(struct __sk_buff *skb, struct np_counters *c, const int out, const __u32 l3)
@@ -116,7 +116,7 @@ NP_INLINE void np_count_plain(struct __sk_buff *skb, struct np_counters *c, cons
 	}
 	np_add(c->packed_out, NP_PACKET_UNIT + bytes);
 	if (np_unlikely((__s64)c->packed_out >= NP_PACKED_FULL * NP_PACKET_UNIT))
-		np_empty(c);
+		np_empty(&c->packed_out, &c->packets_out, &c->bytes_out);
 }
 
 /* Counts a packet that passes. */

@@ -84,6 +84,8 @@ int main(void)
 	FIELD(np_flow6, local_port);
 	FIELD(np_flow6, protocol);
 	STRUCT(np_flow);
+	FIELD(np_flow, packed_out);
+	FIELD(np_flow, packed_in);
 	FIELD(np_flow, packets_out);
 	FIELD(np_flow, bytes_out);
 	FIELD(np_flow, packets_in);
@@ -92,8 +94,6 @@ int main(void)
 	FIELD(np_flow, verdict);
 	FIELD(np_flow, opener);
 	FIELD(np_flow, pad0);
-	FIELD(np_flow, first_jiffies);
-	FIELD(np_flow, last_jiffies);
 	STRUCT(np_budget);
 	FIELD(np_budget, bytes);
 	FIELD(np_budget, connections);

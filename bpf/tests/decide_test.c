@@ -114,6 +114,44 @@ static void addresses_are_what_they_reach(void)
 	CHECK(np_reached4(0) == loopback && np_reached4(5) == 5);
 }
 
+/* Every IPv4 protocol and every TCP flag; a first byte that is not 0x45 is never plain. */
+static void plain_packets_were_judged_at_their_call(void)
+{
+	__u8 v4[54] = {0x45}, v6[54] = {0x60};
+
+	for (int protocol = 0; protocol < 256; protocol++)
+		for (int flags = 0; flags < 256; flags++) {
+			int tcp = protocol == 6, udp = protocol == 17;
+
+			v4[9] = v6[6] = protocol;
+			v4[33] = v6[53] = flags;
+			CHECK(np_plain4(v4, 1) == (tcp || udp) && np_plain6(v6, 1) == (tcp || udp));
+			CHECK(np_plain4(v4, 0) == (tcp && !np_opens(flags)));
+			CHECK(np_plain6(v6, 0) == (tcp && !np_opens(flags)));
+			v4[0] = 0x46;
+			CHECK(!np_plain4(v4, 1) && !np_plain4(v4, 0));
+			v4[0] = 0x45;
+		}
+}
+
+static void what_a_cpu_knows_of_a_policy_is_never_too_much(void)
+{
+	struct np_policy p = {.magic = NP_MAGIC};
+
+	CHECK(np_fast_bits(&p) == (NP_FAST_OUT_PLAIN | NP_FAST_IN));
+	p.flags = NP_F_INBOUND;
+	CHECK(np_fast_bits(&p) == (NP_FAST_OUT_PLAIN | NP_FAST_IN_PLAIN));
+	p.flags = NP_F_COUNT_ONLY;
+	CHECK(np_fast_bits(&p) == (NP_FAST_OUT | NP_FAST_IN));
+	for (__u32 flag = NP_F_PER_PACKET; flag <= NP_F_BUDGET; flag <<= 1) {
+		p.flags = flag | NP_F_COUNT_ONLY;
+		CHECK((np_fast_bits(&p) == 0) == (flag != NP_F_FLOWS));
+	}
+	p.flags = 0;
+	p.magic = 0;
+	CHECK(np_fast_bits(&p) == 0);
+}
+
 static void packed_counts_come_apart_whatever_was_added(void)
 {
 	__u64 packed = 0;
@@ -150,6 +188,8 @@ int main(void)
 	addresses_are_what_they_reach();
 	protocols_have_their_bits();
 	packed_counts_come_apart_whatever_was_added();
+	plain_packets_were_judged_at_their_call();
+	what_a_cpu_knows_of_a_policy_is_never_too_much();
 	printf("%s\n", failures ? "FAILED" : "ok");
 	return failures != 0;
 }

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import LIST_MAX, RULES, Flag, Verdict, Where
-from pytest_isolate.network.rules import Address, Network, NetworkPolicy, Rule, Target
+from pytest_isolate.network.rules import Address, NetworkPolicy, Rule, Target
 
 _KEY4 = struct.Struct("=II4s")
 _KEY6 = struct.Struct("=II16s")
 _ENTRY = struct.Struct("=HHBBH")
 _HEAD = struct.Struct("=II")
+Spot = tuple[int, int, int]  # IP version, prefix length, network address
 Line = tuple[int, int, int, int, int]  # port_lo, port_hi, protocols, where << 4 | verdict, number of the redirect (1..)
 
 
@@ -52,40 +53,51 @@ def compile_policy(policy: NetworkPolicy) -> Compiled:
         PolicyError: more rules or more ports than the maps hold; the text names the limit.
     """
     targets = tuple(dict.fromkeys(r.to for r in policy.rules if r.to is not None))
-    by_network: dict[tuple[int, int, int], list[Rule]] = defaultdict(list)
+    by_network: dict[Spot, list[Rule]] = {}
     for rule in policy.rules:
-        by_network[_spot(rule.network)].append(rule)
+        network = rule.network
+        spot = network.version, network.prefixlen, int(network.network_address)
+        if (known := by_network.get(spot)) is None:
+            by_network[spot] = [rule]
+        else:
+            known.append(rule)
     if len(by_network) > RULES // 2:
         raise PolicyError("network policy", f"{len(by_network)} prefixes are more than {RULES // 2}", "merge CIDRs")
-    numbers: dict[tuple[Line, ...], int] = {}
+    lists = _Lists(targets)
     rows: dict[int, list[tuple[bytes, int, int]]] = {4: [], 6: []}
-    cover = _Cover(by_network)
+    shorter = _shorter_lengths(by_network)
     for (version, length, address), own in by_network.items():
-        lines = _lines(cover.above(version, length, address) + own, targets)
-        number = numbers.setdefault(lines, len(numbers))
-        rows[version].append((address.to_bytes(4 if version == 4 else 16, "big"), length, number))
-    return Compiled(tuple(numbers), tuple(rows[4]), tuple(rows[6]), targets, *_traits(policy))
-
-
-def _spot(network: Network) -> tuple[int, int, int]:
-    return network.version, network.prefixlen, int(network.network_address)
-
-
-class _Cover:
-    """Rules of the shorter prefixes that cover one, by masking with each length in use."""
-
-    def __init__(self, by_network: dict[tuple[int, int, int], list[Rule]]) -> None:
-        self._rules = by_network
-        self._lengths = {v: sorted({length for version, length, _ in by_network if version == v}) for v in (4, 6)}
-
-    def above(self, version: int, length: int, address: int) -> list[Rule]:
         bits = 32 if version == 4 else 128
-        found: list[Rule] = []
-        for shorter in self._lengths[version]:
-            if shorter >= length:
-                break
-            found += self._rules.get((version, shorter, address >> (bits - shorter) << (bits - shorter)), ())
-        return found
+        for above in shorter[version, length]:
+            if covering := by_network.get((version, above, address >> (bits - above) << (bits - above))):
+                own = covering + own  # noqa: PLW2901
+        rows[version].append((address.to_bytes(bits // 8, "big"), length, lists.number(own)))
+    return Compiled(tuple(lists.numbers), tuple(rows[4]), tuple(rows[6]), targets, *_traits(policy))
+
+
+def _shorter_lengths(spots: Iterable[Spot]) -> dict[tuple[int, int], list[int]]:
+    """For each prefix length in use, those below it that are in use, too: where covering prefixes can be."""
+    used = {spot[:2] for spot in spots}
+    return {(version, length): sorted(n for v, n in used if v == version and n < length) for version, length in used}
+
+
+class _Lists:
+    """Distinct port lists and their numbers. Most rules stand alone on their prefix, and say what others say."""
+
+    def __init__(self, targets: tuple[Target, ...]) -> None:
+        self.numbers: dict[tuple[Line, ...], int] = {}
+        self._targets = targets
+        self._alone: dict[object, int] = {}
+
+    def number(self, rules: list[Rule]) -> int:
+        if len(rules) > 1:
+            return self.numbers.setdefault(_lines(rules, self._targets), len(self.numbers))
+        rule = rules[0]
+        says = rule.ports, int(rule.protocols), int(rule.where), int(rule.verdict), rule.to  # enums hash in Python
+        if (known := self._alone.get(says)) is None:
+            known = self.numbers.setdefault(_lines(rules, self._targets), len(self.numbers))
+            self._alone[says] = known
+        return known
 
 
 def _lines(rules: list[Rule], targets: tuple[Target, ...]) -> tuple[Line, ...]:

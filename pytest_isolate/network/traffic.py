@@ -162,16 +162,17 @@ class FlowRecord:
     @classmethod
     def of(cls, key: layout.Flow4 | layout.Flow6, value: layout.Flow) -> FlowRecord:
         """From key and value of np_flows4 or np_flows6."""
+        out, inward = layout.unpack(value.packed_out), layout.unpack(value.packed_in)
         return cls(
             peer=_flow_address(key.peer),
             peer_port=key.peer_port,
             local=_flow_address(key.local),
             local_port=key.local_port,
             protocol=_PROTOCOLS.get(key.protocol, f"ip{key.protocol}"),
-            packets_out=value.packets_out,
-            l3_bytes_out=value.bytes_out,
-            packets_in=value.packets_in,
-            l3_bytes_in=value.bytes_in,
+            packets_out=value.packets_out + out[0],
+            l3_bytes_out=value.bytes_out + out[1],
+            packets_in=value.packets_in + inward[0],
+            l3_bytes_in=value.bytes_in + inward[1],
             opened_by_peer=value.opener == Where.IN,
             verdict=Verdict(value.verdict),
         )

@@ -17,7 +17,7 @@ RULES = 32768
 REDIRECTS = 256
 BUDGETS = 1024
 SEEN = 4096
-ACCEPTED = 8192
+ACCEPTED = 65536
 ORIGINALS = 1024
 RING_BYTES = 256 * 1024
 LINKS = 1024
@@ -124,15 +124,21 @@ class Counters(ctypes.Structure):
 PACKET_UNIT = 1 << 40
 
 
+def unpack(word: int) -> tuple[int, int]:
+    """Packets and bytes of one packed word: the low 40 bits are bytes, signed. Source: np_decide.h."""
+    packed = (word ^ (1 << 63)) - (1 << 63)
+    packets = (packed + PACKET_UNIT // 2) // PACKET_UNIT
+    return packets, packed - packets * PACKET_UNIT
+
+
 def unpack_counters(cpus: list[Counters]) -> dict[str, int]:
-    """Totals by name over all CPUs, ``packed_out`` taken apart: the low 40 bits are bytes, signed. Source: np_decide.h."""
+    """Totals by name over all CPUs, ``packed_out`` taken apart."""
     names = [field[0] for field in Counters._fields_ if field[0] not in ("fast", "packed_out")]
     totals = {name: sum(getattr(c, name) for c in cpus) for name in names}
     for c in cpus:
-        packed = (c.packed_out ^ (1 << 63)) - (1 << 63)
-        packets = (packed + PACKET_UNIT // 2) // PACKET_UNIT
+        packets, size = unpack(c.packed_out)
         totals["packets_out"] += packets
-        totals["bytes_out"] += packed - packets * PACKET_UNIT
+        totals["bytes_out"] += size
     return totals
 
 
@@ -188,6 +194,8 @@ class Flow6(ctypes.Structure):
 
 class Flow(ctypes.Structure):
     _fields_ = [
+        ("packed_out", _u64),
+        ("packed_in", _u64),
         ("packets_out", _u64),
         ("bytes_out", _u64),
         ("packets_in", _u64),
@@ -196,8 +204,6 @@ class Flow(ctypes.Structure):
         ("verdict", _u8),
         ("opener", _u8),
         ("pad0", _u16),
-        ("first_jiffies", _u64),
-        ("last_jiffies", _u64),
     ]
 
 
@@ -351,7 +357,7 @@ MAPS: dict[str, MapSpec] = {
     "np_redirects": _spec(MapType.ARRAY, 4, Redirect, REDIRECTS),
     "np_budgets": _spec(MapType.ARRAY, 4, Budget, BUDGETS),
     "np_reported": _spec(MapType.LRU_HASH, ctypes.sizeof(Seen), 4, SEEN),
-    "np_accepted": _spec(MapType.LRU_HASH, 8, 4, ACCEPTED),
+    "np_accepted": _spec(MapType.ARRAY, 4, 8, ACCEPTED),
     "np_originals": _spec(MapType.LRU_HASH, ctypes.sizeof(OriginalKey), Original, ORIGINALS),
     "np_flows4": _spec(MapType.HASH, ctypes.sizeof(Flow4), Flow, 1),
     "np_flows6": _spec(MapType.HASH, ctypes.sizeof(Flow6), Flow, 1),

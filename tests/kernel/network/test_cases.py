@@ -188,14 +188,15 @@ def test_raw_sockets_are_denied_unless_asked_for(box):
         assert "raw=True" in str(net.denied[0])
 
 
-def test_a_raw_packet_is_judged_as_a_packet(box, listen):
-    """A TCP opening written by hand, where raw sockets are allowed: the connect hook never sees it, the packet hook does."""
+@pytest.mark.parametrize("flags", [0x02, 0x10], ids=["SYN", "ACK"])
+def test_a_raw_packet_is_judged_as_a_packet(box, listen, flags):
+    """TCP written by hand, where raw sockets are allowed: the connect hook never sees it, the packet hook does."""
     address = listen().getsockname()
 
     def work():
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
-            syn = struct.pack("!HHIIBBHHH", 4444, address[1], 1, 0, 0x50, 0x02, 1024, 0, 0)
-            return attempt(lambda: raw.sendto(syn, (V4, 0)))[0]
+            segment = struct.pack("!HHIIBBHHH", 4444, address[1], 1, 0, 0x50, flags, 1024, 0, 0)
+            return attempt(lambda: raw.sendto(segment, (V4, 0)))[0]
 
     with box.attach(NetworkPolicy(raw=True).allow(V4, tcp=[address[1]])):
         assert box.run(work) == "ok"
