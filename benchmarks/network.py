@@ -341,7 +341,7 @@ def bench_packets(b: Bench) -> None:
     count = 1_000_000 if b.quick else 4_000_000
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(load(BASELINES, name="baseline"))
-        engine = stack.enter_context(PolicyEngine(b.home, interfaces=True))
+        engine = stack.enter_context(PolicyEngine(b.home))
         host, test = stack.enter_context(Netns()), stack.enter_context(Netns())
         loopback_up(host.fd)
         subnet, index = stack.enter_context(private_network(test.fd, host.fd))

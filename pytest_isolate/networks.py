@@ -57,6 +57,7 @@ class SandboxNetwork:
         self._cgroup_fd = -1
         self.netns_fd = -1
         self.subnet: Subnet | None = None
+        self.ifindex = 0
         self.undo = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class PrivateNetwork:
     def __init__(self) -> None:
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
-            self.netns_fd, self.subnet = _private(undo)
+            self.netns_fd, self.subnet, _ = _private(undo)
             self._undo = undo.pop_all()
 
     def join(self, other: Sandboxed) -> tuple[str, str]:
@@ -268,7 +269,9 @@ class Networks:
             engine = self.engine()
             if cgroup is None or cgroup.dir_fd < 0:
                 raise BackendUnavailable("network policy", "the sandbox has no cgroup v2", "use --isolate-cgroup=auto")
-            made.attached = engine.attach(cgroup.dir_fd, policy_of(made.network), netns_fd=made.netns_fd)
+            veth = (-1, made.ifindex) if made.ifindex and made.network.ruled else None
+            policy = policy_of(made.network)
+            made.attached = engine.attach(cgroup.dir_fd, policy, netns_fd=made.netns_fd, veth=veth)
             made._cgroup_fd = cgroup.dir_fd
         except IsolateError as error:
             if not optional:
@@ -321,7 +324,7 @@ def _by_other_means(policy: Policy, fits: Callable[[Policy], object], error: Bac
 def _wire(made: SandboxNetwork) -> None:
     """A namespace of its own, ``lo`` up; for ``private`` a veth to the host on a subnet nobody else has."""
     if made.network.mode == "private":
-        made.netns_fd, made.subnet = _private(made.undo)
+        made.netns_fd, made.subnet, made.ifindex = _private(made.undo)
     else:
         made.netns_fd = _namespace(made.undo)
 
@@ -335,12 +338,13 @@ def _namespace(undo: contextlib.ExitStack) -> int:
     return netns_fd
 
 
-def _private(undo: contextlib.ExitStack) -> tuple[int, Subnet]:
+def _private(undo: contextlib.ExitStack) -> tuple[int, Subnet, int]:
+    """(namespace, addresses, index of the host's end)."""
     from pytest_isolate.kernel.interfaces import private_network
 
     netns_fd = _namespace(undo)
-    subnet, _ = undo.enter_context(private_network(netns_fd))
-    return netns_fd, subnet
+    subnet, index = undo.enter_context(private_network(netns_fd))
+    return netns_fd, subnet, index
 
 
 def _loader(front_end: str) -> Any:

@@ -46,7 +46,13 @@ _POSSIBLE_CPUS = "/sys/devices/system/cpu"
 _INSTRUCTION, _LD_IMM64, _NAMES_A_MAP = struct.Struct("=BBhi"), 0x18, (1, 2)
 
 
-def load(specs: Mapping[str, ProgramSpec], *, sizes: Mapping[str, int] | None = None, debug: bool = False) -> Dataplane:
+def load(
+    specs: Mapping[str, ProgramSpec],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    maps: Mapping[str, Map] | None = None,
+    debug: bool = False,
+) -> Dataplane:
     """Compile bpf/netpolicy.bpf.c with bcc and load the programs of ``specs``; same result as kernel.bpf.load.
 
     Raises:
@@ -55,15 +61,16 @@ def load(specs: Mapping[str, ProgramSpec], *, sizes: Mapping[str, int] | None = 
     """
     plane = Dataplane("bcc")
     try:
-        maps = create_maps(
-            {n: s if n not in (sizes or {}) else _sized(s, (sizes or {})[n]) for n, s in layout.MAPS.items()}
-        )
-        plane.adopt(maps, {}, {})
+        if maps is None:
+            maps = create_maps(
+                {n: s if n not in (sizes or {}) else _sized(s, (sizes or {})[n]) for n, s in layout.MAPS.items()}
+            )
+            plane.adopt(maps, {}, {})
         flags = [f"-DDEBUG_MODE={int(debug)}"]
         try:
-            _load_into(plane, specs, flags)
+            _load_into(plane, specs, maps, flags)
         except OSError:
-            _load_into(plane, specs, [*flags, "-DNP_NO_SET_RETVAL"])
+            _load_into(plane, specs, maps, [*flags, "-DNP_NO_SET_RETVAL"])
             plane.can_set_errno = False
     except BaseException:
         plane.close()
@@ -75,8 +82,8 @@ def _sized(spec: MapSpec, entries: int) -> MapSpec:
     return MapSpec(spec.type, spec.key_bytes, spec.value_bytes, entries, spec.flags)
 
 
-def _load_into(plane: Dataplane, specs: Mapping[str, ProgramSpec], flags: list[str]) -> None:
-    code = compile_text(bundled("netpolicy.bpf.c"), list(specs), plane.maps, flags)
+def _load_into(plane: Dataplane, specs: Mapping[str, ProgramSpec], maps: Mapping[str, Map], flags: list[str]) -> None:
+    code = compile_text(bundled("netpolicy.bpf.c"), list(specs), maps, flags)
     for name, spec in specs.items():
         plane.adopt({}, {name: load_program(name, code[name], spec)}, {name: spec})
 

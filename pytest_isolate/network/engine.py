@@ -19,7 +19,16 @@ from pytest_isolate.errors import BackendUnavailable, PolicyError
 from pytest_isolate.kernel.bpf import Dataplane, Links, Ring, layout, load
 from pytest_isolate.kernel.bpf.layout import BUDGETS, RING_BYTES
 from pytest_isolate.network.attached import AttachedPolicy
-from pytest_isolate.network.places import BINDS, CALLS, COUNTING, RESTORE, CgroupPlace, InterfacePlace, Place
+from pytest_isolate.network.places import (
+    BINDS,
+    CALLS,
+    COUNTING,
+    RESTORE,
+    CgroupPlace,
+    InterfacePlace,
+    Place,
+    WiredPlace,
+)
 from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy
 from pytest_isolate.network.rulesets import Rulesets
 
@@ -40,16 +49,13 @@ class PolicyEngine:
             stays attached there, because the first attachment in the system patches kernel text (41 us, then 5).
         loader: the front end, libbpf by default.
         flows: size of the flow table; 0 for none (a policy with ``flows=True`` is then an error).
-        interfaces: load the programs for veth ends too.
     """
 
-    def __init__(
-        self, home: str | os.PathLike[str], *, loader: Loader = load, flows: int = 0, interfaces: bool = False
-    ) -> None:
+    def __init__(self, home: str | os.PathLike[str], *, loader: Loader = load, flows: int = 0) -> None:
         self._home = Path(home)
         self._loader = loader
         self._flows = flows
-        self._interfaces = interfaces
+        self._interfaces: Dataplane | None = None
         self._stack = contextlib.ExitStack()
         self._lock = threading.RLock()  # resolvers learn in threads of their own
         self._attached: dict[int, AttachedPolicy] = {}
@@ -79,8 +85,6 @@ class PolicyEngine:
         specs = dict(layout.PROGRAMS)
         if self._flows:
             specs.update(layout.FLOW_PROGRAMS)
-        if self._interfaces:
-            specs.update(layout.LINK_PROGRAMS)
         return self._loader(specs, sizes={"np_flows4": self._flows or 1, "np_flows6": self._flows or 1})
 
     @contextlib.contextmanager
@@ -104,27 +108,44 @@ class PolicyEngine:
         """``libbpf`` or ``bcc``: for the header line."""
         return self.plane.front_end
 
-    def attach(self, cgroup_fd: int, policy: NetworkPolicy = COUNT_ONLY, *, netns_fd: int = -1) -> AttachedPolicy:
+    def attach(
+        self,
+        cgroup_fd: int,
+        policy: NetworkPolicy = COUNT_ONLY,
+        *,
+        netns_fd: int = -1,
+        veth: tuple[int, int] | None = None,
+    ) -> AttachedPolicy:
         """Put ``policy`` on the cgroup2 directory ``cgroup_fd`` (borrowed until close).
 
         ``netns_fd``: the network namespace of the test, where a resolver for host names must listen (-1: ours).
+        ``veth``: the host's end of its wire, (namespace or -1, index): frames that no socket sent are refused there.
 
         Raises:
             PolicyError: it does not fit the maps, or asks for flows this engine has no table for.
             OSError: the kernel refused the attachment.
         """
-        return self._attach(CgroupPlace(self.plane, cgroup_fd), policy, netns_fd)
+        place: Place = CgroupPlace(self.plane, cgroup_fd)
+        if veth is not None:
+            place = WiredPlace(place, self._interface(*veth))
+        return self._attach(place, policy, netns_fd)
 
     def attach_interface(self, netns_fd: int, ifindex: int, policy: NetworkPolicy = COUNT_ONLY) -> AttachedPolicy:
         """Put ``policy`` on the host end of a veth (in namespace ``netns_fd``, -1: ours): for what packet sockets evade.
 
         Judged without state, so an answer passes where ``inbound`` allows; limits and flows are the cgroup's business.
         """
-        if not self._interfaces:
-            raise PolicyError(
-                "interface policy", "this engine was made without it", "make it with PolicyEngine(..., interfaces=True)"
-            )
-        return self._attach(InterfacePlace(self.plane, netns_fd, ifindex), policy, -1)
+        return self._attach(self._interface(netns_fd, ifindex), policy, -1)
+
+    @property
+    def interfaces(self) -> Dataplane:
+        """The programs for interfaces: loaded when first asked for, and sharing the maps of ``plane``."""
+        if self._interfaces is None:
+            self._interfaces = self._stack.enter_context(self._loader(layout.LINK_PROGRAMS, maps=self.plane.maps))
+        return self._interfaces
+
+    def _interface(self, netns_fd: int, ifindex: int) -> InterfacePlace:
+        return InterfacePlace(self.plane, self.interfaces, netns_fd, ifindex)
 
     def _attach(self, place: Place, policy: NetworkPolicy, netns_fd: int) -> AttachedPolicy:
         if policy.flows and not self._flows:
@@ -163,6 +184,8 @@ class PolicyEngine:
     def fds(self) -> list[int]:
         """Every descriptor of ours: a child that keeps one could change its own policy."""
         fds = self.plane.fds() + self._links.fds()
+        if self._interfaces is not None:
+            fds += self._interfaces.fds()
         for attached in self._attached.values():
             fds += attached.fds()
         return fds

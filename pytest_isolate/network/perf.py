@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(stack: contextlib.ExitStack, options: argparse.Namespace) -> int:
     home = _home(stack)
     begin = time.perf_counter()
-    engine = stack.enter_context(PolicyEngine(home, interfaces=True))
+    engine = stack.enter_context(PolicyEngine(home))
     print(
         f"loaded with {engine.front_end} in {(time.perf_counter() - begin) * 1e3:.0f} ms, maps {engine.memory_bytes() / 1e6:.1f} MB"
     )
@@ -197,7 +197,7 @@ def latencies(engine: PolicyEngine, index: int, frame: bytes) -> tuple[int, int,
     for name in ("np_links", "np_link_counts"):
         maps[name].update(lo, maps[name].lookup(struct.pack("=I", index)) or b"")
     try:
-        took = sorted(test_run(engine.plane.programs["np_link_out"], frame).duration_ns for _ in range(_SAMPLES))
+        took = sorted(test_run(engine.interfaces.programs["np_link_out"], frame).duration_ns for _ in range(_SAMPLES))
     finally:
         for name in ("np_links", "np_link_counts"):
             maps[name].delete(lo)

@@ -85,8 +85,8 @@ class CgroupPlace:
 class InterfacePlace:
     """The host end of a veth: every frame of the namespace at the other end, packet sockets and all."""
 
-    def __init__(self, plane: Dataplane, netns_fd: int, ifindex: int) -> None:
-        self._plane, self._netns_fd, self._ifindex = plane, netns_fd, ifindex
+    def __init__(self, plane: Dataplane, programs: Dataplane, netns_fd: int, ifindex: int) -> None:
+        self._plane, self._netns_fd, self._ifindex = programs, netns_fd, ifindex
         self._key = struct.pack("=I", ifindex)
         self._policies, self._counts = plane.maps["np_links"], plane.maps["np_link_counts"]
         self._programs: InterfacePrograms | None = None
@@ -118,3 +118,38 @@ class InterfacePlace:
             self._programs = None
         self._policies.delete(self._key)
         self._counts.delete(self._key)
+
+
+class WiredPlace:
+    """A cgroup, and the host's end of its only wire: what leaves without a socket of the cgroup is judged there.
+
+    Counts are the cgroup's; of the wire's only what was denied, which the cgroup never saw.
+    """
+
+    def __init__(self, cgroup: Place, interface: InterfacePlace) -> None:
+        self._cgroup, self._interface = cgroup, interface
+
+    def start(self) -> None:
+        self._interface.start()
+        self._cgroup.start()
+
+    def store(self, policy: Policy) -> None:
+        self._interface.store(policy)
+        self._cgroup.store(policy)
+
+    def hook(self, compiled: Compiled, live: Flag) -> None:
+        self._interface.hook(compiled, live)
+        self._cgroup.hook(compiled, live)
+
+    def counters(self) -> dict[str, int]:
+        found, wire = self._cgroup.counters(), self._interface.counters()
+        for name in ("denied_out", "denied_in", "events_lost"):
+            found[name] += wire[name]
+        return found
+
+    def fds(self) -> list[int]:
+        return self._cgroup.fds() + self._interface.fds()
+
+    def close(self) -> None:
+        self._interface.close()
+        self._cgroup.close()

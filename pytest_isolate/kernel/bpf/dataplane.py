@@ -11,13 +11,13 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import MapSpec, MapType, ProgramSpec
-from pytest_isolate.kernel.bpf.libbpf import library
+from pytest_isolate.kernel.bpf.libbpf import check, library
 from pytest_isolate.kernel.bpf.maps import Map
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: Where `make -C bpf` puts objects and sources.
 OBJECTS = Path(__file__).resolve().parents[2] / "_bpf"
 _LOG_LINES = 12
+NO_MAPS: Mapping[str, Map] = MappingProxyType({})
 
 
 class Dataplane:
@@ -91,11 +92,16 @@ def object_path(name: str = "netpolicy") -> Path:
 
 
 def load(
-    specs: Mapping[str, ProgramSpec], *, sizes: Mapping[str, int] | None = None, name: str = "netpolicy"
+    specs: Mapping[str, ProgramSpec],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    maps: Mapping[str, Map] | None = None,
+    name: str = "netpolicy",
 ) -> Dataplane:
     """Load the programs of ``specs`` from the compiled object, with libbpf.
 
-    ``sizes``: max_entries by map name, where the caller chooses (flow tables).
+    ``sizes``: max_entries by map name, where the caller chooses (flow tables). ``maps``: those of a plane that is loaded
+    already, which the programs are to share.
     On a kernel without bpf_set_retval (before 5.18) the object without it is used and ``can_set_errno`` is False.
 
     Raises:
@@ -103,7 +109,7 @@ def load(
         SetupError: the verifier or the kernel refused; the log's end is in the text.
     """
     try:
-        return load_image(object_path(name).read_bytes(), specs, sizes or {})
+        return load_image(object_path(name).read_bytes(), specs, sizes or {}, maps or {})
     except SetupError as error:
         if error.errno != errno.EINVAL:
             raise
@@ -111,14 +117,16 @@ def load(
         if not plain.is_file():
             raise
         try:
-            plane = load_image(plain.read_bytes(), specs, sizes or {})
+            plane = load_image(plain.read_bytes(), specs, sizes or {}, maps or {})
         except SetupError:
             raise error from None
         plane.can_set_errno = False
         return plane
 
 
-def load_image(image: bytes, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, int]) -> Dataplane:
+def load_image(
+    image: bytes, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, int], maps: Mapping[str, Map] = NO_MAPS
+) -> Dataplane:
     """Load the programs of ``specs`` from an ELF image. Raises as ``load``."""
     lib = library()
     lib.complaints.clear()
@@ -129,7 +137,7 @@ def load_image(image: bytes, specs: Mapping[str, ProgramSpec], sizes: Mapping[st
     plane = Dataplane("libbpf")
     plane._object = handle
     try:
-        _choose(handle, specs, sizes)
+        _choose(handle, specs, sizes, maps)
         result = lib.bpf_object__load(handle)
         if result:
             raise refusal(-result, lib.complaints)
@@ -140,7 +148,7 @@ def load_image(image: bytes, specs: Mapping[str, ProgramSpec], sizes: Mapping[st
     return plane
 
 
-def _choose(handle: int, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, int]) -> None:
+def _choose(handle: int, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, int], maps: Mapping[str, Map]) -> None:
     lib = library()
     program = lib.bpf_object__next_program(handle, None)
     while program:
@@ -149,7 +157,9 @@ def _choose(handle: int, specs: Mapping[str, ProgramSpec], sizes: Mapping[str, i
     item = lib.bpf_object__next_map(handle, None)
     while item:
         name = lib.bpf_map__name(item).decode()
-        if name in sizes:
+        if name in maps:
+            check(lib.bpf_map__reuse_fd(item, maps[name].fd), f"map {name}")
+        elif name in sizes:
             lib.bpf_map__set_max_entries(item, sizes[name])
         item = lib.bpf_object__next_map(handle, item)
 

@@ -35,6 +35,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_map__max_entries": (_U, [_P]),
     "bpf_map__map_flags": (_U, [_P]),
     "bpf_map__set_max_entries": (_I, [_P, _U]),
+    "bpf_map__reuse_fd": (_I, [_P, _I]),
     "bpf_map_create": (_I, [_U, _S, _U, _U, _U, _P]),
     "bpf_prog_load": (_I, [_U, _S, _S, _P, _Z, _P]),
     "bpf_map_lookup_elem": (_I, [_I, _P, _P]),

@@ -60,21 +60,48 @@ def hive(require: Callable[[str, bool, str], None]) -> Iterator[Path]:
     path.rmdir()
 
 
+@pytest.fixture(scope="session")
+def loader_works(require: Callable[[str, bool, str], None]) -> Callable[[str], None]:
+    """``loader_works(name)`` skips, naming the feature, where that front end cannot load."""
+
+    def check(name: str) -> None:
+        try:
+            with LOADERS[name]({}):
+                pass
+        except BackendUnavailable as error:
+            require("bpf" if name == "libbpf" else "bcc", False, str(error))
+
+    return check
+
+
 @pytest.fixture(scope="session", params=list(LOADERS))
-def loader(request: pytest.FixtureRequest, require: Callable[[str, bool, str], None]) -> Callable[..., Any]:
+def loader(request: pytest.FixtureRequest, loader_works: Callable[[str], None]) -> Callable[..., Any]:
     """How the programs get into the kernel: every test runs with each."""
-    found = LOADERS[request.param]
-    try:
-        with found({}):
-            pass
-    except BackendUnavailable as error:
-        require("bpf" if request.param == "libbpf" else "bcc", False, str(error))
-    return found
+    loader_works(request.param)
+    return LOADERS[request.param]
+
+
+_ATTEMPTS = pytest.StashKey[list[tuple[str, ...]]]()
+
+
+@pytest.fixture
+def attempts_table(request: pytest.FixtureRequest) -> list[tuple[str, ...]]:
+    """Rows of (attempt, front end, without a policy, under one, in the box)."""
+    return request.config.stash.setdefault(_ATTEMPTS, [])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows = config.stash.get(_ATTEMPTS, [])
+    if rows:
+        terminalreporter.section("attempts that must not get through")
+        for row in [("attempt", "by", "control", "policy alone", "policy in the box"), *sorted(rows)]:
+            terminalreporter.line("{:<70} {:<7} {:<8} {:<13} {}".format(*row))
 
 
 @pytest.fixture(scope="session")
 def engine(hive: Path, loader: Callable[..., Any]) -> Iterator[PolicyEngine]:
-    with PolicyEngine(hive, loader=loader, flows=4096, interfaces=True) as engine:
+    with PolicyEngine(hive, loader=loader, flows=4096) as engine:
         yield engine
 
 

@@ -50,8 +50,9 @@ import os, sys
 sys.path.insert(0, {root!r})
 from pytest_isolate.network import NetworkPolicy, PolicyEngine
 leaf = os.open({leaf!r}, os.O_RDONLY)
-engine = PolicyEngine({home!r}, flows=100, interfaces=True).__enter__()
+engine = PolicyEngine({home!r}, flows=100).__enter__()
 net = engine.attach(leaf, NetworkPolicy().allow_host("db.test", tcp=[80]))
+engine.interfaces
 print("ready", flush=True)
 sys.stdin.read()
 """
