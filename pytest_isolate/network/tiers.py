@@ -123,7 +123,8 @@ def _with_seccomp(tier: Tier, sockets: str) -> Tier:
     asked = tier.policy.hardening.seccomp
     if isinstance(asked, str):
         asked = SeccompProfile(name=asked, base=asked)  # type: ignore[arg-type]
-    profile = replace(asked, sockets=sockets, name=f"{asked.name}, sockets {sockets}")  # type: ignore[arg-type]
+    before = "" if asked.name == "none" else f"{asked.name}, "
+    profile = replace(asked, sockets=sockets, name=f"{before}{sockets} sockets only")  # type: ignore[arg-type]
     hardening = replace(tier.policy.hardening, seccomp=profile)
     return replace(tier, policy=replace(tier.policy, hardening=hardening))
 

@@ -433,11 +433,16 @@ def junit(path: Path) -> dict[str, str]:
     return {e.attrib["name"]: e.attrib["value"] for e in ET.parse(path).iter("property")}
 
 
-def test_without_a_cgroup_v2_rules_are_an_error_and_counts_are_not_zero(
+def test_without_a_cgroup_v2_what_only_ebpf_holds_is_an_error_and_counts_are_not_zero(
     isolated: Run, tests: Callable[[str], None]
 ) -> None:
     tests("def test_it(): pass")
-    result = isolated("--isolate-cgroup=none", "--isolate-net=policy")
+    result = isolated(
+        "--isolate-cgroup=none", "--isolate-net=policy", "-rA"
+    )  # nothing is allowed: seccomp can say that
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["counts: not available: *seccomp*"])
+    result = isolated("--isolate-cgroup=none", "--isolate-net=policy", "-o", "isolate_net_allow=10.0.0.0/8:53/udp")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*network policy: *cgroup*"])
     result = isolated("--isolate-cgroup=none", "--isolate-net=private", "-rA")
