@@ -2,7 +2,7 @@
 /* baseline.bpf.c - what the product is measured against; never attached to a test.
  *
  * Owns: the floor (returns 1), the founding specification's scheme taken literally (LRU session table, ktime, plain
- * increments on shared values), systemd's address filter and accounting rewritten, and generators for benchmarks.
+ * increments on shared values), systemd's address filter and accounting rewritten, one technique at a time, and a generator.
  * Refuses: to be fast.
  */
 #include "np_dual.h"
@@ -136,9 +136,156 @@ PROGRAM("cgroup_skb/ingress", base_systemd_in, __sk_buff)
 	return base_systemd(ctx, 12);
 }
 
-PROGRAM("tc", base_floor_link, __sk_buff)
+/* ---- one technique each, for `pytest-isolate bench network` ------------------------------------------------------- */
+
+struct base_slot {
+	__u64 packets, bytes;
+};
+
+MAP(base_slots, BPF_MAP_TYPE_ARRAY, __u32, struct base_slot, 1, 0);
+MAP(base_own_slots, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct base_slot, 1, 0);
+MAP(base_flows, BPF_MAP_TYPE_HASH, struct base_key, __u64, 4096, 0);
+MAP(base_lru_flows, BPF_MAP_TYPE_LRU_HASH, struct base_key, __u64, 4096, 0);
+MAP(base_cookies, BPF_MAP_TYPE_ARRAY, __u32, __u64, 65536, 0);
+MAP(base_lru_cookies, BPF_MAP_TYPE_LRU_HASH, __u64, __u32, 8192, 0);
+
+#define TECHNIQUE(name) PROGRAM("cgroup_skb/egress", base_t_##name, __sk_buff)
+/* What was read must be used, or it is not read. */
+#define USED(x)                                                                                                        \
+	({                                                                                                             \
+		__asm__ volatile("" : : "r"(x));                                                                       \
+		1;                                                                                                     \
+	})
+
+TECHNIQUE(jiffies)
 {
-	return -1;
+	return USED(bpf_jiffies64());
+}
+
+TECHNIQUE(ktime)
+{
+	return USED(bpf_ktime_get_ns());
+}
+
+TECHNIQUE(direct)
+{
+	__u8 *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+
+	return data + 28 > end ? 0 : USED(*(__u32 *)(data + 16)) & USED(*(__u32 *)(data + 20));
+}
+
+TECHNIQUE(load_bytes)
+{
+	__u32 address = 0, ports = 0;
+
+	bpf_skb_load_bytes(ctx, 16, &address, 4);
+	bpf_skb_load_bytes(ctx, 20, &ports, 4);
+	return USED(address) & USED(ports);
+}
+
+TECHNIQUE(percpu_plain)
+{
+	__u32 zero = 0;
+	struct base_slot *s = map_get(base_own_slots, &zero);
+
+	if (s) {
+		s->packets += 1;
+		s->bytes += ctx->len;
+	}
+	return 1;
+}
+
+TECHNIQUE(percpu_packed)
+{
+	__u32 zero = 0;
+	struct base_slot *s = map_get(base_own_slots, &zero);
+
+	if (s)
+		np_add(s->packets, (1LL << 40) + ctx->len);
+	return 1;
+}
+
+TECHNIQUE(percpu_atomic)
+{
+	__u32 zero = 0;
+	struct base_slot *s = map_get(base_own_slots, &zero);
+
+	if (s) {
+		np_add(s->packets, 1);
+		np_add(s->bytes, ctx->len);
+	}
+	return 1;
+}
+
+TECHNIQUE(shared_atomic)
+{
+	__u32 zero = 0;
+	struct base_slot *s = map_get(base_slots, &zero);
+
+	if (s) {
+		np_add(s->packets, 1);
+		np_add(s->bytes, ctx->len);
+	}
+	return 1;
+}
+
+TECHNIQUE(hash)
+{
+	struct base_key key = {.source = 1};
+	__u64 *found = map_get(base_flows, &key), zero = 0;
+
+	if (!found)
+		map_put(base_flows, &key, &zero);
+	return 1;
+}
+
+TECHNIQUE(lru)
+{
+	struct base_key key = {.source = 1};
+	__u64 *found = map_get(base_lru_flows, &key), zero = 0;
+
+	if (!found)
+		map_put(base_lru_flows, &key, &zero);
+	return 1;
+}
+
+TECHNIQUE(lpm)
+{
+	struct np_key4 prefix = {.prefixlen = 64, .peer = 1};
+	__u64 zero = 0;
+
+	if (!map_get(base_allow, &prefix))
+		map_put(base_allow, &prefix, &zero);
+	return 1;
+}
+
+/* The count stands for cookies, which come in sequence. */
+NP_INLINE __u64 base_next_cookie(void)
+{
+	__u32 zero = 0;
+	struct base_slot *s = map_get(base_own_slots, &zero);
+
+	return s ? ++s->packets : 0;
+}
+
+TECHNIQUE(remember)
+{
+	__u64 cookie = base_next_cookie(), *slot;
+	__u32 low = (__u32)cookie & 65535;
+
+	slot = map_get(base_cookies, &low);
+	if (slot)
+		*slot = cookie;
+	return 1;
+}
+
+TECHNIQUE(remember_lru)
+{
+	__u64 cookie = base_next_cookie();
+	__u32 one = 1;
+
+	map_put(base_lru_cookies, &cookie, &one);
+	return 1;
 }
 
 /* The generator: BPF_PROG_TEST_RUN with live frames hands every frame to the stack as if the interface received it. */

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from pytest_isolate.bench import forkexec, lookup, memory, parallel, pidns, soak
+from pytest_isolate.bench import forkexec, lookup, memory, network, parallel, pidns, soak
 from pytest_isolate.bench.measure import Effort
 from pytest_isolate.bench.table import Table
 
@@ -22,6 +22,7 @@ TABLES: Mapping[str, Callable[[Effort], list[Table]]] = MappingProxyType(
         "memory": memory.measure,
         "pidns": pidns.measure,
         "lookup": lookup.measure,
+        "network": network.measure,
         "soak": soak.measure,
     }
 )

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Loader = Callable[..., Dataplane]
 
 _RESIDENT = "pytest-isolate-resident"
+_engines = itertools.count(1)
 
 
 class PolicyEngine:
@@ -89,8 +90,8 @@ class PolicyEngine:
 
     @contextlib.contextmanager
     def _resident(self) -> Iterator[None]:
-        path = self._home / f"{_RESIDENT}-{os.getpid()}"
-        path.mkdir(exist_ok=True)
+        path = self._home / f"{_RESIDENT}-{os.getpid()}-{next(_engines)}"
+        path.mkdir()
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with Links(self.plane, fd) as links:

@@ -65,7 +65,11 @@ class Dataplane:
 
     def memory_bytes(self) -> int:
         """True kernel memory of the maps, as /proc/self/fdinfo says (memlock)."""
-        return sum(_memlock(m.fd) for m in self.maps.values())
+        return sum(map(self.memory_of, self.maps))
+
+    def memory_of(self, name: str) -> int:
+        """That of one map."""
+        return _memlock(self.maps[name].fd)
 
     # -- made by ---------------------------------------------------------------------------------------------------
 

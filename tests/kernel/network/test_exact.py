@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from pytest_isolate.kernel.bpf.dataplane import OBJECTS
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET, setns
 from pytest_isolate.network import NetworkPolicy
 
-TRAFFIC = Path(__file__).resolve().parents[3] / "benchmarks" / "net_traffic.c"
 EACH, SENDERS, SIZE = 500_000, 2, 100
 
 
 @pytest.fixture(scope="module")
-def traffic(tmp_path_factory, require):
-    require("cc", shutil.which("cc") is not None, "no C compiler")
-    program = tmp_path_factory.mktemp("traffic") / "net_traffic"
-    subprocess.run(["cc", "-O2", str(TRAFFIC), "-o", str(program)], check=True)
-    return program
+def traffic(require):
+    program = OBJECTS / "net_traffic"
+    require("bpf", program.is_file(), f"{program.name} is not in the package: make -C bpf")
+    return str(program)
 
 
 def _send(traffic, box, host, cpu, port):

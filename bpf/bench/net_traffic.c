@@ -1,4 +1,4 @@
-/* net_traffic.c - makes traffic for benchmarks/network.py and tests/kernel/network/test_exact.py.
+/* net_traffic.c - makes traffic for `pytest-isolate bench network` and tests/kernel/network/test_exact.py.
  *
  *   udp CPU COUNT SIZE ADDRESS PORT      COUNT datagrams with sendmmsg; prints how many were sent
  *   slice CPU ROUNDS N SIZE name,cgroup,netns ...
@@ -89,7 +89,7 @@ static void fill(struct mmsghdr *messages, struct iovec *vectors, char *buffer, 
 
 static int udp(char **a)
 {
-	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(atoi(a[4])) };
+	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(atoi(a[4]))};
 	long count = atol(a[1]), sent = 0;
 	struct mmsghdr messages[BATCH];
 	struct iovec vectors[BATCH];
@@ -120,7 +120,8 @@ static int parse(int n, char **specs, struct config *c, int rounds, int type)
 		cgroup = strtok(0, ",");
 		netns = strtok(0, ",");
 		enter(cgroup, netns);
-		c[i].address = (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(PORT), .sin_addr = { htonl(INADDR_LOOPBACK) } };
+		c[i].address = (struct sockaddr_in){
+			.sin_family = AF_INET, .sin_port = htons(PORT), .sin_addr = {htonl(INADDR_LOOPBACK)}};
 		c[i].receiver = socket(AF_INET, type | SOCK_CLOEXEC, 0);
 		setsockopt(c[i].receiver, SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes));
 		setsockopt(c[i].receiver, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
@@ -128,7 +129,8 @@ static int parse(int n, char **specs, struct config *c, int rounds, int type)
 			die("bind");
 		if (type == SOCK_STREAM && listen(c[i].receiver, 128))
 			die("listen");
-		c[i].sender = type == SOCK_DGRAM ? socket(AF_INET, type | SOCK_CLOEXEC, 0) : open(netns, O_RDONLY | O_CLOEXEC);
+		c[i].sender = type == SOCK_DGRAM ? socket(AF_INET, type | SOCK_CLOEXEC, 0)
+						 : open(netns, O_RDONLY | O_CLOEXEC);
 		if (type == SOCK_DGRAM && connect(c[i].sender, (void *)&c[i].address, sizeof(c[i].address)))
 			die("connect");
 		c[i].ns = calloc(rounds, sizeof(double));
@@ -137,7 +139,8 @@ static int parse(int n, char **specs, struct config *c, int rounds, int type)
 
 			if (fd < 0)
 				die("cgroup");
-			c[i].address.sin_zero[0] = fd; /* written before each turn: sockets belong to their maker's cgroup */
+			c[i].address.sin_zero[0] =
+				fd; /* written before each turn: sockets belong to their maker's cgroup */
 		}
 	}
 	return n;
@@ -160,7 +163,7 @@ static void turn_udp(struct config *c, int count, int size)
 
 static void turn_tcp(struct config *c, int count)
 {
-	struct linger reset = { 1, 0 };
+	struct linger reset = {1, 0};
 
 	for (int k = 0; k < count; k++) {
 		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), peer;
@@ -168,7 +171,8 @@ static void turn_tcp(struct config *c, int count)
 		if (connect(fd, (void *)&c->address, sizeof(c->address)))
 			die("connect");
 		peer = accept(c->receiver, 0, 0);
-		setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)); /* no TIME_WAIT: it would fill the ports */
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset,
+			   sizeof(reset)); /* no TIME_WAIT: it would fill the ports */
 		close(fd);
 		close(peer);
 	}
