@@ -14,13 +14,12 @@ from dataclasses import dataclass
 
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import LIST_MAX, RULES, Flag, Verdict, Where
-from pytest_isolate.network.rules import Address, NetworkPolicy, Rule, Target
+from pytest_isolate.network.rules import Address, NetworkPolicy, Rule, Spot, Target
 
 _KEY4 = struct.Struct("=II4s")
 _KEY6 = struct.Struct("=II16s")
 _ENTRY = struct.Struct("=HHBBH")
 _HEAD = struct.Struct("=II")
-Spot = tuple[int, int, int]  # IP version, prefix length, network address
 Line = tuple[int, int, int, int, int]  # port_lo, port_hi, protocols, where << 4 | verdict, number of the redirect (1..)
 
 
@@ -55,10 +54,8 @@ def compile_policy(policy: NetworkPolicy) -> Compiled:
     targets = tuple(dict.fromkeys(r.to for r in policy.rules if r.to is not None))
     by_network: dict[Spot, list[Rule]] = {}
     for rule in policy.rules:
-        network = rule.network
-        spot = network.version, network.prefixlen, int(network.network_address)
-        if (known := by_network.get(spot)) is None:
-            by_network[spot] = [rule]
+        if (known := by_network.get(rule.spot)) is None:
+            by_network[rule.spot] = [rule]
         else:
             known.append(rule)
     if len(by_network) > RULES // 2:
@@ -71,8 +68,11 @@ def compile_policy(policy: NetworkPolicy) -> Compiled:
         for above in shorter[version, length]:
             if covering := by_network.get((version, above, address >> (bits - above) << (bits - above))):
                 own = covering + own  # noqa: PLW2901
-        rows[version].append((address.to_bytes(bits // 8, "big"), length, lists.number(own)))
-    return Compiled(tuple(lists.numbers), tuple(rows[4]), tuple(rows[6]), targets, *_traits(policy))
+        number = lists.alone.get(own[0].says) if len(own) == 1 else None
+        if number is None:
+            number = lists.number(own)
+        rows[version].append((address.to_bytes(bits // 8, "big"), length, number))
+    return Compiled(tuple(lists.numbers), tuple(rows[4]), tuple(rows[6]), targets, *_traits(policy), bool(targets))
 
 
 def _shorter_lengths(spots: Iterable[Spot]) -> dict[tuple[int, int], list[int]]:
@@ -87,17 +87,13 @@ class _Lists:
     def __init__(self, targets: tuple[Target, ...]) -> None:
         self.numbers: dict[tuple[Line, ...], int] = {}
         self._targets = targets
-        self._alone: dict[object, int] = {}
+        self.alone: dict[object, int] = {}
 
     def number(self, rules: list[Rule]) -> int:
-        if len(rules) > 1:
-            return self.numbers.setdefault(_lines(rules, self._targets), len(self.numbers))
-        rule = rules[0]
-        says = rule.ports, int(rule.protocols), int(rule.where), int(rule.verdict), rule.to  # enums hash in Python
-        if (known := self._alone.get(says)) is None:
-            known = self.numbers.setdefault(_lines(rules, self._targets), len(self.numbers))
-            self._alone[says] = known
-        return known
+        found = self.numbers.setdefault(_lines(rules, self._targets), len(self.numbers))
+        if len(rules) == 1:
+            self.alone[rules[0].says] = found
+        return found
 
 
 def _lines(rules: list[Rule], targets: tuple[Target, ...]) -> tuple[Line, ...]:
@@ -116,11 +112,11 @@ def _lines(rules: list[Rule], targets: tuple[Target, ...]) -> tuple[Line, ...]:
     return tuple(lines.values())
 
 
-def _traits(policy: NetworkPolicy) -> tuple[Flag, bool, bool]:
-    """(flags, True when bind hooks are needed, True when redirects are)."""
+def _traits(policy: NetworkPolicy) -> tuple[Flag, bool]:
+    """(flags, True when bind hooks are needed)."""
     places = 0
     for rule in policy.rules:
-        places |= int(rule.where)
+        places |= rule.says[2]
     binds = bool(places & Where.BIND) or policy.bind is not Verdict.ALLOW
     limits = bool(policy.limit_pps or policy.limit_bytes or policy.limit_connections)
     inbound = policy.inbound is not Verdict.ALLOW
@@ -135,7 +131,7 @@ def _traits(policy: NetworkPolicy) -> tuple[Flag, bool, bool]:
     flags |= Flag.RAW if policy.raw else Flag(0)
     flags |= Flag.PER_PACKET if policy.per_packet else Flag(0)
     flags |= Flag.FLOWS if policy.flows else Flag(0)
-    return flags, binds, any(r.verdict is Verdict.REDIRECT for r in policy.rules)
+    return flags, binds
 
 
 # -- packing -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import Protocol, Verdict, Where
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Spot = tuple[int, int, int]  # IP version, prefix length, network address
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: What users write for ports: 80, "80", "8000-8100", several of them, "*" or True for all.
 Ports = int | str | Iterable[int | str] | Literal[True] | None
@@ -55,6 +56,16 @@ class Rule:
     where: Where = Where.OUT
     to: Target | None = None
     text: str = field(default="", compare=False)  # as the user wrote it
+    spot: Spot = field(init=False, compare=False, repr=False)  # where it holds, and what it says there: as numbers,
+    says: tuple[tuple[int, int], int, int, int, Target | None] = field(
+        init=False, compare=False, repr=False
+    )  # for whoever compiles thousands
+
+    def __post_init__(self) -> None:
+        network = self.network
+        object.__setattr__(self, "spot", (network.version, network.prefixlen, int(network.network_address)))
+        says = self.ports, int(self.protocols), int(self.where), int(self.verdict), self.to
+        object.__setattr__(self, "says", says)
 
     @property
     def rank(self) -> tuple[int, int, int]:

@@ -42,7 +42,7 @@ class Wire:
             return count / (time.thread_time() - begin) / 1e6
 
     def busy(self, per_second: int, for_s: float) -> tuple[float, int]:
-        """(share of one core that frames at this pace take, frames made)."""
+        """(percent of one core that frames at this pace take, by the CPU time of those made; their number)."""
         each, made = int(per_second * _SLICE_S), 0
         with inside_netns(self.host.fd):
             begin, used = time.perf_counter(), time.thread_time()
@@ -50,7 +50,7 @@ class Wire:
                 live_frames(self._program, self._frame, self.index, each)
                 made += each
                 time.sleep(max(0.0, made / per_second - now))
-            return (time.thread_time() - used) / (time.perf_counter() - begin) * 100, made
+            return (time.thread_time() - used) / made * per_second * 100, made
 
 
 def measure(place: Place) -> list[Table]:
