@@ -56,10 +56,9 @@ class Rule:
     where: Where = Where.OUT
     to: Target | None = None
     text: str = field(default="", compare=False)  # as the user wrote it
-    spot: Spot = field(init=False, compare=False, repr=False)  # where it holds, and what it says there: as numbers,
-    says: tuple[tuple[int, int], int, int, int, Target | None] = field(
-        init=False, compare=False, repr=False
-    )  # for whoever compiles thousands
+    #: Where it holds, and what it says there, as numbers: enums hash in Python, and policies have thousands of rules.
+    spot: Spot = field(init=False, compare=False, repr=False)
+    says: tuple[tuple[int, int], int, int, int, Target | None] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         network = self.network
