@@ -129,7 +129,7 @@ def need(manager: CgroupManager, version: int, require: Require) -> Callable[...
     return check
 
 
-def until(what: Callable[[], object], timeout_s: float = 5.0) -> None:
+def until(what: Callable[[], object], timeout_s: float = 30.0) -> None:
     """Wait for ``what()`` to be true."""
     end = time.monotonic() + timeout_s
     while not what():

@@ -92,8 +92,8 @@ def test_freeze_stops_the_clock_and_thaw_starts_it_again(manager, need, nursery,
         until(lambda: ticks(child.pid) > 2)
         assert cgroup.freeze()
         at_freeze = ticks(child.pid)
-        time.sleep(0.3)
-        assert ticks(child.pid) == at_freeze
+        time.sleep(1)
+        assert ticks(child.pid) <= at_freeze + 1, "but for the tick that it was in"
         cgroup.thaw()
         until(lambda: ticks(child.pid) > at_freeze + 2)
         assert cgroup.freeze()
@@ -162,7 +162,7 @@ def test_closing_with_a_process_inside_returns_at_once_and_the_run_removes_it_la
     start = time.monotonic()
     cgroup.close()
     cgroup.close()
-    assert time.monotonic() - start < 0.2
+    assert time.monotonic() - start < 2
     assert directories(manager, cgroup.name)
     child.stop()
     until(lambda: manager.tidy() or not directories(manager, cgroup.name))

@@ -71,8 +71,8 @@ def test_a_start_that_finds_no_room_never_ends_its_caller(
     manager: CgroupManager, version: int, need: Callable[..., None], how: str, kind: str
 ) -> None:
     need("memory")
-    if "user" in kind and os.geteuid() != 0:
-        pytest.skip("mapping every id takes root")
+    if kind != "monitor" and os.geteuid() != 0:
+        pytest.skip("namespaces without a user namespace, and maps of every id, take root")
     argv = [sys.executable, "-c", _CALLER, how, f"v{version}", kind]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *sys.path])}
     done = subprocess.run(argv, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=240)
