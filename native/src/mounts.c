@@ -24,7 +24,7 @@ extern int umount2(const char *target, int flags);
 
 /* ---- mounting ---- */
 
-static int mount_op(const struct builder *b, const struct iso_mount *op)
+static int mount_op(struct builder *b, const struct iso_mount *op)
 {
 	struct place place;
 	int err = iso_find_place(b, iso_ptr(op->target), &place);
@@ -36,7 +36,7 @@ static int mount_op(const struct builder *b, const struct iso_mount *op)
 	return err;
 }
 
-static int propagation_op(const struct builder *b, const struct iso_mount *op)
+static int propagation_op(struct builder *b, const struct iso_mount *op)
 {
 	(void)b;
 	return (int)result(mount(NULL, iso_ptr(op->target), NULL, op->flags, NULL));
@@ -52,7 +52,7 @@ static unsigned long locked_flags(int fd)
 	return ((unsigned long)fs.f_flags & ATTRIBUTES_OF_BIND) | ((fs.f_flags & 4096) ? MS_RELATIME : 0);
 }
 
-static int remount(const struct builder *b, const char *target, unsigned long flags)
+static int remount(struct builder *b, const char *target, unsigned long flags)
 {
 	struct place place;
 	int err = iso_find_place(b, target, &place); /* anew: the mount on top */
@@ -66,7 +66,7 @@ static int remount(const struct builder *b, const char *target, unsigned long fl
 }
 
 /* MS_RDONLY alone is as the table says: a writable place in a read-only view is made by taking it off. */
-static int remount_op(const struct builder *b, const struct iso_mount *op)
+static int remount_op(struct builder *b, const struct iso_mount *op)
 {
 	struct place place;
 	int err = iso_find_place(b, iso_ptr(op->target), &place);
@@ -95,7 +95,7 @@ static uint64_t attributes(unsigned long flags)
 	       (flags & MS_NOATIME ? MOUNT_ATTR_NOATIME : 0) | (flags & MS_NODIRATIME ? MOUNT_ATTR_NODIRATIME : 0);
 }
 
-static int attach(int tree_fd, const struct builder *b, const char *target)
+static int attach(int tree_fd, struct builder *b, const char *target)
 {
 	int fd = iso_open_target(b, target);
 	long err;
@@ -107,7 +107,7 @@ static int attach(int tree_fd, const struct builder *b, const char *target)
 	return (int)err;
 }
 
-static int attach_sealed(int tree_fd, const struct builder *b, const struct iso_mount *op)
+static int attach_sealed(int tree_fd, struct builder *b, const struct iso_mount *op)
 {
 	uint64_t set = attributes(op->flags);
 	int err = set ? set_attributes(tree_fd, op->flags & MS_REC, set, 0) : 0;
@@ -116,7 +116,7 @@ static int attach_sealed(int tree_fd, const struct builder *b, const struct iso_
 }
 
 /* -ENOSYS: a kernel before 5.12, or a seccomp profile that does not know these calls. */
-static int bind_tree(const struct builder *b, const struct iso_mount *op)
+static int bind_tree(struct builder *b, const struct iso_mount *op)
 {
 	unsigned int flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (op->flags & MS_REC ? AT_RECURSIVE : 0);
 	int err, tree_fd = (int)result(syscall(SYS_open_tree, AT_FDCWD, (const char *)iso_ptr(op->source), flags));
@@ -129,7 +129,7 @@ static int bind_tree(const struct builder *b, const struct iso_mount *op)
 }
 
 /* The old way cannot set attributes on a whole tree: refuse rather than bind with less than was asked. */
-static int bind_old(const struct builder *b, const struct iso_mount *op)
+static int bind_old(struct builder *b, const struct iso_mount *op)
 {
 	struct iso_mount plain = *op;
 	int err;
@@ -165,7 +165,7 @@ static uint64_t number(const char **text)
 	}
 }
 
-static int bind_op(const struct builder *b, const struct iso_mount *op)
+static int bind_op(struct builder *b, const struct iso_mount *op)
 {
 	const char *tree_fd = op->data ? iso_ptr(op->data) : "";
 	int err;
@@ -176,7 +176,7 @@ static int bind_op(const struct builder *b, const struct iso_mount *op)
 	return err == -ENOSYS ? bind_old(b, op) : err;
 }
 
-static int setattr_op(const struct builder *b, const struct iso_mount *op)
+static int setattr_op(struct builder *b, const struct iso_mount *op)
 {
 	const char *text = op->data ? iso_ptr(op->data) : "";
 	uint64_t set = number(&text), clear = 0;
@@ -196,7 +196,7 @@ static int setattr_op(const struct builder *b, const struct iso_mount *op)
 	return err;
 }
 
-static int umount_op(const struct builder *b, const struct iso_mount *op)
+static int umount_op(struct builder *b, const struct iso_mount *op)
 {
 	struct place place;
 	int err = iso_find_place(b, iso_ptr(op->target), &place);
@@ -223,7 +223,7 @@ static int send_fd(int socket_fd, int fd)
 }
 
 /* Hands a directory to the caller, who can look at it when it is mounted nowhere any more. */
-static int send_dir_op(const struct builder *b, const struct iso_mount *op)
+static int send_dir_op(struct builder *b, const struct iso_mount *op)
 {
 	struct place place;
 	int err = iso_find_place(b, iso_ptr(op->target), &place), fd;
@@ -240,7 +240,7 @@ static int send_dir_op(const struct builder *b, const struct iso_mount *op)
 }
 
 /* Both roots on one directory, then the old one off it: no directory for the old root is needed. pivot_root(2). */
-static int pivot_op(const struct builder *b, const struct iso_mount *op)
+static int pivot_op(struct builder *b, const struct iso_mount *op)
 {
 	(void)b;
 	if (chdir(iso_ptr(op->target)) || syscall(SYS_pivot_root, ".", ".") || umount2(".", DETACH) || chdir("/"))
@@ -250,7 +250,7 @@ static int pivot_op(const struct builder *b, const struct iso_mount *op)
 
 /* ---- the table ---- */
 
-static int run_op(const struct builder *b, const struct iso_mount *op)
+static int run_op(struct builder *b, const struct iso_mount *op)
 {
 	switch (op->kind) {
 	case ISO_MOUNT_PROPAGATION:
@@ -294,19 +294,20 @@ static void find_root(struct builder *b, const struct iso_mount *table, uint32_t
 
 int iso_mount_table(const struct iso_mount *table, uint32_t count, int *index)
 {
-	struct builder b;
+	struct builder b = {.root_fd = -1};
 	uint32_t i;
-	int err;
+	int err = 0;
 
 	find_root(&b, table, 0, count);
-	for (i = 0; i < count; i++) {
+	for (i = 0; i < count && !err; i++) {
+		*index = (int)i;
 		err = table[i].target ? run_op(&b, &table[i]) : -EINVAL;
-		if (err) {
-			*index = (int)i;
-			return err;
-		}
-		if (table[i].kind == ISO_MOUNT_PIVOT)
+		iso_forget_root(&b, iso_ptr(table[i].target));
+		if (table[i].kind == ISO_MOUNT_PIVOT) {
+			iso_forget_root(&b, NULL);
 			find_root(&b, table, i + 1, count);
+		}
 	}
-	return 0;
+	iso_forget_root(&b, NULL);
+	return err;
 }

@@ -13,6 +13,7 @@
 struct builder {
 	const char *root; /* target of the PIVOT to come, or NULL */
 	size_t root_length;
+	int root_fd; /* the root, opened at the first need and as it is now; -1: not yet */
 };
 
 /* A target, pinned: fd is O_PATH; name is what mount(2) is told. */
@@ -27,12 +28,15 @@ static inline long result(long ret)
 }
 
 /* targets.c: an O_PATH descriptor, or -errno. */
-int iso_open_target(const struct builder *b, const char *target);
-int iso_find_place(const struct builder *b, const char *target, struct place *place);
+int iso_open_target(struct builder *b, const char *target);
+int iso_find_place(struct builder *b, const char *target, struct place *place);
+
+/* After an op on target: forgets the root, where something else may be there now: on it, or above it. NULL: in any case. */
+void iso_forget_root(struct builder *b, const char *target);
 
 /* targets.c: missing parents are made, what is there stays; 0 or -errno. */
-int iso_make_dir(const struct builder *b, const struct iso_mount *op);
-int iso_make_file(const struct builder *b, const struct iso_mount *op);
-int iso_make_symlink(const struct builder *b, const struct iso_mount *op);
+int iso_make_dir(struct builder *b, const struct iso_mount *op);
+int iso_make_file(struct builder *b, const struct iso_mount *op);
+int iso_make_symlink(struct builder *b, const struct iso_mount *op);
 
 #endif

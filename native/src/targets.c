@@ -39,27 +39,30 @@ static int open_below(int root_fd, const char *path)
 {
 	struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
 
-	return (int)result(syscall(SYS_openat2, root_fd, *path ? path : ".", &how, sizeof(how)));
+	return (int)result(syscall(SYS_openat2, root_fd, path, &how, sizeof(how)));
 }
 
-static int open_root(const struct builder *b)
+void iso_forget_root(struct builder *b, const char *target)
 {
-	return (int)result(open(b->root, O_PATH | O_DIRECTORY | O_CLOEXEC));
+	const char *below = target ? below_root(b, target) : NULL;
+
+	if (b->root_fd < 0 || (below && *below))
+		return;
+	close(b->root_fd);
+	b->root_fd = -1;
 }
 
-int iso_open_target(const struct builder *b, const char *target)
+int iso_open_target(struct builder *b, const char *target)
 {
 	const char *below = below_root(b, target);
-	int root_fd, fd;
 
 	if (!below)
 		return (int)result(open(target, O_PATH | O_CLOEXEC));
-	root_fd = open_root(b);
-	if (root_fd < 0)
-		return root_fd;
-	fd = open_below(root_fd, below);
-	close(root_fd);
-	return fd;
+	if (b->root_fd < 0)
+		b->root_fd = (int)result(open(b->root, O_PATH | O_DIRECTORY | O_CLOEXEC));
+	if (b->root_fd < 0)
+		return b->root_fd;
+	return *below ? open_below(b->root_fd, below) : (int)result(fcntl(b->root_fd, F_DUPFD_CLOEXEC, 0));
 }
 
 static void name_fd(char name[32], int fd)
@@ -77,7 +80,7 @@ static void name_fd(char name[32], int fd)
 	name[at] = 0;
 }
 
-int iso_find_place(const struct builder *b, const char *target, struct place *place)
+int iso_find_place(struct builder *b, const char *target, struct place *place)
 {
 	place->fd = iso_open_target(b, target);
 	if (place->fd < 0)
@@ -110,7 +113,7 @@ static size_t parent_length(const char *path)
 }
 
 /* Opens the directory that holds path's last component; *last points at that component. */
-static int open_parent(const struct builder *b, const char *path, char name[256])
+static int open_parent(struct builder *b, const char *path, char name[256])
 {
 	char parent[PATH_BYTES];
 	size_t n = parent_length(path), end = strlen(path);
@@ -125,7 +128,7 @@ static int open_parent(const struct builder *b, const char *path, char name[256]
 	return iso_open_target(b, n ? parent : ".");
 }
 
-static int make_directory(const struct builder *b, const char *path, mode_t mode)
+static int make_directory(struct builder *b, const char *path, mode_t mode)
 {
 	char name[256];
 	int parent_fd = open_parent(b, path, name);
@@ -138,7 +141,7 @@ static int make_directory(const struct builder *b, const char *path, mode_t mode
 	return err == -EEXIST ? 0 : (int)err;
 }
 
-static int make_parents(const struct builder *b, const char *path)
+static int make_parents(struct builder *b, const char *path)
 {
 	char ancestor[PATH_BYTES];
 	size_t n, end = parent_length(path), skip = below_root(b, path) ? b->root_length : 0;
@@ -157,8 +160,8 @@ static int make_parents(const struct builder *b, const char *path)
 }
 
 /* The usual case is that the parents are there: look only when they are not. */
-static int make_with_parents(const struct builder *b, const struct iso_mount *op,
-			     int (*make)(const struct builder *b, const struct iso_mount *op))
+static int make_with_parents(struct builder *b, const struct iso_mount *op,
+			     int (*make)(struct builder *b, const struct iso_mount *op))
 {
 	int err = make(b, op);
 
@@ -204,7 +207,7 @@ static int set_mode_and_owner(int parent_fd, const char *name, const char *data)
 	return (int)result(fchmodat(parent_fd, name, mode, 0));
 }
 
-static int make_dir_op(const struct builder *b, const struct iso_mount *op)
+static int make_dir_op(struct builder *b, const struct iso_mount *op)
 {
 	const char *path = iso_ptr(op->target), *data = iso_ptr(op->data);
 	char name[256];
@@ -219,7 +222,7 @@ static int make_dir_op(const struct builder *b, const struct iso_mount *op)
 	return err == -EEXIST ? 0 : err;
 }
 
-static int make_file_op(const struct builder *b, const struct iso_mount *op)
+static int make_file_op(struct builder *b, const struct iso_mount *op)
 {
 	char name[256];
 	int parent_fd = open_parent(b, iso_ptr(op->target), name), fd;
@@ -234,7 +237,7 @@ static int make_file_op(const struct builder *b, const struct iso_mount *op)
 	return fd == -EEXIST || fd >= 0 ? 0 : fd;
 }
 
-static int make_symlink_op(const struct builder *b, const struct iso_mount *op)
+static int make_symlink_op(struct builder *b, const struct iso_mount *op)
 {
 	char name[256];
 	int parent_fd = open_parent(b, iso_ptr(op->target), name), err;
@@ -246,17 +249,17 @@ static int make_symlink_op(const struct builder *b, const struct iso_mount *op)
 	return err;
 }
 
-int iso_make_dir(const struct builder *b, const struct iso_mount *op)
+int iso_make_dir(struct builder *b, const struct iso_mount *op)
 {
 	return make_with_parents(b, op, make_dir_op);
 }
 
-int iso_make_file(const struct builder *b, const struct iso_mount *op)
+int iso_make_file(struct builder *b, const struct iso_mount *op)
 {
 	return make_with_parents(b, op, make_file_op);
 }
 
-int iso_make_symlink(const struct builder *b, const struct iso_mount *op)
+int iso_make_symlink(struct builder *b, const struct iso_mount *op)
 {
 	return make_with_parents(b, op, make_symlink_op);
 }

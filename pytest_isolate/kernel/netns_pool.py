@@ -66,7 +66,7 @@ class NetnsPool:
         """Make one of a kind that was asked for and is short; where the kernel refuses, launches say why."""
         if self._holders <= 0:
             return
-        for loopback, ready in self._ready.items():
+        for loopback, ready in list(self._ready.items()):  # another thread may ask for a new kind
             if len(ready) < READY:
                 with contextlib.suppress(SetupError, BackendUnavailable):
                     ready.append(make(loopback=loopback))
