@@ -42,6 +42,7 @@ class Samples:
     times_ns: list[int] = field(default_factory=list)
     errors: int = 0
     rounds_ns: list[float] = field(default_factory=list)  # the median of each round; nan where nothing succeeded
+    fastest_ns: list[float] = field(default_factory=list)  # and the fastest of each
 
     def add(self, batch: Sequence[int]) -> None:
         """One round's samples."""
@@ -49,12 +50,21 @@ class Samples:
         self.times_ns += succeeded
         self.errors += len(batch) - len(succeeded)
         self.rounds_ns.append(statistics.median(succeeded) if succeeded else math.nan)
+        self.fastest_ns.append(min(succeeded, default=math.nan))
 
     def over(self, floor: Samples) -> float:
         """How many times as long as ``floor``: the median of the rounds' ratios, for within a round the machine is the same."""
-        pairs = zip(self.rounds_ns, floor.rounds_ns, strict=True)
-        ratios = [ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0]
-        return statistics.median(ratios) if ratios else math.nan
+        return _ratio(self.rounds_ns, floor.rounds_ns)
+
+    def fastest_over(self, floor: Samples) -> float:
+        """The same of each round's fastest: for what only computes, which neighbours disturb and nothing hastens."""
+        return _ratio(self.fastest_ns, floor.fastest_ns)
+
+    @property
+    def fastest_median_ns(self) -> float:
+        """Of the rounds' fastest."""
+        found = [one for one in self.fastest_ns if one > 0]
+        return statistics.median(found) if found else math.nan
 
     @property
     def median_ns(self) -> float:
@@ -68,6 +78,12 @@ class Samples:
     def per_second(self) -> float:
         """Operations one after the other: by the mean, which pays for every slow one."""
         return 1e9 / statistics.fmean(self.times_ns) if self.times_ns else 0.0
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the rounds' ratios, where both succeeded; nan in comparisons is false."""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=True) if one > 0 and other > 0]
+    return statistics.median(ratios) if ratios else math.nan
 
 
 def in_turns(competitors: Mapping[str, Batch], effort: Effort) -> dict[str, Samples]:
