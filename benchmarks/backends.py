@@ -68,12 +68,13 @@ def rows(policy: Policy, names: Sequence[str], rounds: int) -> Iterator[tuple[st
         if not verdict:
             print(f"without {backend.name}: {'; '.join(verdict.lacking)}")
             continue
+        tool = getattr(backend, "backend", backend)  # of a plugin, without the registry's hand on it
         with Sandbox(policy, backends=[backend.name]) as sandbox:
             ours, theirs = [], []
             for _ in range(rounds + WARM_UP):
                 ours.append(sandboxed(sandbox))
-                if isinstance(backend, ToolBackend):
-                    theirs.append(by_hand(backend, policy))
+                if isinstance(tool, ToolBackend):
+                    theirs.append(by_hand(tool, policy))
             del ours[:WARM_UP], theirs[:WARM_UP]
             yield backend.name, ours, theirs
 

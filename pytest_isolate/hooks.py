@@ -93,7 +93,7 @@ class Hooks:
         chosen = _called(self._relay(item), name, item=item, policy=policy, candidates=list(candidates))
         if chosen is not None and chosen not in candidates:
             raise PluginError("a plugin", name, f"it chose {chosen!r}, which is none of the candidates")
-        return chosen or candidates[0]
+        return candidates[0] if chosen is None else candidates[list(candidates).index(chosen)]
 
     def begin(self, launch: Launch) -> Life | None:
         """Enter the guards and say prepare; None where no plugin takes part in a sandbox's life.
@@ -127,7 +127,7 @@ class Life:
     def prepare(self) -> None:
         name = f"{PREFIX}guards"
         for plugin, guards in _each(self._relay, name, policy=self.launch.policy):
-            with _blaming(plugin, name):
+            with blaming(plugin, name):
                 for guard in guards or ():
                     self._guards.enter_context(guard)
         _called(self._relay, f"{PREFIX}prepare", sandbox=self.launch, policy=self.launch.policy)
@@ -150,7 +150,7 @@ class Life:
             self.close()
 
     def close(self) -> None:
-        with _blaming("a guard", f"{PREFIX}guards"):
+        with blaming("a guard", f"{PREFIX}guards"):
             self._guards.close()
 
 
@@ -196,7 +196,8 @@ def _blame(name: str, implementations: Iterable[Any], error: Exception) -> Plugi
 
 
 @contextlib.contextmanager
-def _blaming(plugin: str, name: str) -> Iterator[None]:
+def blaming(plugin: str, name: str) -> Iterator[None]:
+    """What is raised, but for errors of ours, becomes a PluginError that names the plugin and the last line."""
     try:
         yield
     except IsolateError:
@@ -255,7 +256,7 @@ def _load_installed(manager: pluggy.PluginManager) -> None:
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         if manager.is_blocked(entry.name):
             continue
-        with _blaming(entry.name, f"entry point {entry.value}"):
+        with blaming(entry.name, f"entry point {entry.value}"):
             plugin = entry.load()
         if manager.is_registered(plugin):
             continue

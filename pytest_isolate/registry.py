@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_isolate.backend import Backend, Kind
+from pytest_isolate.backend import Backend, Kind, Process
 from pytest_isolate.errors import BackendUnavailable, PluginError
-from pytest_isolate.hooks import Hooks, of_this_process
+from pytest_isolate.hooks import Hooks, blaming, of_this_process
 from pytest_isolate.policy import Policy, unknown
 
 
@@ -80,9 +80,42 @@ def offered(hooks: Hooks | None = None) -> dict[str, tuple[str, Backend]]:
                     f"the backend {backend.name!r} is already offered by {holder}; rename one, or block it with -p no:"
                 )
                 raise PluginError(plugin, "pytest_isolate_backends", why)
-            found[backend.name] = plugin, backend
+            found[backend.name] = plugin, Offered(plugin, backend)
         hooks.offered = found
     return hooks.offered
+
+
+class Offered:
+    """A plugin's backend. Whatever it raises when it is to start something is told as the plugin's fault; equal to the backend."""
+
+    def __init__(self, plugin: str, backend: Backend) -> None:
+        self.plugin = plugin
+        self.backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self.backend
+
+    def __hash__(self) -> int:
+        return id(self.backend)
+
+    def fork(self, *args: Any, **words: Any) -> Process | None:
+        return self._started("fork", self.backend.fork, args, words)
+
+    def spawn(self, *args: Any, **words: Any) -> Process:
+        process = self._started("spawn", self.backend.spawn, args, words)
+        assert process is not None
+        return process
+
+    def _started(self, how: str, start: Callable[..., Any], args: Any, words: Any) -> Process | None:
+        with blaming(self.plugin, f"backend {self.backend.name}, {how}"):
+            process = start(*args, **words)
+        if isinstance(process, Process) or (process is None and how == "fork"):
+            return process
+        why = f"it gave {process!r}, which is no process: see pytest_isolate.backend.Process"
+        raise PluginError(self.plugin, f"backend {self.backend.name}, {how}", why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import pytest
 
 from pytest_isolate import wire
 from pytest_isolate.endings import cpu_text, hard_cpu_text, living, of_group
+from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause, ExitStatus
 from pytest_isolate.runner import compat, crash, frames, junit, network, reporter, verdict
 from pytest_isolate.runner.process import COSTS, TestProcess
@@ -276,7 +277,11 @@ class Conversation:
     def _died(self) -> None:
         """The process ended, or was ended, before the item was done: blame the phase that was under way."""
         process = self.worker.process
-        exited = process.wait(_EXIT_S)
+        refusal: IsolateError | None = None
+        try:
+            exited = process.wait(_EXIT_S)
+        except IsolateError as error:  # what ended is its backend's tool, which says so once
+            refusal, exited = error, process.wait(0)
         if exited is None:
             self.worker.kill()
             exited = process.wait(_EXIT_S)
@@ -290,7 +295,10 @@ class Conversation:
             return
         status = exited.status if exited is not None else ExitStatus(signal=signal.SIGKILL)
         when = _PHASES[min(self._phases, 2)]
-        self._blame(when, self._ending(status, when))
+        if refusal is not None and not self._timed_out:
+            self._blame(when, crash.Ending(text=f"pytest-isolate: {refusal}", cause=Cause.SETUP))
+        else:
+            self._blame(when, self._ending(status, when))
 
     def _ending(self, status: ExitStatus, when: crash.When) -> crash.Ending:
         if self._timed_out:

@@ -247,7 +247,10 @@ class Workers:
         if verdict.died:
             worker.kill()
         elif not verdict.evidence.get("alone"):
-            exited = process.wait(EXIT_S)
+            try:
+                exited = process.wait(EXIT_S)
+            except IsolateError as error:  # the test has said its last word; its backend's tool failed after it
+                verdict.complaint, exited = error, process.wait(0)
             verdict.leftovers += living(process, worker.cgroup, exited is None or exited.leftovers)
             worker.kill()
         if verdict.died or verdict.leftovers or worker.life is not None:
@@ -255,7 +258,7 @@ class Workers:
         if worker.cgroup is not None:
             verdict.counted = worker.cgroup.usage(current=False)
         if worker.life is not None:
-            verdict.complaint = _finished(worker, worker.life, verdict)
+            verdict.complaint = _finished(worker, worker.life, verdict) or verdict.complaint
         self._reaper.add(worker)
 
     def close(self) -> None:

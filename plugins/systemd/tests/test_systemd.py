@@ -99,7 +99,9 @@ def running():
 
 
 def test_a_signal_reaches_the_program(sandbox):
-    running = sandbox.spawn(["sh", "-c", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"])
+    running = sandbox.spawn(
+        ["sh", "-c", "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"], grace=10
+    )
     running.wait_for_line("ready")
     outcome = running.terminate()
     assert (outcome.status.code, outcome.stdout) == (3, "ready\nbye\n")
