@@ -55,9 +55,9 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in sorted(_namespaces(policy))],
-            "cgroupsPath": os.path.basename(run.directory),
             "maskedPaths": [place.target for place in shown if _is_masked(place)],
             "readonlyPaths": [place.target for place in shown if _is_sealed(place)],
+            **_ownership(run),
         },
     }
     if policy.hostname:
@@ -85,8 +85,17 @@ def _is_mounted(place: Place) -> bool:
 
 
 def _namespaces(policy: Policy) -> set[str]:
-    """A root of one's own is always in a mount namespace."""
-    return {_TYPES[namespace] for namespace in policy.namespaces} | {"mount"}
+    """A root of one's own is always in a mount namespace; a plain user's in a user namespace, who may make it there alone."""
+    own = {"mount"} if os.geteuid() == 0 else {"mount", "user"}
+    return {_TYPES[namespace] for namespace in policy.namespaces} | own
+
+
+def _ownership(run: Run) -> dict[str, Any]:
+    """Root's containers have a cgroup; a plain user's have the one id that he may map, as 0: runc takes no container without."""
+    if os.geteuid() == 0:
+        return {"cgroupsPath": os.path.basename(run.directory)}
+    ids = {"uidMappings": os.geteuid(), "gidMappings": os.getegid()}
+    return {name: [{"containerID": 0, "hostID": number, "size": 1}] for name, number in ids.items()}
 
 
 def _process(policy: Policy, argv: Sequence[str], run: Run, own_kernel: bool) -> dict[str, Any]:
@@ -106,7 +115,9 @@ def _process(policy: Policy, argv: Sequence[str], run: Run, own_kernel: bool) ->
 
 def _user(policy: Policy) -> dict[str, Any]:
     """Ourselves; a runtime sets a umask of its own where none is given."""
-    ourselves: dict[str, Any] = {"uid": os.geteuid(), "gid": os.getegid(), "additionalGids": os.getgroups()}
+    ourselves: dict[str, Any] = {"uid": 0, "gid": 0}
+    if os.geteuid() == 0:
+        ourselves = {"uid": 0, "gid": os.getegid(), "additionalGids": os.getgroups()}
     if policy.hardening.umask is None:
         return ourselves
     return {**ourselves, "umask": policy.hardening.umask}

@@ -57,11 +57,6 @@ class Oci(ToolBackend):
             reasons.append("; ".join(lacking))
         return list(dict.fromkeys(reasons))
 
-    def lacks_more(self, policy: Policy) -> list[str]:
-        if os.geteuid() != 0:
-            return ["containers of a plain user: this backend makes none. Run as root, or use bubblewrap"]
-        return []
-
     def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
         directory = bundle(policy, argv, run)
         log = ("--log", os.path.join(directory, "log"), "--log-format", "json")
