@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import platform
 import re
 import sys
 import textwrap
@@ -26,6 +27,7 @@ DOCS = Path(__file__).resolve().parent
 HOOKS_PAGE = DOCS / "reference" / "hooks.md"
 OPTIONS_PAGE = DOCS / "reference" / "options.md"
 PROFILES_PAGE = DOCS / "explanation" / "profiles.md"
+BACKENDS_PAGE = DOCS / "how-to" / "backends.md"
 
 #: Every word of profile.WORDS: its values, and what it does. A test compares the keys.
 WORD_TEXTS = {
@@ -252,6 +254,25 @@ def parity_table(output: str) -> str:
     return "\n\n".join(filter(None, [compared, _table(rows[0], rows[1:]), result]))
 
 
+def backends_table(outputs: Iterable[str]) -> str:
+    """The tables of runs of the conformance suite side by side, a column for each backend, with how each run closed."""
+    columns: dict[str, dict[str, str]] = {}
+    closing = []
+    for output in outputs:
+        lines = output.splitlines()
+        rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line.startswith("| ")]
+        if not rows or rows[0][0] != "capability":
+            raise SystemExit(
+                "error: no table in that file. Is it the output of `pytest --pyargs pytest_isolate.testing`?"
+            )
+        for place, name in enumerate(rows[0][1:], start=1):
+            columns[name] = {row[0]: row[place] for row in rows[1:]}
+        closing.append(next(line.strip("= ") for line in reversed(lines) if re.search(r"\d+ passed", line)))
+    found = sorted(columns)
+    rows = [(name, *(columns[column].get(name, "-") for column in found)) for name in next(iter(columns.values()))]
+    return "\n\n".join([_table(("capability", *found), rows), f"Linux {platform.release()}: {'; '.join(closing)}."])
+
+
 def filled(page: str, mark: str, text: str) -> str:
     """The page with what is between ``<!-- mark:begin -->`` and ``<!-- mark:end -->`` replaced."""
     pattern = re.compile(f"(<!-- {mark}:begin[^>]*-->\n).*?(<!-- {mark}:end -->)", re.DOTALL)
@@ -276,7 +297,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--parity", metavar="FILE", type=Path, help="the output of a parity run, for docs/explanation/profiles.md"
     )
+    parser.add_argument(
+        "--backends",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="outputs of the conformance suite, for docs/how-to/backends.md",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.backends:
+        table = backends_table(path.read_text() for path in arguments.backends)
+        BACKENDS_PAGE.write_text(filled(BACKENDS_PAGE.read_text(), "backends", table))
     if arguments.parity:
         table = parity_table(arguments.parity.read_text())
         PROFILES_PAGE.write_text(filled(PROFILES_PAGE.read_text(), "parity", table))
