@@ -25,6 +25,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "memory": (*_BENCH, "memory"),
     "pidns": (*_BENCH, "pidns"),
     "lookup": (*_BENCH, "lookup"),
+    "network": (*_BENCH, "network"),
     "resources": ("benchmarks/resources.py", "--markdown", "--gap-ms=0"),
     "soak": (*_BENCH, "soak", "--load", "--seconds=600"),
 }

@@ -11,10 +11,12 @@ from types import ModuleType
 
 import pytest
 
-from pytest_isolate.bench import forkexec, lookup, memory, parallel, pidns, soak
+from pytest_isolate.bench import forkexec, lookup, memory, network, parallel, pidns, soak
 from pytest_isolate.bench.measure import Effort, Samples, in_turns
 from pytest_isolate.bench.table import Table
+from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import probe
+from pytest_isolate.networks import of_this_process
 from tests.conftest import require
 from tests.kernel.launching import ROOT
 
@@ -99,6 +101,20 @@ def test_paths_are_looked_up_in_every_view(monkeypatch: pytest.MonkeyPatch) -> N
         "across a mount",
     }
     assert all("-" not in row[:-1] for row in table.rows)
+
+
+def test_the_network_s_parts_measure_and_every_packet_they_make_is_counted() -> None:
+    try:
+        of_this_process().engine()
+    except IsolateError as error:
+        require("bpf", False, str(error))
+    of_this_process().close()
+    tables = network.measure(Effort(**LITTLE, only=frozenset({"packets", "pertest"})))
+    rows = {(table.title.split(":")[0], row[0]): row for table in tables for row in table.rows}
+    exact = {name: row[1] for (_, name), row in rows.items() if "counted" in name}
+    assert len(exact) == 8
+    assert set(exact.values()) == {"0"}
+    assert {title for title, _ in rows} == {"packets", "per test"}
 
 
 def test_competitors_take_turns_and_errors_are_no_times() -> None:
