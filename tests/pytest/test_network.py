@@ -20,6 +20,7 @@ from pytest_isolate import Cause, PolicyError, Sandbox
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.groups import Groups
 from pytest_isolate.groups import of_this_process as groups_of_this_process
+from pytest_isolate.kernel import bcc
 from pytest_isolate.kernel.interfaces import SUBNETS
 from pytest_isolate.networks import Networks, of_this_process
 from pytest_isolate.policy import Network
@@ -54,6 +55,22 @@ def _policies() -> Iterator[None]:
     yield
     of_this_process().close()  # of the Sandboxes made here
     groups_of_this_process().close()
+
+
+@pytest.fixture(params=["libbpf", "bcc"])
+def plain(request: pytest.FixtureRequest, plain: Run) -> Run:
+    """As everywhere, once with each front end."""
+    front_end: str = request.param
+    if front_end == "bcc":
+        try:
+            bcc.load({}).close()
+        except BackendUnavailable as error:
+            require("bcc", False, str(error))
+
+    def run(*args: object, **words: float) -> pytest.RunResult:
+        return plain(f"--isolate-bpf={front_end}", *args, **words)
+
+    return run
 
 
 @pytest.fixture
@@ -261,12 +278,6 @@ def test_redirect_log_limit_and_host_names(plain: Run, tests: Callable[[str], No
 def test_a_program_of_the_test_s_own_is_attached_and_its_maps_are_read_back(
     isolated: Run, tests: Callable[[str], None]
 ) -> None:
-    from pytest_isolate.kernel import bcc
-
-    try:
-        bcc.load({}).close()
-    except BackendUnavailable as error:
-        require("bcc", False, str(error))
     tests(
         """
         from pytest_isolate.errors import IsolateError, PolicyError
@@ -396,7 +407,9 @@ def test_shared_counts_and_refuses_nothing(
     isolated: Run, pytester: pytest.Pytester, tests: Callable[[str], None]
 ) -> None:
     tests("def test_it(): dial(); dial()")
-    isolated("--isolate-net=shared", "--junitxml=found.xml").assert_outcomes(passed=1)
+    result = isolated("--isolate-net=shared", "--junitxml=found.xml")
+    result.assert_outcomes(passed=1)
+    result.stdout.re_match_lines([r"isolate: profile .*, eBPF by (libbpf|bcc)$"])
     found = junit(pytester.path / "found.xml")
     assert found["isolate_net_connections_out"] == "2"
     assert int(found["isolate_net_l3_bytes_out"]) > 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 import subprocess
 
 import pytest
 
+from pytest_isolate.kernel import interfaces
 from pytest_isolate.kernel.interfaces import Netns, inside, loopback_up, private_network
 from pytest_isolate.kernel.namespaces import inside_netns
 from pytest_isolate.network import NetworkPolicy, Verdict
@@ -29,6 +32,21 @@ def pair(hive, engine):
             yield box, subnet, host, index
             box.close()
     path.rmdir()
+
+
+@pytest.fixture(params=["tcx", "clsact"])
+def kind(request, monkeypatch, require):
+    """How the programs hang on the interface: by tcx links where the kernel has them (6.6), else by clsact filters."""
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if request.param == "tcx":
+        require("tcx", release >= (6, 6), f"Linux {os.uname().release}, tcx is of 6.6")
+    elif release >= (6, 6):  # as an older kernel answers
+
+        def unknown(program_fd, ifindex, place):
+            raise OSError(errno.EINVAL, "no such attach type")
+
+        monkeypatch.setattr(interfaces, "link_create_tcx", unknown)
+    return request.param
 
 
 def _host(subnet, family=4):
@@ -69,7 +87,7 @@ def _frame(subnet, port):
     return header + struct.pack("!HHHH", 4444, port, 8 + len(payload), 0) + payload
 
 
-def test_packet_sockets_are_caught_at_the_host_end(pair, engine):
+def test_packet_sockets_are_caught_at_the_host_end(pair, engine, kind):
     """AF_PACKET never reaches the cgroup's hooks; PACKET_QDISC_BYPASS evades the test's own end of the veth."""
     box, subnet, host, index = pair
     with _server(host, _host(subnet), socket.SOCK_DGRAM) as server:
@@ -86,6 +104,7 @@ def test_packet_sockets_are_caught_at_the_host_end(pair, engine):
             engine.attach_interface(host.fd, index, NetworkPolicy().allow(_host(subnet), udp=[port])) as link,
             box.attach(NetworkPolicy()) as net,
         ):
+            assert link._place.kind == kind
             box.run(work)
             assert server.recv(10) == b"raw!"
             assert net.stats.packets_out == 0  # not seen there, which is why
@@ -118,7 +137,7 @@ def _tcp_info(made):
     return [struct.unpack_from("=I", info, 136)[0], struct.unpack_from("=Q", info, 200)[0]]
 
 
-def test_tcp_over_a_veth_is_counted_to_the_byte(pair, engine):
+def test_tcp_over_a_veth_is_counted_to_the_byte(pair, engine, kind):
     """Segments of one skb are counted as the packets a wire would carry: as many as TCP itself says it sent."""
     box, subnet, host, index = pair
     total = 3_000_000
@@ -147,7 +166,7 @@ def test_tcp_over_a_veth_is_counted_to_the_byte(pair, engine):
     assert (wire.wire_packets_out, wire.wire_l3_bytes_out) == (segments, stats.wire_l3_bytes_out)
 
 
-def test_fragments_on_the_wire_are_judged_with_their_first(pair, engine):
+def test_fragments_on_the_wire_are_judged_with_their_first(pair, engine, kind):
     box, subnet, host, index = pair
     with _server(host, _host(subnet), socket.SOCK_DGRAM) as server:
         address = server.getsockname()

@@ -18,6 +18,7 @@ from pytest_isolate.kernel.bpf import dataplane, layout, load
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.network import NetworkPolicy, PolicyEngine
 from tests.kernel.network.conftest import attempt, tcp
+from tests.kernel.throwaway import mount, throwaway
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -149,6 +150,19 @@ def test_without_privilege_the_remedy_is_named(loader):
     answer = os.read(reading, 65536).decode()
     os.close(reading)
     assert "CAP_BPF" in answer
+
+
+def test_bpffs_is_not_needed(loader):
+    """Nothing is pinned: neither front end looks at /sys/fs/bpf."""
+
+    def hidden():
+        mount("tmpfs", "/sys/fs/bpf", "tmpfs", 0, "mode=000")
+
+    def loads():
+        with loader(layout.PROGRAMS) as plane:
+            return sorted(plane.programs)
+
+    assert throwaway(loads, prepare=hidden) == sorted(layout.PROGRAMS)
 
 
 def test_a_missing_object_names_how_to_build_it(tmp_path, monkeypatch):
