@@ -35,7 +35,17 @@ def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
         raise wire.WireError("a report that pytest does not know")
     if report.nodeid != item.nodeid:
         raise wire.WireError(f"a report of another test, {report.nodeid[:200]}")
+    _share(item, report)
     return report
+
+
+def _share(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Keep once what the item has, too: reporters hold every report to the end of the run, in a heap that is forked."""
+    report.nodeid = item.nodeid
+    if report.location == item.location:
+        report.location = item.location
+    if set(map(type, report.keywords)) == {str}:
+        report.keywords = {sys.intern(name): value for name, value in report.keywords.items()}
 
 
 def read_phase(data: Any) -> int:

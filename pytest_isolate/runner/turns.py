@@ -63,7 +63,7 @@ class Turns:
         self._ahead: list[Lane] = []
         self._jobs = 1
         self._may_go_ahead: bool | None = None
-        self._has_forked = False
+        self._shared_with = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         self._held: interrupts.Held | None = None
         self._threads = threads.Watch()
 
@@ -274,11 +274,8 @@ class Turns:
         self._threads.look(item)
         compat.make_base_temp(self._config)
         compat.flush(self._config)
-        if not self._has_forked:
-            self._has_forked = True
-            if settings.scope == "function":
-                shared_with = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-                self._workers.expect((len(item.session.items) - self.order.place(item)) // shared_with)
+        if settings.scope == "function":
+            self._workers.expect((len(item.session.items) - self.order.place(item)) // self._shared_with)
         worker = self._workers.start(
             item, following, settings, gated=gated, tries=tries, dump_stacks=self._deadline_s(settings) is not None
         )

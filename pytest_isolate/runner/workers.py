@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 #: More bodies than this are not left lying: the next test waits for the oldest.
 _MAX_BODIES = 4
-#: A heap of this size that is forked so often is worth a copy into huge pages: see Workers.expect().
-_LARGE_HEAP_BYTES = 64 * 2**20
-_MANY_FORKS = 300
 #: What a child that has said its last word may take to end.
 EXIT_S = 10.0
 
@@ -116,14 +113,11 @@ class Workers:
         self._serve = serve
         self._reaper = Reaper()
         self._live: list[TestProcess] = []
+        self._heap = hugepages.Heap()
 
     def expect(self, forks: int) -> None:
-        """Said before the first start: so many will follow. A large heap is then copied into huge pages, where the kernel can.
-
-        Measured at 300 MB: 2.5 ms per MB once, 4 to 5 ms less for each fork (benchmarks/per_test.py --heaps 300).
-        """
-        if forks >= _MANY_FORKS:
-            hugepages.collapse_heap(_LARGE_HEAP_BYTES)
+        """Said before a start: so many will follow. What of the heap is not in huge pages may then be copied into them."""
+        self._heap.expect(forks)
 
     def start(
         self,

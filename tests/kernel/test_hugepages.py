@@ -49,3 +49,53 @@ def test_a_dense_mapping_is_collapsed_and_a_sparse_one_is_not() -> None:
 
 def test_too_little_is_left_as_it_is() -> None:
     assert collapsed(2**40)[:2] == [0, 0]
+
+
+_GROWS = """
+import os, signal, sys
+from pytest_isolate.kernel.hugepages import LOOK_EVERY, Heap, small_bytes
+
+held = []
+
+def grow(megabytes):
+    held.extend(bytes(1000) for _ in range(megabytes << 10))
+
+def forks(count):
+    before = small_bytes()
+    for _ in range(count):
+        heap.expect(int(sys.argv[1]))
+    return (before - small_bytes()) >> 20
+
+heap = Heap()
+grow(100)
+first = forks(1)
+living = os.fork()  # a child shares the heap, as the children of a run do
+if not living:
+    signal.alarm(60)
+    signal.pause()
+nothing = forks(LOOK_EVERY)
+grow(100)
+soon, later = forks(LOOK_EVERY - 2), forks(3)
+os.kill(living, 9)
+os.waitpid(living, 0)
+print(first, nothing, soon, later)
+"""
+
+
+def grown(forks: int) -> list[int]:
+    said = subprocess.run([sys.executable, "-c", _GROWS, str(forks)], capture_output=True, text=True, check=True)
+    return [int(word) for word in said.stdout.split()]
+
+
+def test_a_heap_that_has_grown_is_copied_again() -> None:
+    major, minor = map(int, platform.release().split("-")[0].split(".")[:2])
+    require("madv_collapse", (major, minor) >= (6, 1), "MADV_COLLAPSE is new in Linux 6.1")
+    first, nothing, soon, later = grown(1000)
+    assert first > 80
+    assert abs(nothing) < 16
+    assert abs(soon) < 16
+    assert later > 80
+
+
+def test_for_few_forks_nothing_is_copied() -> None:
+    assert max(map(abs, grown(100))) < 16
