@@ -120,7 +120,10 @@ class _Compiler:
             return
         self.stage = self._choose_stage(targets_count=not pivots)
         self.table.mount_tmpfs(self.stage, "a stage", "mode=755")
-        if pivots:
+        if base is None and pivots and not layered:  # nothing but the root needs the stage: it is the root
+            self.new_root = self.stage
+            self.sealed_late.append(self.new_root)
+        elif pivots:
             self.new_root = f"{self.stage}/root"
             self.table.emit(MountKind.MKDIR, self.new_root, "the new root")
             if base is None:
