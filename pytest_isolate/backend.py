@@ -73,7 +73,8 @@ class Backend(Protocol):
     method of a kind that is not in it is never called.
 
     Optional: ``profile``, the profile where such backends alone are named and no profile is chosen; ``adds(policy)``, what holds
-    besides the policy, in words for the header; ``hides_processes(policy)``, True when nobody outside sees what is inside.
+    besides the policy, in words for the header; ``hides_processes(policy)``, True when nobody outside sees what is inside;
+    ``view(policy)``, the mounts that a program will find, None where they are the host's.
     """
 
     name: str

@@ -30,6 +30,7 @@ from pytest_isolate.units import format_bytes
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.kernel.filesystem import MountPlan, Resolution
     from pytest_isolate.networks import SandboxNetwork
 from pytest_isolate.running import Files, ProgramFailed, Running
 
@@ -231,6 +232,38 @@ class Sandbox:
         self._groups.tidy()
         POOL.fill()
 
+    def resolve(self, path: str | os.PathLike[str], **words: Any) -> Resolution:
+        """Which mount answers for an absolute ``path`` inside, and whether it takes writes. Nothing is started.
+
+        ``words`` vary the policy, as in run(). What a program does inside, it cannot know.
+
+        Raises:
+            PolicyError: the policy leaves the files as the host has them, or the backend does not tell.
+        """
+        from pytest_isolate.kernel import filesystem
+
+        return filesystem.resolve(os.fspath(path), self._view(words))
+
+    def explain(self, error: int | OSError, path: str | os.PathLike[str], **words: Any) -> str:
+        """Why a program inside got ``error`` (an errno, or the exception) for ``path``, and what would change that; a sentence.
+
+        Raises:
+            PolicyError: as resolve().
+        """
+        from pytest_isolate.kernel import filesystem
+
+        number = (error.errno or 0) if isinstance(error, OSError) else error
+        return filesystem.explain(number, os.fspath(path), self._view(words))
+
+    def _view(self, words: Mapping[str, Any]) -> MountPlan:
+        policy = self._vary(words)
+        backend = self._choose(policy)
+        view = view_of(backend, policy)
+        if view is None:
+            why = f"by {backend.name}, its paths mean what they mean on the host, or it does not tell what they mean"
+            raise PolicyError("the sandbox's view", why, 'ask for fs="readonly", say, and the backend native')
+        return view
+
     def _choose(self, policy: Policy) -> Backend:
         """As registry.choose, asked once for a policy and a user, unless a plugin wants to be asked each time."""
         if self._hooks.selects:
@@ -295,6 +328,13 @@ def _no_room(error: SetupError, limits: Limits) -> PolicyError | None:
     if error.errno == errno.EAGAIN and limits.pids:
         return PolicyError(f"limit of {limits.pids} processes", f"the sandbox itself needs more ({error})", "raise it")
     return None
+
+
+def view_of(backend: Backend, policy: Policy) -> MountPlan | None:
+    """What paths mean inside; None where they mean what they mean here, or the backend does not tell."""
+    ask = getattr(backend, "view", None)
+    view: MountPlan | None = None if ask is None else ask(policy)
+    return view
 
 
 def joined(cgroup: Cgroup | None, network: SandboxNetwork | None = None) -> Joined | None:

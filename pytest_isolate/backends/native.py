@@ -47,6 +47,10 @@ class NativeBackend:
             known = self._compiled[key] = (policy, compile_plan(policy))
         return known[1]
 
+    def view(self, policy: Policy) -> MountPlan | None:
+        """The mounts inside; None where no path means anything but what it means on the host."""
+        return self.compiled(policy).mounts if policy.filesystem.needs_mounts else None
+
     def _plan(self, policy: Policy, cwd: str | None) -> tuple[Plan, Layers | None]:
         """The plan for one launch, with its working directory, and the way out for overlay layers."""
         compiled = self.compiled(policy)

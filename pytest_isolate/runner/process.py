@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_isolate.errors import IsolateError
     from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
+    from pytest_isolate.kernel.filesystem import MountPlan
     from pytest_isolate.networks import SandboxNetwork
 
 
@@ -34,7 +35,7 @@ COSTS = ("user_s", "system_s", "max_rss_bytes")
 class TestProcess:
     """A test's process as its parent holds it. Owner of the descriptors and output files.
 
-    Reports arrive on ``report_fd``.
+    Reports arrive on ``report_fd``. ``view`` is what its paths mean, None where they mean what they mean here.
     """
 
     __test__ = False
@@ -51,6 +52,7 @@ class TestProcess:
     limits: Limits = NO_LIMITS
     network: SandboxNetwork | None = None
     life: Life | None = None
+    view: MountPlan | None = None
     began: float = field(default_factory=time.monotonic)
 
     def kill(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
-from pytest_isolate.runner import child, compat, crash, deadline, report, reporter, verdict
+from pytest_isolate.runner import child, compat, crash, deadline, refusals, report, reporter, verdict
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.lookahead import debugs, runs_isolated
 from pytest_isolate.runner.process import Verdict
@@ -112,7 +112,7 @@ class Isolation(reporter.Listener):
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:
-        """In the child: name the limit of ours that explains an exception."""
+        """In the child: name the limit of ours that explains an exception, or the path that was refused."""
         outcome: Any = yield
         if self.reporter is None or call.excinfo is None:
             return
@@ -120,6 +120,8 @@ class Isolation(reporter.Listener):
         cause = verdict.of_exception(call.excinfo.value, self.reporter.link.limits)
         if cause is not None and report.failed:
             verdict.mark(report, [cause])
+        elif report.failed:
+            refusals.name(call.excinfo.value, report)
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> bool | None:

@@ -16,7 +16,7 @@ from pytest_isolate.endings import runaway
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.hooks import call_report
 from pytest_isolate.outcome import Cause, Leftover
-from pytest_isolate.runner import compat, costs, crash, junit, network, verdict
+from pytest_isolate.runner import compat, costs, crash, junit, network, refusals, verdict
 from pytest_isolate.runner.process import COSTS, TestProcess, Verdict
 from pytest_isolate.runner.report import LEAK_SECTION
 from pytest_isolate.runner.reruns import Attempts
@@ -75,6 +75,7 @@ class Telling:
 
     def report(self, report: pytest.TestReport) -> None:
         """Log it; that of the teardown is held back: the parent's own may have something to add."""
+        refusals.explain(report, self._worker.view)
         if compat.count_failed_subtest(self._item.config, self._item, report):
             self._log(report)
             return

@@ -7,6 +7,7 @@ Refuses: to guess: an EMFILE without a limit of ours on open files is the test's
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.outcome import Cause, Outcome
@@ -33,14 +34,17 @@ _NO_THREAD = "can't start new thread"  # RuntimeError of _thread.start_new_threa
 
 def of_exception(error: BaseException, limits: Limits) -> tuple[Cause, str] | None:
     """In the child: the cause of an exception that one of our rlimits explains; chained exceptions are looked at."""
+    return next((found for one in chain(error) if (found := _of_one(one, limits)) is not None), None)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """``error``, then what it came from."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        if (found := _of_one(current, limits)) is not None:
-            return found
+        yield current
         current = current.__cause__ or current.__context__
-    return None
 
 
 def _of_one(error: BaseException, limits: Limits) -> tuple[Cause, str] | None:

@@ -26,7 +26,7 @@ from pytest_isolate.runner.host import Host, kind_of
 from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.process import TestProcess, Verdict
 from pytest_isolate.runner.settings import Settings
-from pytest_isolate.sandbox import joined, no_room_said
+from pytest_isolate.sandbox import joined, no_room_said, view_of
 
 if TYPE_CHECKING:
     from pytest_isolate.hooks import Life
@@ -158,6 +158,7 @@ class Workers:
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
             worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
             backend = self._host.backend(settings, item)
+            worker.view = view_of(backend, settings.policy)
             worker.life = self._begin(item, settings, backend)
             with no_room_said(settings.policy.limits):
                 process = backend.fork(settings.policy, joined(worker.cgroup, worker.network))
@@ -194,6 +195,7 @@ class Workers:
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
             worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
             backend = self._host.backend(settings, item)
+            worker.view = view_of(backend, settings.policy)
             worker.life = self._begin(item, settings, backend)
             worker.process = backend.spawn(
                 settings.policy,

@@ -7,7 +7,7 @@ from pytest_isolate.kernel.filesystem.changes import Layers, files_changed
 from pytest_isolate.kernel.filesystem.context import Context
 from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
 from pytest_isolate.kernel.filesystem.places import for_tests
-from pytest_isolate.kernel.filesystem.resolve import Resolution, explain, resolve
+from pytest_isolate.kernel.filesystem.resolve import Resolution, caused, explain, resolve
 from pytest_isolate.kernel.filesystem.view import compile  # noqa: A004 - the word of the design
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Layers",
     "MountPlan",
     "Resolution",
+    "caused",
     "compile",
     "explain",
     "files_changed",

@@ -1,6 +1,6 @@
 """What a path means inside a view: which mount answers, whether it can be written, and why an error was the answer.
 
-Owns: resolve(), explain() and their words. Everything is read off the plan's model of the mounts; no sandbox has to run.
+Owns: resolve(), explain(), caused() and their words. Everything is read off the plan's model of the mounts; no sandbox has to run.
 Refuses: to know what a program did meanwhile: a file it made, a mount of its own.
 """
 
@@ -91,6 +91,21 @@ def explain(error: int, path: str, plan: MountPlan) -> str:
             return f"{what}: {_busy(plan, found)}"
         case _:
             return f"{what}: nothing of the view explains it; {_why(plan, found)}."
+
+
+def caused(error: int, path: str, plan: MountPlan) -> bool:
+    """True when ``error`` is the view's doing: on the host the same path would not have answered so."""
+    found = plan.tree.walk(path)
+    mount = found.place.mount
+    match error:
+        case _errno.EROFS:
+            return mount.readonly and not (mount.fs.readonly or mount.host_flags & mountinfo.MS_RDONLY)
+        case _errno.ENOENT:
+            return found.error == _errno.ENOENT and plan.host.walk(path).error == 0
+        case _errno.ENOSPC:
+            return bool(mount.words)
+        case _:
+            return False
 
 
 def _why(plan: MountPlan, found: Found) -> str:
