@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -63,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="VIEW",
-        help="host, readonly, or overlay:DIR (changes are listed and thrown away); may be given again",
+        help="host, readonly, minimal (the program with its libraries, and nothing else), or overlay:DIR (changes are listed "
+        "and thrown away); may be given again",
     )
     parser.add_argument("--cwd", help="the directory to run in")
     parser.add_argument("--json", action="store_true", help="write the outcome to standard error, as one JSON object")
@@ -76,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not argv:
         raise PolicyError("run", "no program is named", "write it after --, as in: pytest-isolate run -- true")
     try:
-        policy = policy_of(arguments)
+        policy = _with_program(policy_of(arguments), argv[0])
         with Sandbox(policy, name="run") as sandbox:
             outcome = sandbox.spawn(argv, stdin=0, cwd=arguments.cwd, capture=False).wait()
     except SetupError as error:
@@ -98,6 +100,14 @@ def policy_of(arguments: argparse.Namespace) -> Policy:
     for view in arguments.fs:
         policy = _viewed(policy, view)
     return policy
+
+
+def _with_program(policy: Policy, program: str) -> Policy:
+    """A root built from nothing has at least what is to be run in it."""
+    filesystem, found = policy.filesystem, shutil.which(program)
+    if filesystem.root != "minimal" or filesystem.programs or found is None:
+        return policy
+    return dataclasses.replace(policy, filesystem=dataclasses.replace(filesystem, programs=(found,)))
 
 
 def _viewed(policy: Policy, view: str) -> Policy:

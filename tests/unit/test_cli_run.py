@@ -58,6 +58,14 @@ def test_a_memory_limit_is_hit_and_said(require: Callable[[str, bool, str], None
     assert outcome["usage"]["cgroup_memory_peak_bytes"] >= 60 << 20
 
 
+def test_a_minimal_root_has_the_program_and_nothing_else(tmp_path: Path) -> None:
+    done = run("--fs", "minimal", "--", "ls", "/", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "usr" in done.stdout.split()
+    assert not {"etc", "home", "root", "var"} & set(done.stdout.split())
+    assert run("--fs", "minimal", "--", "no-such-program", cwd=tmp_path).returncode == 127
+
+
 def test_changes_below_an_overlay_are_listed_and_thrown_away(tmp_path: Path) -> None:
     done = run("--fs", "overlay:.", "--", "touch", "x", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, f"pytest-isolate run: added: {tmp_path}/x\n")
