@@ -233,10 +233,13 @@ def whole_growth(mode: str, count: int) -> None:
         for _ in range(WARM_UP):
             runs.limited()
         fds = len(os.listdir("/proc/self/fd"))
-        costs = [timed(runs.limited)[1] for _ in range(count)]
-        first, last = statistics.median(costs[:100]), statistics.median(costs[-100:])
+        costs, bases = [], []
+        for number in range(count):
+            if number < 100 or number >= count - 100:
+                bases.append(timed(runs.without)[1])
+            costs.append(timed(runs.limited)[1])
         print(f"sandbox.run, {label}; {count} one after another, CPU time of the whole")
-        print(f"  first hundred {first:.0f} us, last hundred {last:.0f} us: {100 * (last / first - 1):+.1f} %")
+        print(grown(costs, bases))
         print(
             f"  left: {remaining(runs.manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors, {zombies()} zombies"
         )
@@ -267,18 +270,29 @@ def zombies() -> int:
     return found
 
 
+def grown(costs: Sequence[float], bases: Sequence[float]) -> str:
+    """The first hundred and the last, each in microseconds and over the plain starts beside it; the growth is of the latter."""
+    ends = []
+    for part in (slice(None, 100), slice(-100, None)):
+        cost, base = statistics.median(costs[part]), statistics.median(bases[part])
+        ends.append((cost, cost / base))
+    (first, first_ratio), (last, last_ratio) = ends
+    return (
+        f"  first hundred {first:.0f} us, {first_ratio:.3f} of the start without; last hundred {last:.0f} us, "
+        f"{last_ratio:.3f}: {100 * (last_ratio / first_ratio - 1):+.1f} %"
+    )
+
+
 def growth(mode: str, count: int) -> None:
     for manager, limits, label in usable(mode):
         fds = len(os.listdir("/proc/self/fd"))
         # The plain start goes along, so that a neighbour's load does not pass for growth; and CPU time is compared.
-        costs = []
+        costs, bases = [], []
         for _ in range(WARM_UP + count):
-            _, base = timed(plain)
-            costs.append(timed(sandboxed, manager, limits, later=False)[1] - base)
-        costs = costs[WARM_UP:]
-        first, last = statistics.median(costs[:100]), statistics.median(costs[-100:])
+            bases.append(timed(plain)[1])
+            costs.append(timed(sandboxed, manager, limits, later=False)[1] - bases[-1])
         print(f"{label}; {count} one after another, CPU time added")
-        print(f"  first hundred {first:.0f} us, last hundred {last:.0f} us: {100 * (last / first - 1):+.1f} %")
+        print(grown(costs[WARM_UP:], bases[WARM_UP:]))
         print(
             f"  left: {remaining(manager)} cgroups, {len(os.listdir('/proc/self/fd')) - fds} descriptors{dying(manager)}"
         )
