@@ -2,7 +2,8 @@
 
 Owns: the suite (500 empty tests in 10 modules), the rows, the order (one run of every row, then again: what the machine does
 meanwhile hits all alike), medians, and the table. Time counts from the first test's start until the process is gone, so that no
-plugin gains by leaving work for the end; start-up is left out, and measured on its own (the cost of being installed).
+plugin gains by leaving work for the end; start-up is left out, and measured on its own (the cost of being installed). CPU is that
+of all of a run's processes, per test over plain, in ms.
 Refuses: to judge. No figure here is asserted; tests do not run this.
 """
 
@@ -68,12 +69,18 @@ class Samples:
     """What the rounds of one row at one heap size gave; ``refused`` holds why a row could not run."""
 
     seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     rss_kb: int = 0
     refused: str = ""
 
     @property
     def median_s(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def median_cpu_s(self) -> float:
+        """Of all of a run's processes, from the start of the interpreter on; what neighbours do disturbs it less."""
+        return statistics.median(self.cpu_s)
 
 
 Results = dict[tuple[Row, int], Samples]
@@ -128,6 +135,7 @@ def sample(row: Row, python: str, place: Path, heap_mb: int, samples: Samples) -
     note = place.parent / "note.json"
     note.unlink(missing_ok=True)
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *row.args]
+    used = children_cpu_s()
     status, output, ended = run(command, place, environment(heap_mb, note))
     if status or not note.exists():
         lines = [line for line in output.strip().splitlines() if line.strip()] or ["no output"]
@@ -137,6 +145,7 @@ def sample(row: Row, python: str, place: Path, heap_mb: int, samples: Samples) -
     content = json.loads(note.read_text())
     samples.rss_kb = content["rss_kb"]
     samples.seconds.append(ended - content["started"])
+    samples.cpu_s.append(children_cpu_s() - used)
 
 
 def measure(
@@ -152,23 +161,27 @@ def measure(
                     sample(row, pythons(row), place, heap, samples)
                 if round_number == 0:
                     samples.seconds.clear()
+                    samples.cpu_s.clear()
             print(f"heap {heap} MB: round {round_number} of {rounds}", file=sys.stderr)
     return results
 
 
-def over_plain_ms(results: Results, rows: Sequence[Row], row: Row, heap: int, tests: int) -> float | None:
+def over_plain_ms(
+    results: Results, rows: Sequence[Row], row: Row, heap: int, tests: int, figure: str = "median_s"
+) -> float | None:
     """Milliseconds per test that ``row`` costs more than the plain row of its own environment; None if one is missing."""
     plain = next(other for other in rows if other.is_plain and other.incumbent == row.incumbent)
     if not results[row, heap].seconds or not results[plain, heap].seconds:
         return None
-    return (results[row, heap].median_s - results[plain, heap].median_s) / tests * 1000
+    return float(getattr(results[row, heap], figure) - getattr(results[plain, heap], figure)) / tests * 1000
 
 
 def lines_for(results: Results, rows: Sequence[Row], heap: int, tests: int) -> Iterator[str]:
     rss = max(results[row, heap].rss_kb for row in rows) // 1024
     yield f"\nheap {heap} MB (the process holds {rss} MB when the first test starts)"
-    yield f"{'':38}{'run, s':>9}{'ms/test':>10}{'over plain':>12}{'of floor':>10}{'spread':>9}"
+    yield f"{'':38}{'run, s':>9}{'ms/test':>10}{'over plain':>12}{'of floor':>10}{'spread':>9}{'CPU':>10}{'of floor':>10}"
     floor = over_plain_ms(results, rows, FLOOR, heap, tests) if FLOOR in rows else None
+    floor_cpu = over_plain_ms(results, rows, FLOOR, heap, tests, "median_cpu_s") if FLOOR in rows else None
     for row in rows:
         samples = results[row, heap]
         if samples.refused or not samples.seconds:
@@ -176,12 +189,16 @@ def lines_for(results: Results, rows: Sequence[Row], heap: int, tests: int) -> I
             continue
         line = f"{row.name:38}{samples.median_s:9.3f}{samples.median_s / tests * 1000:10.3f}"
         cost = over_plain_ms(results, rows, row, heap, tests)
+        cpu = over_plain_ms(results, rows, row, heap, tests, "median_cpu_s")
         if row.is_plain or cost is None:
             line += f"{'-':>12}{'-':>10}"
         else:
             line += f"{cost:12.3f}{f'{cost / floor:.2f}' if floor else '-':>10}"
         spread = (max(samples.seconds) - min(samples.seconds)) / samples.median_s
-        yield line + f"{spread:9.0%}"
+        line += f"{spread:9.0%}"
+        if not row.is_plain and cpu is not None:
+            line += f"{cpu:10.3f}{f'{cpu / floor_cpu:.2f}' if floor_cpu else '-':>10}"
+        yield line
 
 
 def import_cost(python: str, place: Path, rounds: int) -> Iterator[str]:

@@ -7,7 +7,6 @@ Refuses: to start anything (turns.py), and to guess: a fixture or a collector th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +35,7 @@ class Order:
         self._config = config
         self._resolver = resolver
         self._index: dict[int, int] = {}
+        self._last_group: tuple[Any, range] = (None, range(0))
 
     @functools.cached_property
     def is_known(self) -> bool:
@@ -56,22 +56,29 @@ class Order:
 
     def place(self, item: pytest.Item) -> int:
         """The item's place in session.items, which a forked child shares."""
-        if not self._index:
+        if id(item) not in self._index:
             self._index = {id(other): place for place, other in enumerate(item.session.items)}
         return self._index[id(item)]
 
     def same_group(self, item: pytest.Item, group: Any) -> bool:
         return group is not None and self.group_of(item)[0] == group
 
-    def members(self, item: pytest.Item, group: Any) -> Iterator[pytest.Item]:
-        """``item`` and, in a group, those that will follow it in the same child."""
-        yield item
+    def rest(self, item: pytest.Item, group: Any) -> range:
+        """The places of ``item`` and, in a group, of those that follow it in the same child."""
+        place, items = self.place(item), item.session.items
         if group is None:
-            return
-        for other in item.session.items[self.place(item) + 1 :]:
-            if not self.same_group(other, group):
-                return
-            yield other
+            return range(place, place + 1)
+        known, places = self._last_group
+        if known != group or place not in places:
+            end = place + 1
+            while end < len(items) and self.same_group(items[end], group):
+                end += 1
+            self._last_group = group, range(place, end)
+        return range(place, self._last_group[1].stop)
+
+    def members(self, item: pytest.Item, group: Any) -> list[pytest.Item]:
+        """``item`` and, in a group, those that follow it in the same child."""
+        return [item.session.items[place] for place in self.rest(item, group)]
 
     def after(self, item: pytest.Item, group: Any) -> pytest.Item | None:
         """The next item of the group."""
@@ -97,7 +104,7 @@ class Lookahead:
         group, _ = self._order.group_of(item)
         if self._order.is_known:
             self._coming = item.session.items
-            self._place = self._order.place(item) + sum(1 for _ in self._order.members(item, group))
+            self._place = self._order.rest(item, group).stop
         else:
             self._coming, self._place = ([] if nextitem is None or group is not None else [nextitem]), 0
 
@@ -121,7 +128,7 @@ class Lookahead:
             if settings.mode == "fresh" and not fresh:
                 return None
             group, limit = self._order.group_of(item)
-            members = list(self._order.members(item, group))
+            members = self._order.members(item, group)
             if settings.mode == "fork" and not self._has_all(members, settings, limit):
                 break
             self._place += len(members)

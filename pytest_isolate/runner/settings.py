@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +34,9 @@ from pytest_isolate.runner.options import (
 _BY_NAME = {option.name: option for option in OPTIONS}
 #: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
 _LEAST_MEMORY_BYTES = 1024 * 1024
+#: Open files: what pytest and its plugins have, and what each test that runs takes here (pipes, output, cgroup, network).
+_FILES_OF_PYTEST = 64
+_FILES_OF_A_TEST = 16
 #: Words of the marker that are no option. `resources` shares out GPUs in pytest-isolate; nobody does so here.
 _MARKER_ONLY = ("resources", "enabled")
 
@@ -82,12 +87,20 @@ class Resolver:
     @functools.cached_property
     def jobs(self) -> int:
         """How many tests may run at once."""
-        asked = str(self._words["jobs"])
+        asked, files = str(self._words["jobs"]), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = (
+            sys.maxsize if files == resource.RLIM_INFINITY else max(1, (files - _FILES_OF_PYTEST) // _FILES_OF_A_TEST)
+        )
         if asked == "auto":
-            return len(os.sched_getaffinity(0))
+            return min(len(os.sched_getaffinity(0)), most)
         if not asked.isdecimal() or not int(asked):
             error = PolicyError("--isolate-jobs", f"{asked!r} is no number of tests", "write 1 or more, or auto")
             raise _usage_error("options", error)
+        if int(asked) > most:
+            why = f"for {asked} tests at once a limit of {files} open files is too low"
+            raise _usage_error(
+                "options", PolicyError("--isolate-jobs", why, f"write {most} or less, or raise ulimit -n")
+            )
         return int(asked)
 
     @property

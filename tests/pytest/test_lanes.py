@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import resource
 import signal
 import xml.etree.ElementTree as ET
 
@@ -562,6 +563,28 @@ def test_a_number_of_jobs_without_meaning_is_refused_in_a_line(
     result = isolated(f"--isolate-jobs={value}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*--isolate-jobs: '{value}' is no number of tests. Write 1 or more, or auto*"])
+
+
+def test_more_jobs_than_files_may_be_open_are_refused_in_a_line(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    result = isolated(f"--isolate-jobs={most}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [f"*--isolate-jobs: for {most} tests at once a limit of {most} open files is too low. *"]
+    )
+
+
+def test_as_many_jobs_as_are_allowed_run(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makeconftest("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))")
+    pytester.makepyfile(
+        test_it="""
+        import pytest, time
+        @pytest.mark.parametrize("number", range(16))
+        def test_it(number): time.sleep(0.3)
+        """
+    )
+    isolated("--isolate-jobs=12", "--isolate-profile=strict").assert_outcomes(passed=16)
 
 
 def test_auto_is_as_many_as_this_process_may_use_cpus(pytester: pytest.Pytester, isolated: Run) -> None:
