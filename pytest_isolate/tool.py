@@ -230,10 +230,11 @@ class ToolBackend:
     ) -> Process:
         if not self.path:
             raise BackendUnavailable(f"backend {self.name}", f"{self.tool} is not on PATH", self.install)
-        if env is None:
-            env = os.environ if policy.hardening.environment == "keep" else scrubbed(os.environ)
-        _check_program(policy, argv[0], env, cwd)
-        run = Run(env, cwd or os.getcwd())
+        if env is None and policy.hardening.environment != "keep":
+            env = scrubbed(os.environ)
+        seen = os.environ if env is None else env
+        _check_program(policy, argv[0], seen, cwd)
+        run = Run(seen, cwd or os.getcwd())
         with run.undo:
             words = self.command(policy, argv, run)
             plan, layers = self._plan(policy, run)
