@@ -24,6 +24,11 @@ _GITHUB_USER = """\
   run: sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0
 - run: python -m pytest --isolate"""
 
+_LANDLOCK = """\
+# Or with nothing changed: processes, seccomp and Landlock, without namespaces.
+python -m pip install pytest-isolate-landlock
+python -m pytest --isolate-backend=landlock"""
+
 _GITHUB_CGROUPS = """\
 # For memory, pids and cpu limits of a whole tree: a cgroup of the job's own, by the runner's systemd.
 - run: |
@@ -76,6 +81,8 @@ def advice(place: Surroundings, features: Mapping[str, Feature]) -> str:
     blocks = [f"# {where}; lacking here: {', '.join(lacks)}"]
     blocks += [textwrap.fill(f"{features[name]}", 118, initial_indent="# ", subsequent_indent="#   ") for name in lacks]
     blocks += _recipes(place, sandbox="sandbox" in lacks, cgroups="cgroup_memory" in lacks)
+    if "sandbox" in lacks and features["landlock"] and features["seccomp_default"]:
+        blocks.append(_LANDLOCK)
     return "\n\n".join(blocks)
 
 

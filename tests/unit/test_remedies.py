@@ -136,10 +136,20 @@ def test_a_bare_machine_is_no_container(tmp_path: Path) -> None:
             ("cgroup_memory",),
             "--privileged --cgroupns=private",
         ),
+        (place(ROOT, container="docker", seccomp=True), ("sandbox",), "python -m pytest --isolate-backend=landlock"),
         (place(PLAIN, userns_clone=0), ("sandbox",), "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
         (PLAIN, (), "Nothing to add"),
     ],
 )
 def test_the_ci_advice_fits_the_runner(where: Surroundings, lacking: tuple[str, ...], words: str) -> None:
-    features = {name: Feature(name=name, available=name not in lacking) for name in ("sandbox", "cgroup_memory")}
-    assert words in ci.advice(where, features)
+    assert words in ci.advice(where, features(lacking))
+
+
+def features(lacking: tuple[str, ...]) -> dict[str, Feature]:
+    names = ("sandbox", "cgroup_memory", "landlock", "seccomp_default")
+    return {name: Feature(name=name, available=name not in lacking) for name in names}
+
+
+@pytest.mark.parametrize("lacking", [(), ("cgroup_memory",), ("sandbox", "landlock")])
+def test_landlock_is_not_advised_where_it_adds_nothing_or_is_not_there(lacking: tuple[str, ...]) -> None:
+    assert "landlock" not in ci.advice(ROOT, features(lacking)).replace("lacking here: sandbox, landlock", "")
