@@ -67,6 +67,7 @@ def command(row: Row, what: str, launch: str) -> str:
         made += f"echo home = {home} >{_GUEST_PYTHON}/pyvenv.cfg; "
         made += f"echo include-system-site-packages = false >>{_GUEST_PYTHON}/pyvenv.cfg; "
     environment = f"PYTHONPATH={GUEST_CHECKOUT}:{GUEST_SITE} ISOLATE_REQUIRE={','.join(row.require)}"
+    environment += "".join(f" {name}={value}" for name, value in row.environment.items())
     return f'{made}python() {{ {launch} env {environment} {python} "$@"; }}; {what}'
 
 

@@ -25,6 +25,7 @@ from pytest_isolate.networks import Networks
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL, STRICT, vary
 from tests.conftest import require
+from tests.kernel.network.conftest import FRONT_ENDS
 
 PYTHON = os.path.realpath(sys.executable)
 URING = Path(__file__).with_name("uring.py").read_text().replace("from __future__ import annotations\n", "")
@@ -221,7 +222,7 @@ ATTEMPTS = (
 )
 
 
-@pytest.fixture(params=["libbpf", "bcc"])
+@pytest.fixture(params=FRONT_ENDS)
 def front_end(request: pytest.FixtureRequest, loader_works: Callable[[str], None]) -> Iterator[str]:
     """The process's networks use this front end."""
     loader_works(request.param)

@@ -11,7 +11,7 @@ from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
 from pytest_isolate.kernel import bcc, landlock
 from pytest_isolate.network import NetworkPolicy
 from pytest_isolate.network.programs import UserProgram, decoded, encoded
-from tests.kernel.network.conftest import attempt, udp
+from tests.kernel.network.conftest import FRONT_ENDS, attempt, udp
 
 V4 = "203.0.113.7"
 SIZES = """
@@ -37,6 +37,7 @@ int sizes(struct __sk_buff *skb)
 
 @pytest.fixture(autouse=True)
 def _bcc(require):
+    require("bcc", "bcc" in FRONT_ENDS, "ISOLATE_FRONT_ENDS does not name it")
     try:
         bcc.load({}).close()
     except BackendUnavailable as error:
