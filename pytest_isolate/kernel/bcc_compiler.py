@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 #: Asked for no text, it still tells whether the headers are there.
 _NOTHING = "int nothing(void *context) { return 0; }"
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF, _NO_NEW_PRIVS = 444, 445, 446, 38
+_PDEATHSIG = 1
 #: EXECUTE, WRITE_FILE, READ_FILE, TRUNCATE, IOCTL_DEV: a rule for a file may name no others.
 _OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 
@@ -136,6 +138,7 @@ def answer_to(request: dict[str, Any], log: Any) -> tuple[dict[str, Any], list[i
 
 def main() -> None:
     """Answer one request. clang and bcc write their complaints to descriptors 1 and 2: they are caught in a file."""
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)  # whoever asked is gone: so is the question
     channel = socket.socket(fileno=0)
     with channel.makefile("rb") as asked:
         request = json.load(asked)

@@ -528,7 +528,7 @@ def test_kill_9_leaves_no_program_interface_or_group_at_the_next_start(
         output, _ = killed.communicate(timeout=60)
     assert killed.returncode == -9, output.decode()
     assert groups_of(killed.pid), "it was killed before it had made anything"
-    plain().assert_outcomes(passed=2)
+    plain(timeout=120).assert_outcomes(passed=2)
     assert groups_of(killed.pid) == []
     assert gone(f"iso{(killed.pid * 61 + n) % SUBNETS:x}" for n in range(64))
 
