@@ -26,8 +26,10 @@ _HEAVY = """
         while time.process_time() < end: pass
 
     def test_processes():
-        threads = [threading.Thread(target=time.sleep, args=(0.1,)) for _ in range(9)]
+        gate = threading.Event()
+        threads = [threading.Thread(target=gate.wait) for _ in range(9)]
         for thread in threads: thread.start()
+        gate.set()
         for thread in threads: thread.join()
 
     def test_light(): pass
@@ -48,7 +50,7 @@ def test_the_heaviest_tests_are_listed_and_recorded(
         need("xdist", "xdist")
         arguments = ["-p", "xdist", "-n", workers]
     pytester.makepyfile(test_heavy=_HEAVY)
-    result = isolated("--isolate-durations=1", "--isolate-record=record.json", *arguments)
+    result = isolated("--isolate-durations=1", "--isolate-record=record.json", *arguments, timeout=300)
     result.assert_outcomes(passed=5)
     result.stdout.fnmatch_lines(
         [
