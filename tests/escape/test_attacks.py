@@ -1,6 +1,6 @@
 """Every attack of tests/escape/attacks: its control succeeds, and in the sandbox it is stopped.
 
-Those of tests/escape/machine_attacks too, in a virtual machine: `python -m tests.vm --run 'python -m pytest tests/escape' v1`.
+Those of tests/escape/machine_attacks too, in a virtual machine: `python -m tests.vm --run 'python -m pytest tests/escape' 6.1-v1`.
 """
 
 from __future__ import annotations
