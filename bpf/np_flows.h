@@ -64,17 +64,18 @@ NP_INLINE struct np_flow *np_flow_find(struct __sk_buff *skb, const struct np_po
 	}
 }
 
-/* 0: added. 1: this packet is not one for the table. Negative: it is there already, or the table is full. */
-NP_INLINE long np_flow_add(struct __sk_buff *skb, const struct np_policy *p, const int out, const struct np_flow *flow)
+/* 0: added. 1: this packet is not one for the table. Negative: it is there already, or the table is full. An int, for
+ * before 6.4 the helper is one, called without its sign's extension. Source: "bpf: return long from bpf_map_ops funcs". */
+NP_INLINE int np_flow_add(struct __sk_buff *skb, const struct np_policy *p, const int out, const struct np_flow *flow)
 {
 	if (skb->protocol == np_htons(ETH_P_IP)) {
 		struct np_flow4 key;
 
-		return np_flow4_key(skb, p, out, &key) ? map_add(np_flows4, &key, flow) : 1;
+		return np_flow4_key(skb, p, out, &key) ? (int)map_add(np_flows4, &key, flow) : 1;
 	} else {
 		struct np_flow6 key;
 
-		return np_flow6_key(skb, p, out, &key) ? map_add(np_flows6, &key, flow) : 1;
+		return np_flow6_key(skb, p, out, &key) ? (int)map_add(np_flows6, &key, flow) : 1;
 	}
 }
 
@@ -113,7 +114,7 @@ NP_INLINE void np_flow_insert(struct __sk_buff *skb, const struct np_policy *p, 
 			      __u8 opener, __u8 verdict)
 {
 	struct np_flow fresh = {.ruleset = p->ruleset, .verdict = verdict, .opener = opener}, *f = 0;
-	long result;
+	int result;
 
 	*(out ? &fresh.packed_out : &fresh.packed_in) = NP_PACKET_UNIT + skb->len;
 	result = np_flow_add(skb, p, out, &fresh);
