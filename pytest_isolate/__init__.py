@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_isolate.calls import CallFailed
     from pytest_isolate.errors import (
         BackendUnavailable,
         CleanupError,
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     )
     from pytest_isolate.profile import MINIMAL, PROFILES, STANDARD, STRICT, vary
     from pytest_isolate.running import ProgramFailed, Running
-    from pytest_isolate.sandbox import CallFailed, Sandbox
+    from pytest_isolate.sandbox import Sandbox
 
 _WHERE = {
+    "calls": ("CallFailed",),
     "errors": ("BackendUnavailable", "CleanupError", "IsolateError", "PluginError", "PolicyError", "SetupError"),
     "hardening": ("Landlock", "SeccompProfile"),
     "outcome": ("Cause", "ExitStatus", "Leftover", "Outcome", "Usage"),
@@ -53,7 +55,7 @@ _WHERE = {
     ),
     "profile": ("MINIMAL", "PROFILES", "STANDARD", "STRICT", "vary"),
     "running": ("ProgramFailed", "Running"),
-    "sandbox": ("CallFailed", "Sandbox"),
+    "sandbox": ("Sandbox",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -7,38 +7,26 @@ Refuses: to decide what a policy may hold (policy.py) or how it is enforced (bac
 from __future__ import annotations
 
 import contextlib
-import errno
-import faulthandler
 import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 from pytest_isolate import groups, networks, wire
 from pytest_isolate.backend import Backend, Kind, Launch
-from pytest_isolate.errors import IsolateError, PolicyError, SetupError
+from pytest_isolate.calls import call_and_leave, result
+from pytest_isolate.errors import PolicyError, SetupError
 from pytest_isolate.hooks import Hooks, Life, of_this_process
-from pytest_isolate.kernel.native import Joined
 from pytest_isolate.kernel.netns_pool import POOL
 from pytest_isolate.outcome import Outcome
-from pytest_isolate.policy import Limits, Policy
+from pytest_isolate.policy import Policy
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.registry import choose
-from pytest_isolate.units import format_bytes
+from pytest_isolate.running import Files, ProgramFailed, Running
+from pytest_isolate.starting import joined, no_room, no_room_said, view_of
 
 if TYPE_CHECKING:
-    from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.kernel.filesystem import MountPlan, Resolution
-    from pytest_isolate.networks import SandboxNetwork
-from pytest_isolate.running import Files, ProgramFailed, Running
-
-_EXIT_FAILED_CALL = 71
-
-
-class CallFailed(IsolateError, RuntimeError):
-    """The function of ``Sandbox.python`` raised, or its process ended before it returned; the text says which."""
 
 
 class Sandbox:
@@ -157,7 +145,7 @@ class Sandbox:
                     stderr_fd=err_fd,
                 )
             except SetupError as error:
-                if (instead := _no_room(error, policy.limits)) is not None:
+                if (instead := no_room(error, policy.limits)) is not None:
                     raise instead from error
                 raise
             if cgroup is not None:
@@ -202,7 +190,7 @@ class Sandbox:
                     process = backend.fork(chosen, joined(cgroup, network))
                 if process is None:
                     self._networks.leave_in_child()
-                    _call_and_leave(function, args, kwargs, write_fd, files)
+                    call_and_leave(function, args, kwargs, write_fd, files)
                 if cgroup is not None:
                     cgroup.started()
                 if life is not None:
@@ -212,7 +200,7 @@ class Sandbox:
             undo.pop_all()
         running = Running((name,), chosen, process, cgroup, files, self._meanwhile, network, life)
         with open(read_fd, "rb", buffering=0) as channel:
-            return _result(running, wire.Reader(channel.fileno()))
+            return result(running, wire.Reader(channel.fileno()))
 
     @property
     def network(self) -> networks.PrivateNetwork:
@@ -306,45 +294,6 @@ class Sandbox:
         self.close()
 
 
-@contextlib.contextmanager
-def no_room_said(limits: Limits) -> Iterator[None]:
-    """A start that ran out of memory, or of processes, under a limit of the user's is the user's to change.
-
-    Raises:
-        PolicyError: instead of a SetupError with ENOMEM or EAGAIN, when such a limit is set.
-    """
-    try:
-        yield
-    except SetupError as error:
-        if (instead := _no_room(error, limits)) is not None:
-            raise instead from error
-        raise
-
-
-def _no_room(error: SetupError, limits: Limits) -> PolicyError | None:
-    if error.errno == errno.ENOMEM and limits.memory_bytes:
-        asked = f"memory limit of {format_bytes(limits.memory_bytes)}"
-        return PolicyError(asked, f"the sandbox itself does not fit into it ({error})", "raise it")
-    if error.errno == errno.EAGAIN and limits.pids:
-        return PolicyError(f"limit of {limits.pids} processes", f"the sandbox itself needs more ({error})", "raise it")
-    return None
-
-
-def view_of(backend: Backend, policy: Policy) -> MountPlan | None:
-    """What paths mean inside; None where they mean what they mean here, or the backend does not tell."""
-    ask = getattr(backend, "view", None)
-    view: MountPlan | None = None if ask is None else ask(policy)
-    return view
-
-
-def joined(cgroup: Cgroup | None, network: SandboxNetwork | None = None) -> Joined | None:
-    """The descriptors through which a child starts in the group and in its network."""
-    netns_fd = -1 if network is None else network.netns_fd
-    if cgroup is None:
-        return None if netns_fd < 0 else Joined(netns_fd=netns_fd)
-    return Joined(cgroup.dir_fd, cgroup.procs_fds, netns_fd)
-
-
 def _arguments(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     if isinstance(argv, str | bytes):
         raise PolicyError("argv", f"{argv!r} is one text", "write a list: program and arguments apart")
@@ -378,50 +327,3 @@ class _Input:
     def __exit__(self, *_: object) -> None:
         if self._own_fd >= 0:
             os.close(self._own_fd)
-
-
-def _call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: Files) -> NoReturn:
-    """In the child: call, send the result, leave without running anything of the parent's."""
-    code = _EXIT_FAILED_CALL
-    try:
-        os.dup2(files.out_fd, 1)
-        os.dup2(files.err_fd, 2)
-        if faulthandler.is_enabled():
-            faulthandler.enable(files.err_fd)
-        try:
-            frame = wire.pack("value", function(*args, **kwargs))
-        except BaseException:
-            frame = wire.pack("raised", traceback.format_exc())
-        view = memoryview(frame)
-        while view:
-            view = view[os.write(write_fd, view) :]
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        code = 0
-    finally:
-        os._exit(code)
-
-
-def _result(running: Running, reader: wire.Reader) -> Any:
-    """Read until the value, the exception or the end; whoever holds the pipe open does not delay us."""
-    import select
-
-    poller = select.poll()
-    poller.register(reader._fd, select.POLLIN)
-    poller.register(running._process.pidfd, select.POLLIN)
-    found: tuple[str, Any] | None = None
-    while found is None and not reader.eof:
-        left = running._left_s()
-        ready = dict(poller.poll(None if left is None else left * 1000 + 1))
-        if reader._fd in ready:
-            found = next(iter(reader.frames()), None)
-        elif not ready or running._process.pidfd in ready:
-            break
-    outcome = running.wait()
-    if found is not None and found[0] == "value" and not outcome.causes:
-        return found[1]
-    if found is not None and found[0] == "raised":
-        raise CallFailed(f"{running.args[0]} in a sandbox", f"it raised\n{found[1]}")
-    why = "; ".join(outcome.detail) or str(outcome.status)
-    raise CallFailed(f"{running.args[0]} in a sandbox", f"{why} {outcome.stderr}".strip())

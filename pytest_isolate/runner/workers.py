@@ -26,7 +26,7 @@ from pytest_isolate.runner.host import Host, kind_of
 from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.process import TestProcess, Verdict
 from pytest_isolate.runner.settings import Settings
-from pytest_isolate.sandbox import joined, no_room_said, view_of
+from pytest_isolate.starting import joined, no_room_said, view_of
 
 if TYPE_CHECKING:
     from pytest_isolate.hooks import Life

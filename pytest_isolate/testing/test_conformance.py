@@ -21,9 +21,10 @@ import pytest
 
 from pytest_isolate import groups, networks
 from pytest_isolate.backend import Kind
+from pytest_isolate.calls import CallFailed
 from pytest_isolate.errors import BackendUnavailable, IsolateError
 from pytest_isolate.registry import backends, verdicts
-from pytest_isolate.sandbox import CallFailed, Sandbox
+from pytest_isolate.sandbox import Sandbox
 from pytest_isolate.testing import require
 from pytest_isolate.testing.cases import CASES, HERE, IN_SHM, MINIMAL, PYTHON, SECRET, Case
 

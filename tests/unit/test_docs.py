@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate
-from pytest_isolate import cli, errors, running, sandbox
+from pytest_isolate import calls, cli, errors, running
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import NETWORK_MODES
 from pytest_isolate.profile import PROFILES, WORDS
@@ -35,7 +35,7 @@ def hooks() -> list[str]:
 
 
 def error_classes() -> list[str]:
-    modules = (errors, running, sandbox)
+    modules = (calls, errors, running)
     return sorted({
         name
         for module in modules

@@ -1,0 +1,70 @@
+"""A Python function called in a sandbox: what its process does, and how the result comes back.
+
+Owns: both ends of that channel. Refuses: to start the process (sandbox.py), and pickle: what comes back is data (wire.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pytest_isolate import wire
+from pytest_isolate.errors import IsolateError
+from pytest_isolate.running import Files, Running
+
+_EXIT_FAILED_CALL = 71
+
+
+class CallFailed(IsolateError, RuntimeError):
+    """The function of ``Sandbox.python`` raised, or its process ended before it returned; the text says which."""
+
+
+def call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: Files) -> NoReturn:
+    """In the child: call, send the result, leave without running anything of the parent's."""
+    code = _EXIT_FAILED_CALL
+    try:
+        os.dup2(files.out_fd, 1)
+        os.dup2(files.err_fd, 2)
+        if faulthandler.is_enabled():
+            faulthandler.enable(files.err_fd)
+        try:
+            frame = wire.pack("value", function(*args, **kwargs))
+        except BaseException:
+            frame = wire.pack("raised", traceback.format_exc())
+        view = memoryview(frame)
+        while view:
+            view = view[os.write(write_fd, view) :]
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def result(running: Running, reader: wire.Reader) -> Any:
+    """Read until the value, the exception or the end; whoever holds the pipe open does not delay us."""
+    poller = select.poll()
+    poller.register(reader._fd, select.POLLIN)
+    poller.register(running._process.pidfd, select.POLLIN)
+    found: tuple[str, Any] | None = None
+    while found is None and not reader.eof:
+        left = running._left_s()
+        ready = dict(poller.poll(None if left is None else left * 1000 + 1))
+        if reader._fd in ready:
+            found = next(iter(reader.frames()), None)
+        elif not ready or running._process.pidfd in ready:
+            break
+    outcome = running.wait()
+    if found is not None and found[0] == "value" and not outcome.causes:
+        return found[1]
+    if found is not None and found[0] == "raised":
+        raise CallFailed(f"{running.args[0]} in a sandbox", f"it raised\n{found[1]}")
+    why = "; ".join(outcome.detail) or str(outcome.status)
+    raise CallFailed(f"{running.args[0]} in a sandbox", f"{why} {outcome.stderr}".strip())

@@ -1,0 +1,61 @@
+"""What every start of a sandbox's process shares, of a program and of a test: what it joins, what it will see, why it did not fit.
+
+Owns: these three answers. Refuses: to enter guards and to start anything (sandbox.py, runner/workers.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pytest_isolate.backend import Backend
+from pytest_isolate.errors import PolicyError, SetupError
+from pytest_isolate.kernel.native import Joined
+from pytest_isolate.policy import Limits, Policy
+from pytest_isolate.units import format_bytes
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import Cgroup
+    from pytest_isolate.kernel.filesystem import MountPlan
+    from pytest_isolate.networks import SandboxNetwork
+
+
+@contextlib.contextmanager
+def no_room_said(limits: Limits) -> Iterator[None]:
+    """A start that ran out of memory, or of processes, under a limit of the user's is the user's to change.
+
+    Raises:
+        PolicyError: instead of a SetupError with ENOMEM or EAGAIN, when such a limit is set.
+    """
+    try:
+        yield
+    except SetupError as error:
+        if (instead := no_room(error, limits)) is not None:
+            raise instead from error
+        raise
+
+
+def no_room(error: SetupError, limits: Limits) -> PolicyError | None:
+    if error.errno == errno.ENOMEM and limits.memory_bytes:
+        asked = f"memory limit of {format_bytes(limits.memory_bytes)}"
+        return PolicyError(asked, f"the sandbox itself does not fit into it ({error})", "raise it")
+    if error.errno == errno.EAGAIN and limits.pids:
+        return PolicyError(f"limit of {limits.pids} processes", f"the sandbox itself needs more ({error})", "raise it")
+    return None
+
+
+def view_of(backend: Backend, policy: Policy) -> MountPlan | None:
+    """What paths mean inside; None where they mean what they mean here, or the backend does not tell."""
+    ask = getattr(backend, "view", None)
+    view: MountPlan | None = None if ask is None else ask(policy)
+    return view
+
+
+def joined(cgroup: Cgroup | None, network: SandboxNetwork | None = None) -> Joined | None:
+    """The descriptors through which a child starts in the group and in its network."""
+    netns_fd = -1 if network is None else network.netns_fd
+    if cgroup is None:
+        return None if netns_fd < 0 else Joined(netns_fd=netns_fd)
+    return Joined(cgroup.dir_fd, cgroup.procs_fds, netns_fd)
