@@ -138,7 +138,8 @@ def test_a_tree_that_forks_without_end_is_gone_after_kill(bomb: Any, forks: int)
     for _ in range(3):
         counter = os.eventfd(forks, os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
         try:
-            with started(FLAT, bomb, counter) as child:
+            with started(FLAT, bomb, counter) as child, open(f"/proc/{child.init_pid}/ns/uts", "rb"):
+                # Held open: the number of a namespace that is gone would be another's at once.
                 ours = os.readlink(f"/proc/{child.init_pid}/ns/uts")
                 assert ours != os.readlink("/proc/self/ns/uts")
                 while len(survivors(ours)) < 10:
