@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from tests import in_systemd
 from tests.conftest import require
@@ -18,14 +17,15 @@ PLUGIN = ROOT / "plugins" / "systemd"
 
 def on_the_machine(*words: str) -> subprocess.CompletedProcess[str]:
     require("systemd", not in_systemd.why_not(), in_systemd.why_not())
-    pytest.importorskip("jeepney")
+    require("jeepney", importlib.util.find_spec("jeepney") is not None, "no module jeepney")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment |= {
         "ISOLATE_REQUIRE": "systemd",
         "PYTHONPATH": f"{PLUGIN}{os.pathsep}{ROOT}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+    plugins = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:randomly"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *words]
     return subprocess.run(
         [sys.executable, str(ROOT / "tests" / "in_systemd.py"), *command],
         cwd=ROOT,
