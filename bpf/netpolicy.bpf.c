@@ -263,8 +263,11 @@ NP_INLINE __u8 np_objection(struct __sk_buff *skb, const struct np_policy *p, co
 			    const int out, __u32 *verdict)
 {
 	*verdict = np_judge_packet(p, k, out, np_opened_by_peer(skb, k, cookie)) & 15;
-	if (*verdict != NP_ALLOW && *verdict != NP_LOG)
-		return out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
+	if (*verdict != NP_ALLOW && *verdict != NP_LOG) {
+		if (!np_ends(skb, k))
+			return out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
+		*verdict = NP_ALLOW;
+	}
 	return p->flags & NP_F_BUDGET ? np_take_packet(p, skb->len) : 0;
 }
 

@@ -139,11 +139,14 @@ NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np
 	__u64 cookie = bpf_get_socket_cookie(skb);
 	__u8 reason = NP_R_MALFORMED, opener = NP_OUT, place = out ? NP_R_PACKET_OUT : NP_R_PACKET_IN;
 	__u32 verdict = NP_DENY;
+	int ends = 0;
 
 	if (np_read(skb, 0, out, &k) == 0 && np_valid(p)) {
 		opener = np_opener(skb, f, &k, cookie, out);
 		verdict = np_judge_flow(p, &k, opener) & 15;
 		reason = verdict == NP_ALLOW || verdict == NP_LOG ? 0 : place;
+		ends = reason && np_ends(skb, &k);
+		reason = ends ? 0 : reason;
 	}
 	if (!reason && (p->flags & NP_F_BUDGET))
 		reason = np_take_packet(p, skb->len);
@@ -155,9 +158,13 @@ NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np
 		np_report(p, c, &k, cookie, reason ? NP_DENY : NP_LOG, reason ? reason : place, opener, 0);
 	if (reason)
 		return 0;
-	if (f) {
-		f->verdict = verdict;
-		f->ruleset = p->ruleset;
+	if (ends && !f) {
+		np_count_plain(skb, c, out, 0); /* no entry: it would let what follows pass */
+	} else if (f) {
+		if (!ends) {
+			f->verdict = verdict;
+			f->ruleset = p->ruleset;
+		}
 		np_flow_count(f, skb, out);
 	} else {
 		np_flow_insert(skb, p, c, out, opener, verdict);

@@ -115,6 +115,20 @@ NP_INLINE int np_opened_by_peer(struct __sk_buff *skb, const struct np_packet *k
 	return (sk && sk->state == BPF_TCP_LISTEN) || (accepted && *accepted == cookie);
 }
 
+/* TCP states of a socket whose program has said that it sends no more. Source: uapi linux/bpf.h, BPF_TCP_*. */
+#define NP_ENDED (1 << BPF_TCP_FIN_WAIT1 | 1 << BPF_TCP_FIN_WAIT2 | 1 << BPF_TCP_CLOSING | 1 << BPF_TCP_LAST_ACK)
+
+/* True for what only ends a TCP connection: no data, of a socket that is closed for sending. It passes whatever the policy
+ * has become meanwhile: it carries nothing, and refused it would come again and again, in the name of the next test of a
+ * group. Raw sockets are in none of these states. */
+NP_INLINE int np_ends(struct __sk_buff *skb, const struct np_packet *k)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	return k->ipproto == NP_IPPROTO_TCP && !np_opens(k->tcp_flags) && skb->len == k->headers && sk &&
+	       (1 << (sk->state & 31) & NP_ENDED);
+}
+
 /* The verdict on one packet. `accepted`: its TCP connection was opened by the peer. */
 NP_INLINE __u32 np_judge_packet(const struct np_policy *p, const struct np_packet *k, int out, int accepted)
 {

@@ -61,7 +61,8 @@ class AttachedPolicy:
     def update(self, policy: NetworkPolicy) -> None:
         """Put another policy in force at once: one store in the kernel, for new and for open sockets.
 
-        Open connections the new policy denies get no further packet through in either direction.
+        Open connections the new policy denies get no further packet through in either direction, but the segments without
+        data that end one whose socket is closed for sending.
         """
         if policy.flows and not self.policy.flows:
             raise PolicyError(
