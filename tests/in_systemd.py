@@ -92,6 +92,7 @@ def furnish(place: str) -> str:
     mount("cgroup2", f"{root}/sys/fs/cgroup", "cgroup2")
     for name in ("run", "tmp"):
         mount("tmpfs", f"{root}/{name}", "tmpfs", data="mode=1777" if name == "tmp" else "mode=755")
+    show(place, root)
     devices(f"{root}/dev")
     with open(f"{root}/run/machine-id", "w") as file:
         file.write(os.urandom(16).hex() + "\n")
@@ -99,6 +100,19 @@ def furnish(place: str) -> str:
     with open(f"{root}/run/systemd/system/machine.target", "w") as file:
         file.write(TARGET)
     return root
+
+
+def show(place: str, root: str) -> None:
+    """The checkout and the interpreter, where the machine's own /tmp hides them; what is written there stays inside."""
+    hidden = {os.path.realpath(path) for path in (os.getcwd(), sys.prefix) if os.path.realpath(path).startswith("/tmp/")}
+    for number, path in enumerate(sorted(hidden)):
+        if os.path.exists(root + path):
+            continue
+        upper, work = (f"{place}/{name}-{number}" for name in ("upper", "work"))
+        os.mkdir(upper)
+        os.mkdir(work)
+        os.makedirs(root + path)
+        mount("checkout", root + path, "overlay", data=f"lowerdir={path},upperdir={upper},workdir={work}")
 
 
 def devices(place: str) -> None:

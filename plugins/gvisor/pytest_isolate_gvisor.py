@@ -38,10 +38,13 @@ class Trial:
     def __init__(self, runsc: str, platform: str) -> None:
         self.platform = platform
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by close()
+        # runsc do leaves its folder behind, killed or not.
+        self._scratch = tempfile.TemporaryDirectory(prefix="pytest-isolate-runsc-", ignore_cleanup_errors=True)
         command = [runsc, f"--platform={platform}", "--network=none", "--ignore-cgroups", "do", "true"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said, start_new_session=True
-        )
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said, start_new_session=True,
+            env={**os.environ, "TMPDIR": self._scratch.name},
+        )  # fmt: skip
 
     @property
     def runs(self) -> bool:
@@ -62,6 +65,7 @@ class Trial:
         self._process.kill()
         self._process.wait()
         self._said.close()
+        self._scratch.cleanup()
 
 
 class Gvisor(ToolBackend):

@@ -129,7 +129,7 @@ class Host:
             home=os.path.expanduser("~"),
             working_copy=str(self._config.rootpath),
             writable=[compat.base_temp(self._config)],
-            readable=[os.getcwd(), *filter(None, sys.path)],
+            readable=[os.getcwd(), sys.prefix, sys.base_prefix, *filter(None, sys.path)],
         )
         return replace(policy, filesystem=view)
 

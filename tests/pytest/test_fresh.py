@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import tempfile
+import venv
 
 import pytest
 
@@ -176,3 +179,23 @@ def test_what_nobody_sees_from_outside_is_named_from_inside(pytester: pytest.Pyt
     result.assert_outcomes(passed=2, failed=1, errors=1)
     result.stdout.fnmatch_lines(["LEAK: *", "pid * old): sleep 6731"])
     result.stdout.fnmatch_lines(["*still running after 5 s*", "*Python stacks at the end*", "*in test_hang"])
+
+
+def test_an_interpreter_below_tmp_is_there_although_strict_has_a_tmp_of_its_own(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(
+        """
+        import os, sys
+        def test_it():
+            assert os.path.exists(sys.executable) and sys.executable.startswith("/tmp/")
+            assert not os.path.exists(os.environ["HIDDEN"])
+        """
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as place, tempfile.TemporaryDirectory(dir="/tmp") as hidden:
+        venv.create(place)
+        monkeypatch.setenv("HIDDEN", hidden)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        words = ("-p", "no:randomly", "-p", "no:asyncio", "--isolate", "--isolate-profile=strict", "--isolate-mode=fresh")
+        result = pytester.run(f"{place}/bin/python", "-m", "pytest", *words, timeout=60)
+    result.assert_outcomes(passed=1)
