@@ -19,8 +19,9 @@ MARK = (f"ISOLATE_TEST_RUN_{os.getpid()}", str(time.monotonic_ns()))
 os.environ[MARK[0]] = MARK[1]
 
 _OURS = re.compile(r"isolate", re.IGNORECASE)
-#: The pid in the names that kernel/cgroups gives: pytest-isolate-<run>-<pid>-<start>-<pidns>, or ...-<pid>-<ns>.scope.
-_OWNER = re.compile(r"-(\d+)-\d+(?:-\d+|\.scope)$")
+#: The pid in the names that kernel/cgroups gives: pytest-isolate-<run>-<pid>-<start>-<pidns>, or ...-<pid>-<ns>.scope, and in
+#: those that tests give to what they make themselves: pytest-isolate-network-<pid>, isolate-test-<pid>.
+_OWNER = re.compile(r"-(\d+)-\d+(?:-\d+|\.scope)$|isolate-(?:test|network|machine)-(\d+)$")
 #: Processes that are being killed need a moment; a leak is what is still there afterwards.
 SETTLE_S = 2.0
 
@@ -114,7 +115,8 @@ def _of_another_run(path: str) -> bool:
 
     On the way, not only at its end: a run keeps cgroups of its own inside its directory, such as its network's resident.
     """
-    owners = [int(owner[1]) for name in path.split("/") if _OURS.search(name) and (owner := _OWNER.search(name))]
+    named = [owner for name in path.split("/") if _OURS.search(name) and (owner := _OWNER.search(name))]
+    owners = [int(owner[1] or owner[2]) for owner in named]
     return any(os.path.exists(f"/proc/{pid}") for pid in owners) and not set(owners) & set(_descendants())
 
 

@@ -72,6 +72,8 @@ def test_a_cgroup_belongs_to_another_run_only_while_its_owner_lives() -> None:
     dead.wait()
     assert host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-run1-{os.getppid()}-77-4026531836")
     assert host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-run1-{os.getppid()}-77.scope")
+    assert host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-network-{os.getppid()}/isolate-one")
+    assert not host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-network-{os.getpid()}/isolate-one")
     assert not host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-run1-{os.getpid()}-77-4026531836")
     assert not host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-1-{dead.pid}-1-1")
     assert not host_state._of_another_run("/sys/fs/cgroup/isolate-leftover-1")
