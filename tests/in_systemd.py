@@ -104,7 +104,9 @@ def furnish(place: str) -> str:
 
 def show(place: str, root: str) -> None:
     """The checkout and the interpreter, where the machine's own /tmp hides them; what is written there stays inside."""
-    hidden = {os.path.realpath(path) for path in (os.getcwd(), sys.prefix) if os.path.realpath(path).startswith("/tmp/")}
+    hidden = {
+        os.path.realpath(path) for path in (os.getcwd(), sys.prefix) if os.path.realpath(path).startswith("/tmp/")
+    }
     for number, path in enumerate(sorted(hidden)):
         if os.path.exists(root + path):
             continue

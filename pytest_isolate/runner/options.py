@@ -122,6 +122,8 @@ OPTIONS = (
         "command line it isolates as --isolate does, but for tests that use the fixture sandbox: their programs are isolated",
     ),
 )
+#: They count, or choose, for tests that are not isolated, too.
+_FOR_ANY_RUN = ("durations", "record", "cgroup", "bpf", "backend")
 MARKER_HELP = (
     "isolate(timeout=, mem_limit=, cpu_limit=, profile=, scope=, mode=, leaks=, ...): run this test in a sandbox of "
     "its own, also without --isolate; the keywords change what is enforced. isolate(False) exempts it."
@@ -179,6 +181,14 @@ def is_asked_for(config: pytest.Config) -> bool:
 def names_backend(config: pytest.Config) -> bool:
     """True when the command line says by which backend: that asks for isolation, too."""
     return bool(config.getoption("isolate_backend"))
+
+
+def without_effect(config: pytest.Config) -> list[str]:
+    """Flags that somebody typed for isolated tests, where none is asked for. Those of addopts are meant for other runs."""
+    if is_asked_for(config) or config.getoption("no_isolate"):
+        return []
+    typed = {str(word).partition("=")[0] for word in config.invocation_params.args}
+    return [option.flag for option in OPTIONS if option.flag in typed and option.name not in _FOR_ANY_RUN]
 
 
 def uses_sandbox(item: pytest.Item) -> bool:

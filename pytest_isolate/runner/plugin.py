@@ -20,6 +20,7 @@ from pytest_isolate.runner.options import (
     asks_for_network,
     configured,
     is_asked_for,
+    without_effect,
 )
 
 if TYPE_CHECKING:
@@ -141,9 +142,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """What was given up for the sake of a marker: known only now."""
+    """What was given up for the sake of a marker, and what has no effect for want of one: known only now."""
     runner = config.pluginmanager.get_plugin(_NAME)
-    return [] if runner is None or _inside_key in config.stash else runner.given_up()
+    if runner is not None:
+        return [] if _inside_key in config.stash else runner.given_up()
+    flags = without_effect(config)
+    return [f"isolate: NO TEST IS ISOLATED: for {', '.join(flags)} to hold, add --isolate"] if flags else []
 
 
 @pytest.hookimpl(trylast=True)

@@ -196,6 +196,14 @@ def test_an_interpreter_below_tmp_is_there_although_strict_has_a_tmp_of_its_own(
         venv.create(place)
         monkeypatch.setenv("HIDDEN", hidden)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        words = ("-p", "no:randomly", "-p", "no:asyncio", "--isolate", "--isolate-profile=strict", "--isolate-mode=fresh")
+        words = (
+            "-p",
+            "no:randomly",
+            "-p",
+            "no:asyncio",
+            "--isolate",
+            "--isolate-profile=strict",
+            "--isolate-mode=fresh",
+        )
         result = pytester.run(f"{place}/bin/python", "-m", "pytest", *words, timeout=60)
     result.assert_outcomes(passed=1)

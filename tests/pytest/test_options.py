@@ -49,6 +49,19 @@ def test_nothing_is_isolated_unless_asked(pytester: pytest.Pytester, plain: Run)
 
 
 @pytest.mark.usefixtures("tells")
+def test_options_that_want_isolation_say_so_where_none_is_asked_for(pytester: pytest.Pytester, plain: Run) -> None:
+    words = ("--isolate-profile=strict", "--isolate-timeout", "5", "--isolate-durations=1")
+    said = "isolate: NO TEST IS ISOLATED: for --isolate-profile, --isolate-timeout to hold, add --isolate"
+    assert said in plain(*words).outlines
+    assert "NO TEST IS ISOLATED" not in str(plain(*words, "--no-isolate").stdout)
+    assert "NO TEST IS ISOLATED" not in str(plain(*words, "--isolate").stdout)
+    pytester.makeini("[pytest]\naddopts = --isolate-profile=strict\n")
+    assert "NO TEST IS ISOLATED" not in str(plain().stdout)
+    pytester.makepyfile(test_marked="import pytest\n@pytest.mark.isolate\ndef test_it(): pass")
+    assert "NO TEST IS ISOLATED" not in str(plain(*words).stdout)
+
+
+@pytest.mark.usefixtures("tells")
 def test_isolation_is_switched_by_option_environment_ini_and_marker(
     pytester: pytest.Pytester, plain: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
