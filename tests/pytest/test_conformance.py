@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_isolate.testing import required_features
+from pytest_isolate.testing import require, required_features
 
 from .conftest import ROOT
 
@@ -42,5 +42,5 @@ def test_no_red_cell(name: str, pytester: pytest.Pytester, monkeypatch: pytest.M
     cells = [line.split("|")[2].strip() for line in result.outlines if line.startswith(f"| {claimed} |")]
     if cells in ([], ["-"]):
         reason = next((line for line in result.outlines if "not claimed" in line), "it claims nothing")
-        pytest.skip(f"needs {name}: {reason}")
+        require(name, False, reason)
     assert cells == ["yes"] or set(cells) == {"yes"}

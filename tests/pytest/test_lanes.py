@@ -7,9 +7,12 @@ import pathlib
 import re
 import resource
 import signal
+import textwrap
 import xml.etree.ElementTree as ET
 
 import pytest
+
+from tests.conftest import require
 
 from .conftest import Run
 from .test_fixtures import _DIARY, diary, words
@@ -182,7 +185,7 @@ def test_groups_run_side_by_side_each_in_a_process_of_its_own(
             """
         file = {"module": f"test_{name}", "class": "test_it"}[scope]
         path = pytester.path / f"{file}.py"
-        path.write_text((path.read_text() if path.exists() else "") + pytest.importorskip("textwrap").dedent(text))
+        path.write_text((path.read_text() if path.exists() else "") + textwrap.dedent(text))
     result = isolated("-v", JOBS, f"--isolate-scope={scope}")
     result.assert_outcomes(passed=6)
     assert passed(result) == ["test_1", "test_2", "test_3"] * 2
@@ -318,7 +321,7 @@ def test_what_a_test_told_of_before_its_turn_is_all_told_at_its_turn(pytester: p
 
 
 def test_failed_subtests_before_their_turn_fail_their_test(pytester: pytest.Pytester, isolated: Run) -> None:
-    pytest.importorskip("_pytest.subtests", reason="before pytest 9.0")
+    require("pytest9-subtests", hasattr(pytest, "Subtests"), "before pytest 9.0")
     pytester.makepyfile(
         test_it="""
         from meeting import *
@@ -336,7 +339,7 @@ def test_failed_subtests_before_their_turn_fail_their_test(pytester: pytest.Pyte
 def test_a_test_that_tells_more_than_is_kept_waits_and_its_time_stands_still(
     pytester: pytest.Pytester, isolated: Run
 ) -> None:
-    pytest.importorskip("_pytest.subtests", reason="before pytest 9.0")
+    require("pytest9-subtests", hasattr(pytest, "Subtests"), "before pytest 9.0")
     pytester.makepyfile(
         test_it="""
         import time, pytest

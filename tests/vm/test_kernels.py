@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.testing import require
 
 from . import debian, initramfs, kernels
 
@@ -46,8 +47,7 @@ def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:
 
 
 def test_the_archive_is_one_that_cpio_unpacks(tmp_path: Path) -> None:
-    if shutil.which("busybox") is None:
-        pytest.skip("needs busybox: the archive is read back with its cpio")
+    require("busybox", shutil.which("busybox") is not None, "the archive is read back with its cpio")
     files = [("bin", 0o040755, b""), ("bin/tool", 0o100755, b"odd"), ("empty", 0o100644, b"")]
     archive = initramfs.cpio(files)
     subprocess.run(["busybox", "cpio", "-id"], input=archive, cwd=tmp_path, check=True, capture_output=True)

@@ -8,9 +8,6 @@ import sys
 import uuid
 
 import pytest
-
-pytest.importorskip("jeepney")  # what the plugin depends on
-
 import pytest_isolate_systemd
 from pytest_isolate_systemd import Systemd
 from pytest_isolate_systemd.manager import Manager

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pytest_isolate.kernel.cgroups import CgroupManager
+from pytest_isolate.testing import require
 
 _ROOT = Path(__file__).resolve().parents[3]
 
@@ -71,8 +72,8 @@ def test_a_start_that_finds_no_room_never_ends_its_caller(
     manager: CgroupManager, version: int, need: Callable[..., None], how: str, kind: str
 ) -> None:
     need("memory")
-    if kind != "monitor" and os.geteuid() != 0:
-        pytest.skip("namespaces without a user namespace, and maps of every id, take root")
+    maps = kind == "monitor" or os.geteuid() == 0
+    require("root", maps, "namespaces without a user namespace, and maps of every id, take it")
     argv = [sys.executable, "-c", _CALLER, how, f"v{version}", kind]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *sys.path])}
     done = subprocess.run(argv, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=240)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ def _host_mounts_stay() -> Iterator[None]:
     before = mount_table()
     yield
     assert mount_table() == before
+
+
+@pytest.fixture
+def drops_to_a_plain_user(require: Any) -> None:
+    require("root", os.geteuid() == 0, "the tests drop to a plain user themselves")
 
 
 @pytest.fixture(params=["root", "user"])

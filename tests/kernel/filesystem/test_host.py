@@ -14,7 +14,7 @@ from pytest_isolate.profile import STRICT
 from tests.kernel.filesystem.asking import attempt, flags_at, write
 from tests.kernel.throwaway import launch, mount, throwaway
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the tests drop to a plain user themselves")
+pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
 
 def test_a_read_only_host_refuses_every_write_and_is_readable(who: str, place: Path, mount_setattr: bool) -> None:

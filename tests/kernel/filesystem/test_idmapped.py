@@ -17,7 +17,7 @@ from tests.kernel.filesystem.asking import place_in
 from tests.kernel.launching import open_fds
 from tests.kernel.throwaway import NOBODY, interpreter_for_everyone, throwaway
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the tests drop to a plain user themselves")
+pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
 SHOW = 'stat -c %u:%g "$0/file" "$0/theirs"; echo x >"$0/made" && mkdir "$0/new"; stat -c %u:%g "$0/made"'
 

@@ -16,7 +16,7 @@ from pytest_isolate.policy import Bind, Filesystem, Tmpfs
 from tests.kernel.filesystem.asking import place_in, write
 from tests.kernel.throwaway import launch, launch_plan, mount, throwaway
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the tests drop to a plain user themselves")
+pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
 
 def test_binds_are_writable_only_when_asked(who: str, place: Path) -> None:

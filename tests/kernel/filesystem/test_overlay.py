@@ -20,7 +20,7 @@ from pytest_isolate.policy import Filesystem, Overlay, Tmpfs
 from tests.kernel.filesystem.asking import attempt, flags_at, host_mount, place_in, write
 from tests.kernel.throwaway import NOBODY, launch, launch_plan, mount, throwaway
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the tests drop to a plain user themselves")
+pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
 
 @pytest.mark.usefixtures("overlays")

@@ -23,7 +23,7 @@ from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 from pytest_isolate.profile import STRICT
 from tests.kernel.throwaway import NOBODY, Inside, launch, mount, throwaway
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the tests drop to a plain user themselves")
+pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
 SYS_OPENAT2, SYS_STATX, SYS_STATMOUNT = 437, 332, 457
 STATX_MNT_ID_UNIQUE, STATMOUNT_MNT_ROOT, STATMOUNT_MNT_POINT, STATMOUNT_FS_TYPE = 0x4000, 0x8, 0x10, 0x20

@@ -16,7 +16,7 @@ from pytest_isolate.profile import STRICT
 from tests.kernel.filesystem.asking import attempt, write
 from tests.kernel.throwaway import launch, throwaway
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the tests drop to a plain user themselves")
+pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
 
 def test_a_minimal_root_runs_a_program_and_has_nothing_else(who: str) -> None:
