@@ -13,7 +13,6 @@ import functools
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -29,10 +28,11 @@ from pytest_isolate.kernel.filesystem.entries import entries
 from pytest_isolate.kernel.filesystem.tree import Tree
 from pytest_isolate.kernel.plan import CLONE_FLAGS, Plan
 from pytest_isolate.kernel.rlimits import compile_rlimits
+from pytest_isolate.kernel.scratch import Scratch
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Filesystem, Namespace, Policy
 
-__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "Rusage", "ToolBackend", "ToolProcess", "places", "program_below"]
+__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "Rusage", "Scratch", "ToolBackend", "ToolProcess", "places", "program_below"]
 
 #: What holds for every tool, because it is started as any program is.
 BY_OURSELVES = frozenset(
@@ -116,9 +116,7 @@ class Run:
     @functools.cached_property
     def directory(self) -> str:
         """A directory for this start alone, removed at its end."""
-        made = tempfile.mkdtemp(prefix="pytest-isolate-")
-        self.undo.callback(shutil.rmtree, made, ignore_errors=True)
-        return made
+        return self.undo.enter_context(Scratch("tool")).path
 
     def pass_file(self, content: bytes = b"") -> int:
         """A memory file that the tool inherits under the number that is returned; read what it wrote with os.pread."""

@@ -18,7 +18,7 @@ import pluggy
 from pytest_isolate.capability import CONTAINER, Capability
 from pytest_isolate.oci import bundle, runtime_fault
 from pytest_isolate.policy import Policy
-from pytest_isolate.tool import Exited, Run, ToolBackend
+from pytest_isolate.tool import Exited, Run, Scratch, ToolBackend
 
 hookimpl = pluggy.HookimplMarker("pytest")
 #: Fastest first. Debian's runsc of 2022 knows no systrap, and its kvm does not start on a kernel of today.
@@ -39,11 +39,11 @@ class Trial:
         self.platform = platform
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by close()
         # runsc do leaves its folder behind, killed or not.
-        self._scratch = tempfile.TemporaryDirectory(prefix="pytest-isolate-runsc-", ignore_cleanup_errors=True)
+        self._scratch = Scratch("runsc")
         command = [runsc, f"--platform={platform}", "--network=none", "--ignore-cgroups", "do", "true"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said, start_new_session=True,
-            env={**os.environ, "TMPDIR": self._scratch.name},
+            env={**os.environ, "TMPDIR": self._scratch.path},
         )  # fmt: skip
 
     @property
@@ -65,7 +65,7 @@ class Trial:
         self._process.kill()
         self._process.wait()
         self._said.close()
-        self._scratch.cleanup()
+        self._scratch.close()
 
 
 class Gvisor(ToolBackend):

@@ -31,6 +31,7 @@ from pytest_isolate.kernel.bpf.dataplane import OBJECTS, Dataplane, refusal, tri
 from pytest_isolate.kernel.bpf.layout import MapSpec, MapType, ProgramSpec
 from pytest_isolate.kernel.bpf.libbpf import MapCreateOpts, ProgLoadOpts, library
 from pytest_isolate.kernel.bpf.maps import Map
+from pytest_isolate.kernel.scratch import Scratch
 
 _INCLUDE = re.compile(r'^#include "(\w+\.h)"$', re.MULTILINE)
 _REMEDY = "install python3-bpfcc (Debian) or python3-bcc (Fedora); the package named bcc on the index is something else"
@@ -230,13 +231,13 @@ def _ask(
 ) -> tuple[dict[str, Any], list[int]]:
     """The compiler's answer, and the descriptors that came with it."""
     environment = {**os.environ, "LC_ALL": "C"}
-    with headers() as source, tempfile.TemporaryDirectory(prefix="pytest-isolate-bcc-") as scratch:
+    with headers() as source, Scratch("bcc") as scratch:
         if source:
             environment["BCC_KERNEL_SOURCE"] = source
-        environment["TMPDIR"] = scratch
+        environment["TMPDIR"] = scratch.path
         request: dict[str, Any] = {"text": text, "cflags": cflags, "functions": functions, "confine": None}
         if confined:
-            request["confine"] = _confinement(environment.get("BCC_KERNEL_SOURCE", ""), scratch)
+            request["confine"] = _confinement(environment.get("BCC_KERNEL_SOURCE", ""), scratch.path)
         answer, fds = _answered(request, environment)
     if "error" in answer:
         raise _complaint(answer["error"], answer["log"])
@@ -301,9 +302,9 @@ def headers() -> Iterator[str]:
     )
     for built, common in reversed(pairs):
         if (built / "include/generated/autoconf.h").exists() and common.is_dir():
-            with tempfile.TemporaryDirectory(prefix="pytest-isolate-headers-") as merged:
-                _merge(common, built, Path(merged))
-                yield merged
+            with Scratch("headers") as merged:
+                _merge(common, built, Path(merged.path))
+                yield merged.path
             return
     yield ""
 
