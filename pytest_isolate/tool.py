@@ -32,7 +32,18 @@ from pytest_isolate.kernel.scratch import Scratch
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Filesystem, Namespace, Policy
 
-__all__ = ["BY_OURSELVES", "Exited", "Place", "Run", "Rusage", "Scratch", "ToolBackend", "ToolProcess", "places", "program_below"]
+__all__ = [
+    "BY_OURSELVES",
+    "Exited",
+    "Place",
+    "Run",
+    "Rusage",
+    "Scratch",
+    "ToolBackend",
+    "ToolProcess",
+    "places",
+    "program_below",
+]
 
 #: What holds for every tool, because it is started as any program is.
 BY_OURSELVES = frozenset(
