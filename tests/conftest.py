@@ -6,6 +6,7 @@ Refuses: fixtures of any one part; those live beside its tests.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator
 
 import pytest
@@ -27,6 +28,9 @@ def require_fixture() -> Callable[[str, bool, str], None]:
 def pytest_configure(config: pytest.Config) -> None:
     # In-process pytester runs would share our fork state (design, trap 22); `--runpytest` is pytester's own option.
     config.option.runpytest = "subprocess"
+    # Whoever runs the suite in the background of a shell has SIGINT ignored, and so would every pytest that tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _is_worker(config: pytest.Config) -> bool:
