@@ -2,7 +2,8 @@
 
 Owns: the Python handler of SIGINT for that moment. Raised there, KeyboardInterrupt would leave a running test that
 nobody listens to; held back, it reaches the conversation, which lets the test tear its fixtures down.
-Refuses: to touch a handler of another kind (ignored, default), or another thread than the main one.
+In a test's process, which only the parent interrupts, it is heard also where a shell's background job ignores it.
+Refuses: to touch a handler of another kind (ignored, default) in the parent, or another thread than the main one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ except ImportError:  # no CPython
     from signal import signal as _handle
 
 _SIGINT = int(signal.SIGINT)
+
+
+def heard() -> None:
+    """In a test's process: SIGINT tears its fixtures down, whoever made pytest ignore it (``nohup``, ``pytest &``)."""
+    if _handler_of(_SIGINT) == signal.SIG_IGN:
+        _handle(_SIGINT, signal.default_int_handler)
 
 
 class Held:

@@ -456,4 +456,5 @@ class Turns:
     def _serve_there(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:
         if self._held is not None:
             self._held.restore()
+        interrupts.heard()
         self._serve(item, following, link)

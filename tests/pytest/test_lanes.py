@@ -374,9 +374,12 @@ def test_a_test_that_tells_more_than_is_kept_waits_and_its_time_stands_still(
 
 
 @pytest.mark.parametrize("option", ["-x", "--maxfail=1"])
+@pytest.mark.parametrize("ignored", [False, True], ids=["at a terminal", "SIGINT ignored"])
 def test_after_a_stop_what_ran_ahead_is_not_told_of_and_its_processes_are_ended(
-    pytester: pytest.Pytester, isolated: Run, option: str
+    pytester: pytest.Pytester, isolated: Run, option: str, ignored: bool
 ) -> None:
+    if ignored:  # as in the background of a shell
+        pytester.makeconftest("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
     pytester.makepyfile(
         test_it="""
         import subprocess, time, pytest
