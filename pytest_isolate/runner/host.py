@@ -129,7 +129,7 @@ class Host:
             home=os.path.expanduser("~"),
             working_copy=str(self._config.rootpath),
             writable=[compat.base_temp(self._config)],
-            readable=[os.getcwd(), sys.prefix, sys.base_prefix, *filter(None, sys.path)],
+            readable=[os.getcwd(), sys.prefix, sys.base_prefix, *filter(None, sys.path), *_loaded_from()],
         )
         return replace(policy, filesystem=view)
 
@@ -172,6 +172,14 @@ class Host:
     def backend(self, settings: Settings, item: pytest.Item | None = None) -> Backend:
         """The backend of admitted settings; where a plugin chooses, its choice for ``item``. Raises PluginError."""
         return self.hooks.select(item, settings.policy, self._backends[id(settings.policy)])
+
+
+def _loaded_from() -> Iterator[str]:
+    """Where what is imported lies: an editable installation may be found by a hook, and then no sys.path leads to it."""
+    for name, module in list(sys.modules.items()):
+        if "." not in name and module is not None:
+            places = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None)]
+            yield from filter(None, places)
 
 
 def _described(backend: Backend, policy: Policy) -> str:

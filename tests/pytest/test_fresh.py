@@ -190,9 +190,28 @@ def test_an_interpreter_below_tmp_is_there_although_strict_has_a_tmp_of_its_own(
         def test_it():
             assert os.path.exists(sys.executable) and sys.executable.startswith("/tmp/")
             assert not os.path.exists(os.environ["HIDDEN"])
+            import single, package.below
         """
     )
-    with tempfile.TemporaryDirectory(dir="/tmp") as place, tempfile.TemporaryDirectory(dir="/tmp") as hidden:
+    pytester.makeconftest(
+        """
+        import importlib.util, os, sys
+        for name, file in (("single", "single.py"), ("package", "package/__init__.py")):
+            spec = importlib.util.spec_from_file_location(name, os.path.join(os.environ["APART"], file))
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        """
+    )
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as place,
+        tempfile.TemporaryDirectory(dir="/tmp") as hidden,
+        tempfile.TemporaryDirectory(dir="/tmp") as apart,  # in no sys.path, as an editable installation
+    ):
+        os.mkdir(f"{apart}/package")
+        for file in ("single.py", "package/__init__.py", "package/below.py"):
+            with open(f"{apart}/{file}", "w"):
+                pass
+        monkeypatch.setenv("APART", apart)
         venv.create(place)
         monkeypatch.setenv("HIDDEN", hidden)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))

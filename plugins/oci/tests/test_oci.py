@@ -91,4 +91,4 @@ def test_a_container_that_is_killed_leaves_no_cgroup(runtime):
 def groups():
     """Of containers: called as their bundle's directory is."""
     paths = [path for path, _, _ in os.walk("/sys/fs/cgroup")]
-    return {path for path in paths if re.fullmatch(r"pytest-isolate-\w{8}", os.path.basename(path))}
+    return {path for path in paths if re.fullmatch(r"pytest-isolate-scratch-tool-\w{8}", os.path.basename(path))}
