@@ -135,6 +135,12 @@ def _landlocked(policy: Policy, **fields: Any) -> Policy:
     return _hardening(policy, landlock=replace(policy.hardening.landlock or Landlock(), **fields))
 
 
+def _scoped(policy: Policy, value: Any) -> Policy:
+    """Without Landlock, no scope is asked for already: to say so asks for nothing else of it."""
+    scoped = truth(value, what="landlock_scoped")
+    return _landlocked(policy, scoped=scoped) if scoped or policy.hardening.landlock else policy
+
+
 def _ports(value: Any, *, what: str) -> tuple[int, ...]:
     words = [] if value in ("none", None) else _words([value] if isinstance(value, int) else value)
     if not all(word.isdigit() for word in words):
@@ -249,7 +255,7 @@ WORDS: Mapping[str, Callable[[Policy, Any], Policy]] = MappingProxyType(
         "landlock_write": lambda p, v: _landlocked(p, write=tuple(_words(v))),
         "landlock_connect": lambda p, v: _landlocked(p, connect_tcp=_ports(v, what="landlock_connect")),
         "landlock_bind": lambda p, v: _landlocked(p, bind_tcp=_ports(v, what="landlock_bind")),
-        "landlock_scoped": lambda p, v: _landlocked(p, scoped=truth(v, what="landlock_scoped")),
+        "landlock_scoped": _scoped,
         "umask": lambda p, v: _hardening(p, umask=_umask(v)),
         "environment": lambda p, v: _hardening(p, environment=str(v)),
         "close_fds": lambda p, v: _hardening(p, close_fds=truth(v, what="close_fds")),

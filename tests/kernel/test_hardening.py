@@ -155,6 +155,13 @@ def test_landlock_rules_hold_among_the_sandboxs_own_mounts(who: str) -> None:
     assert said(source, who, fs=view, landlock=Landlock(write=("/dev",))) == errno.EACCES
 
 
+def test_not_to_be_scoped_asks_for_no_landlock_where_there_is_none() -> None:
+    """A kernel without Landlock, or with an early one, enforces that policy as it does without the word."""
+    assert vary(STANDARD, landlock_scoped=False) == STANDARD
+    scoped = vary(STANDARD, landlock_scoped=True, landlock_write="/tmp")
+    assert vary(scoped, landlock_scoped=False).hardening.landlock == Landlock(write=("/tmp",))
+
+
 @everyone
 def test_landlock_hides_what_may_not_be_read(who: str) -> None:
     needs_landlock(1)
