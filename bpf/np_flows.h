@@ -158,17 +158,16 @@ NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np
 		np_report(p, c, &k, cookie, reason ? NP_DENY : NP_LOG, reason ? reason : place, opener, 0);
 	if (reason)
 		return 0;
-	if (ends && !f) {
-		np_count_plain(skb, c, out, 0); /* no entry: it would let what follows pass */
-	} else if (f) {
-		if (!ends) {
-			f->verdict = verdict;
-			f->ruleset = p->ruleset;
-		}
-		np_flow_count(f, skb, out);
-	} else {
-		np_flow_insert(skb, p, c, out, opener, verdict);
+	if (f && !ends) {
+		f->verdict = verdict;
+		f->ruleset = p->ruleset;
 	}
+	if (f)
+		np_flow_count(f, skb, out);
+	else if (ends)
+		np_count_plain(skb, c, out, 0); /* no entry: it would let what follows pass */
+	else
+		np_flow_insert(skb, p, c, out, opener, verdict);
 	return 1;
 }
 

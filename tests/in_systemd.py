@@ -104,10 +104,8 @@ def furnish(place: str) -> str:
 
 def show(place: str, root: str) -> None:
     """The checkout and the interpreter, where the machine's own /tmp hides them; what is written there stays inside."""
-    hidden = {
-        os.path.realpath(path) for path in (os.getcwd(), sys.prefix) if os.path.realpath(path).startswith("/tmp/")
-    }
-    for number, path in enumerate(sorted(hidden)):
+    places = sorted({os.path.realpath(path) for path in (os.getcwd(), sys.prefix)})
+    for number, path in enumerate(places):
         if os.path.exists(root + path):
             continue
         upper, work = (f"{place}/{name}-{number}" for name in ("upper", "work"))

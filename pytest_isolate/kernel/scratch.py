@@ -14,19 +14,14 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _PREFIX = "pytest-isolate-scratch-"
 #: A directory is locked an instant after it is made: one so young is left alone.
 _YOUNG_S = 10.0
 
 
-class Scratch:
-    """A new directory, removed by ``close``. A context manager.
+class Scratch(contextlib.AbstractContextManager["Scratch"]):
+    """A new directory, removed by ``close`` or at the end of a ``with``.
 
     The lock is one of flock(2), on an open file description: it holds across PID namespaces, where pids say nothing, and
     is gone with the last process that has it.
@@ -48,12 +43,7 @@ class Scratch:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

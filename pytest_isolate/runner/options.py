@@ -14,7 +14,10 @@ import pytest
 
 
 class Option(NamedTuple):
-    """One setting. ``choices`` empty: the value is parsed by the policy word ``word``, or free text."""
+    """One setting. ``choices`` empty: the value is parsed by the policy word ``word``, or free text.
+
+    ``per_run``: no marker changes it. ``for_all``: it counts, or chooses, where no test is isolated, too.
+    """
 
     name: str
     metavar: str
@@ -23,6 +26,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     word: str = ""
     per_run: bool = False
+    for_all: bool = False
 
     @property
     def flag(self) -> str:
@@ -53,6 +57,7 @@ OPTIONS = (
     ),
     Option(
         name="bpf",
+        for_all=True,
         metavar="HOW",
         default="libbpf",
         choices=("libbpf", "bcc"),
@@ -96,6 +101,7 @@ OPTIONS = (
     ),
     Option(
         name="cgroup",
+        for_all=True,
         metavar="WHERE",
         per_run=True,
         default="auto",
@@ -104,26 +110,27 @@ OPTIONS = (
     ),
     Option(
         name="durations",
+        for_all=True,
         metavar="N",
         per_run=True,
         help="after the run list the N tests that took most memory, CPU time, processes and I/O; 0: all",
     ),
     Option(
         name="record",
+        for_all=True,
         metavar="FILE",
         per_run=True,
         help="write outcome, cause and peaks of every test to FILE, as JSON: figures to size limits by",
     ),
     Option(
         name="backend",
+        for_all=True,
         metavar="NAMES",
         default="",
         help="backends to choose from, first preferred: native, fork, or what plugins offer; for programs, too. On the "
         "command line it isolates as --isolate does, but for tests that use the fixture sandbox: their programs are isolated",
     ),
 )
-#: They count, or choose, for tests that are not isolated, too.
-_FOR_ANY_RUN = ("durations", "record", "cgroup", "bpf", "backend")
 MARKER_HELP = (
     "isolate(timeout=, mem_limit=, cpu_limit=, profile=, scope=, mode=, leaks=, ...): run this test in a sandbox of "
     "its own, also without --isolate; the keywords change what is enforced. isolate(False) exempts it."
@@ -188,7 +195,7 @@ def without_effect(config: pytest.Config) -> list[str]:
     if is_asked_for(config) or config.getoption("no_isolate"):
         return []
     typed = {str(word).partition("=")[0] for word in config.invocation_params.args}
-    return [option.flag for option in OPTIONS if option.flag in typed and option.name not in _FOR_ANY_RUN]
+    return [option.flag for option in OPTIONS if option.flag in typed and not option.for_all]
 
 
 def uses_sandbox(item: pytest.Item) -> bool:

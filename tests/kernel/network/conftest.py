@@ -195,6 +195,15 @@ def other_box(hive: Path, netns: Netns, engine: PolicyEngine) -> Iterator[Box]:
 
 
 @pytest.fixture
+def steps() -> Iterator[tuple[int, int, int, int]]:
+    """Two pipes, by which a test and its job take turns: (go to read, go to write, done to read, done to write)."""
+    ends = (*os.pipe(), *os.pipe())
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+@pytest.fixture
 def listen(netns: Netns) -> Iterator[Callable[..., tuple[Any, ...]]]:
     """``listen(host, port, kind)``: a socket outside the cgroup, in the namespace; its address."""
     with contextlib.ExitStack() as stack:

@@ -28,13 +28,12 @@ def _talk(address, steps):
     return answers
 
 
-def test_a_change_of_policy_reaches_live_connections(box, listen):
+def test_a_change_of_policy_reaches_live_connections(box, listen, steps):
     server = listen()
-    go_r, go_w = os.pipe()
-    done_r, done_w = os.pipe()
+    _, go_w, done_r, _ = steps
     policy = NetworkPolicy().allow(V4)
     with box.attach(policy) as net:
-        job = box.start(lambda: _talk(server.getsockname(), (go_r, go_w, done_r, done_w)))
+        job = box.start(lambda: _talk(server.getsockname(), steps))
         peer, _ = server.accept()
         peer.settimeout(1)
         with peer:
@@ -50,14 +49,11 @@ def test_a_change_of_policy_reaches_live_connections(box, listen):
             peer.sendall(b"y" * len(peer.recv(10)))
             os.read(done_r, 1)
         assert job.result() == ["ok", "TIMEOUT", "ok"]
-    for fd in (go_r, go_w, done_r, done_w):
-        os.close(fd)
 
 
-def test_a_change_of_policy_reaches_a_connected_datagram_socket(box, listen):
+def test_a_change_of_policy_reaches_a_connected_datagram_socket(box, listen, steps):
     server = listen(kind=socket.SOCK_DGRAM)
-    go_r, go_w = os.pipe()
-    done_r, done_w = os.pipe()
+    go_r, go_w, done_r, done_w = steps
 
     def work():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
@@ -76,8 +72,6 @@ def test_a_change_of_policy_reaches_a_connected_datagram_socket(box, listen):
         net.update(NetworkPolicy())
         os.write(go_w, b"x")
         assert job.result() == ["ok", "EPERM"]
-    for fd in (go_r, go_w, done_r, done_w):
-        os.close(fd)
 
 
 def _half_closed(address, steps):
@@ -93,35 +87,33 @@ def _half_closed(address, steps):
             return -1
 
 
+@pytest.mark.parametrize(("last_word", "received"), [(b"", 0), (b"data", -1)], ids=["no data", "data"])
 @pytest.mark.parametrize("flows", [False, True])
-def test_the_end_of_a_connection_is_no_refusal_and_what_it_could_carry_is(box, listen, flows):
+def test_the_end_of_a_connection_is_no_refusal_and_what_it_could_carry_is(
+    box, listen, steps, flows, last_word, received
+):
     """A group's next test is not blamed for the last segments of the one before; data stays out."""
     server = listen()
     policy = NetworkPolicy(flows=flows)
-    for last_word, received in ((b"", 0), (b"data", -1)):
-        go_r, go_w = os.pipe()
-        done_r, done_w = os.pipe()
-        with box.attach(policy.allow(V4)) as net:
-            job = box.start(lambda steps=(go_r, go_w, done_r, done_w): _half_closed(server.getsockname(), steps))
-            peer, _ = server.accept()
-            os.read(done_r, 1)
-            net.update(policy)
-            before = net.stats
-            if last_word:
-                peer.sendall(last_word)
-            peer.close()
-            os.write(go_w, b"x")
-            assert job.result() == received
-            now = net.stats
-            if last_word:
-                assert now.denied_in > 0
-                assert [e.reason.name for e in net.denied] == ["PACKET_IN"]
-            else:
-                assert (now.denied, net.denied) == (0, [])
-                assert now.packets_in > before.packets_in
-                assert now.packets_out - before.packets_out == 1  # the ACK of the peer's FIN
-        for fd in (go_r, go_w, done_r, done_w):
-            os.close(fd)
+    with box.attach(policy.allow(V4)) as net:
+        job = box.start(lambda: _half_closed(server.getsockname(), steps))
+        peer, _ = server.accept()
+        os.read(steps[2], 1)
+        net.update(policy)
+        before = net.stats
+        if last_word:
+            peer.sendall(last_word)
+        peer.close()
+        os.write(steps[1], b"x")
+        assert job.result() == received
+        now = net.stats
+        if last_word:
+            assert now.denied_in > 0
+            assert [e.reason.name for e in net.denied] == ["PACKET_IN"]
+        else:
+            assert (now.denied, net.denied) == (0, [])
+            assert now.packets_in > before.packets_in
+            assert now.packets_out - before.packets_out == 1  # the ACK of the peer's FIN
 
 
 def test_two_tests_in_parallel_never_see_each_others_counts(box, other_box, listen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 from pytest_isolate.network import NetworkPolicy, PolicyEngine, Verdict
@@ -50,12 +51,9 @@ def test_flows_of_a_finished_test_are_gone(box, listen, engine):
     assert list(engine.plane.maps["np_flows4"].items()) == []
 
 
-def test_a_change_of_policy_reaches_flows_in_the_table(box, listen):
-    import os
-
+def test_a_change_of_policy_reaches_flows_in_the_table(box, listen, steps):
     server = listen(kind=socket.SOCK_DGRAM)
-    go_r, go_w = os.pipe()
-    done_r, done_w = os.pipe()
+    go_r, go_w, done_r, done_w = steps
 
     def work():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
@@ -78,8 +76,6 @@ def test_a_change_of_policy_reaches_flows_in_the_table(box, listen):
         os.write(go_w, b"x")
         assert job.result() == ["ok", "EPERM", "ok"]
         assert [(f.packets_out, f.verdict) for f in net.flows()] == [(2, Verdict.ALLOW)]
-    for fd in (go_r, go_w, done_r, done_w):
-        os.close(fd)
 
 
 def test_an_answer_to_a_datagram_of_ours_passes_where_inbound_is_denied(box, listen):
