@@ -267,3 +267,15 @@ def scratch() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="isolate-net-"))
     yield path
     shutil.rmtree(path)
+
+
+def sends(address: Any, steps: tuple[int, int, int, int], times: int) -> list[str]:
+    """For a job: what each byte sent over one connected datagram socket was answered; ``steps`` tells when."""
+    answers = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.connect(address)
+        for _ in range(times):
+            os.read(steps[0], 1)
+            answers.append(attempt(lambda: made.send(b"x"))[0])
+            os.write(steps[3], b"x")
+    return answers

@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from pytest_isolate.network import NetworkPolicy
-from tests.kernel.network.conftest import attempt, tcp, udp
+from tests.kernel.network.conftest import attempt, sends, tcp, udp
 
 V4 = "203.0.113.7"
 
@@ -53,20 +53,10 @@ def test_a_change_of_policy_reaches_live_connections(box, listen, steps):
 
 def test_a_change_of_policy_reaches_a_connected_datagram_socket(box, listen, steps):
     server = listen(kind=socket.SOCK_DGRAM)
-    go_r, go_w, done_r, done_w = steps
-
-    def work():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
-            made.connect(server.getsockname())
-            answers = []
-            for _ in range(2):
-                os.read(go_r, 1)
-                answers.append(attempt(lambda: made.send(b"x"))[0])
-                os.write(done_w, b"x")
-            return answers
+    _, go_w, done_r, _ = steps
 
     with box.attach(NetworkPolicy().allow(V4)) as net:
-        job = box.start(work)
+        job = box.start(lambda: sends(server.getsockname(), steps, 2))
         os.write(go_w, b"x")
         os.read(done_r, 1)
         net.update(NetworkPolicy())

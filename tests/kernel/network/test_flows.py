@@ -6,7 +6,7 @@ import os
 import socket
 
 from pytest_isolate.network import NetworkPolicy, PolicyEngine, Verdict
-from tests.kernel.network.conftest import Box, attempt, tcp, udp
+from tests.kernel.network.conftest import Box, attempt, sends, tcp, udp
 
 V4, V6 = "203.0.113.7", "2001:db8::7"
 
@@ -53,20 +53,10 @@ def test_flows_of_a_finished_test_are_gone(box, listen, engine):
 
 def test_a_change_of_policy_reaches_flows_in_the_table(box, listen, steps):
     server = listen(kind=socket.SOCK_DGRAM)
-    go_r, go_w, done_r, done_w = steps
-
-    def work():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
-            made.connect(server.getsockname())
-            answers = []
-            for _ in range(3):
-                os.read(go_r, 1)
-                answers.append(attempt(lambda: made.send(b"x"))[0])
-                os.write(done_w, b"x")
-            return answers
+    _, go_w, done_r, _ = steps
 
     with box.attach(_both()) as net:
-        job = box.start(work)
+        job = box.start(lambda: sends(server.getsockname(), steps, 3))
         os.write(go_w, b"x")
         os.read(done_r, 1)
         net.update(NetworkPolicy(flows=True))
