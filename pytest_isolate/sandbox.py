@@ -79,7 +79,8 @@ class Sandbox:
         """Run a program to its end and return the outcome.
 
         ``words`` vary the policy: ``memory="64M"``, ``timeout=5``, ``net="none"``, ``namespaces="+net"``, ... A
-        time-out is an outcome with cause TIMEOUT, not an exception. Standard input is empty unless given.
+        time-out is an outcome with cause TIMEOUT, not an exception. Standard input is empty unless given. ``merge_stderr``
+        puts both streams into stdout, in the order they were written (but for a backend that ``relays_output``).
 
         Raises:
             ProgramFailed: with ``check``, when the program did not exit with 0 or the outcome has a cause.

@@ -146,6 +146,7 @@ class ToolBackend:
         enforces: what the tool does; BY_OURSELVES comes on top, but for what the tool ``undoes``.
         sets_rlimits: True when the tool sets them for the program, and is not to be under them itself.
         signals_as_status: True when the tool tells a signal as status 128 + number, as sh(1) does.
+        relays_output: True when the tool copies the program's output through pipes of its own, each stream by itself.
         opaque: True when the program's processes are none of the host's: what we see below the tool is the tool.
     """
 
@@ -158,6 +159,7 @@ class ToolBackend:
     undoes: frozenset[Capability] = frozenset()
     signals_as_status = True
     sets_rlimits = False
+    relays_output = False
     opaque = False
 
     def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:

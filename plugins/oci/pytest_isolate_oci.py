@@ -57,6 +57,11 @@ class Oci(ToolBackend):
             reasons.append("; ".join(lacking))
         return list(dict.fromkeys(reasons))
 
+    @property
+    def relays_output(self) -> bool:  # type: ignore[override] # known when the runtime is
+        """runc copies what a container without a terminal writes (utils_linux.go, setupProcessPipes); crun hands on its own."""
+        return self.tool == "runc"
+
     def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
         directory = bundle(policy, argv, run)
         log = ("--log", os.path.join(directory, "log"), "--log-format", "json")
