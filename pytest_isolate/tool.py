@@ -166,6 +166,10 @@ class ToolBackend:
         """The arguments after the tool's name that make it run ``argv`` under ``policy``."""
         raise NotImplementedError
 
+    def environment(self, env: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        """The tool's own, made of the program's ``env`` (None: this process's); the program's comes with ``run``."""
+        return env
+
     def fault(self, exited: Exited, run: Run) -> str:
         """Why the tool itself failed; empty when it was the program that ended so. Asked once, at the end."""
         return ""
@@ -252,7 +256,7 @@ class ToolBackend:
             child = native.spawn(
                 plan,
                 [self.path, *words],
-                env,
+                self.environment(env),
                 joined=joined,
                 stdin_fd=stdin_fd,
                 stdout_fd=stdout_fd,

@@ -11,14 +11,15 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pluggy
 
 from pytest_isolate.capability import CONTAINER, Capability
 from pytest_isolate.oci import bundle, runtime_fault
 from pytest_isolate.policy import Policy
-from pytest_isolate.tool import Exited, Run, Scratch, ToolBackend
+from pytest_isolate.profile import MINIMAL
+from pytest_isolate.tool import Exited, Run, ToolBackend
 
 hookimpl = pluggy.HookimplMarker("pytest")
 #: Fastest first. Debian's runsc of 2022 knows no systrap, and its kvm does not start on a kernel of today.
@@ -32,18 +33,30 @@ def pytest_isolate_backends() -> list[ToolBackend]:
     return [Gvisor()]
 
 
-class Trial:
+def _words(platform: str, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
+    """The arguments of runsc."""
+    directory = bundle(policy, argv, run, own_kernel=True)
+    how = (f"--platform={platform}", "--network=none", "--ignore-cgroups", "--file-access=shared")
+    log = ("--log", os.path.join(directory, "log"), "--log-format", "json")
+    where = ("--bundle", directory, os.path.basename(directory))
+    return ["--root", os.path.join(directory, "state"), *how, *log, "run", *where]
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Of runsc itself. Over the temporary directory it mounts its root, as user nobody, who does not get everywhere: /tmp will do."""
+    return {name: value for name, value in env.items() if name != "TMPDIR"}
+
+
+class _Trial:
     """A program that leaves at once, under one platform. ``close`` ends it."""
 
     def __init__(self, runsc: str, platform: str) -> None:
         self.platform = platform
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by close()
-        # runsc do leaves its folder behind, killed or not.
-        self._scratch = Scratch("runsc")
-        command = [runsc, f"--platform={platform}", "--network=none", "--ignore-cgroups", "do", "true"]
+        self._run = Run(os.environ, "/")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._said, start_new_session=True,
-            env={**os.environ, "TMPDIR": self._scratch.path},
+            [runsc, *_words(platform, MINIMAL, ["true"], self._run)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=self._said, start_new_session=True, env=_environment(os.environ),
         )  # fmt: skip
 
     @property
@@ -58,14 +71,14 @@ class Trial:
         if self.runs:
             return f"{self.platform} hangs"
         self._said.seek(0)
-        said = re.sub(r"\s+", " ", self._said.read().strip().partition("\n")[0])[:120]
+        said = re.sub(r"\s+", " ", runtime_fault(self._run) or self._said.read().strip().partition("\n")[0])[:120]
         return f"{self.platform}: {said or self._process.returncode}"
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
         self._said.close()
-        self._scratch.close()
+        self._run.undo.close()
 
 
 class Gvisor(ToolBackend):
@@ -94,7 +107,7 @@ class Gvisor(ToolBackend):
 
     def _choose_platform(self) -> None:
         """The fastest with which a program that leaves at once does so. All are tried at the same time, for some hang."""
-        trials = [Trial(self.path, platform) for platform in PLATFORMS]
+        trials = [_Trial(self.path, platform) for platform in PLATFORMS]
         began = time.monotonic()
         give_up = began + TRIAL_S
         try:
@@ -111,11 +124,10 @@ class Gvisor(ToolBackend):
                 trial.close()
 
     def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
-        directory = bundle(policy, argv, run, own_kernel=True)
-        how = (f"--platform={self.platform}", "--network=none", "--ignore-cgroups", "--file-access=shared")
-        log = ("--log", os.path.join(directory, "log"), "--log-format", "json")
-        where = ("--bundle", directory, os.path.basename(directory))
-        return ["--root", os.path.join(directory, "state"), *how, *log, "run", *where]
+        return _words(self.platform, policy, argv, run)
+
+    def environment(self, env: Mapping[str, str] | None) -> Mapping[str, str]:
+        return _environment(os.environ if env is None else env)
 
     def fault(self, exited: Exited, run: Run) -> str:
         """runsc ends with 128 where it could not start the program, and says why in its log."""

@@ -69,9 +69,25 @@ def test_tests_run_on_its_kernel_and_what_they_do_is_caught(runsc, pytester):
 def test_where_no_platform_works_each_says_why(monkeypatch, tmp_path):
     require("root", os.geteuid() == 0, "runsc runs as root only")
     path = tmp_path / "runsc"
-    path.write_text('#!/bin/sh\necho "$1 is not for you" >&2; exit 1\n')
+    path.write_text(
+        '#!/bin/sh\nfor word; do case $word in --platform=*) echo "$word is not for you" >&2;; esac; done; exit 1\n'
+    )
     path.chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (lacking,) = Gvisor().lacks(MINIMAL)
     for platform in ("systrap", "kvm", "ptrace"):
         assert f"{platform}: --platform={platform} is not for you" in lacking
+
+
+def test_a_temporary_directory_that_others_do_not_reach_is_none_of_its_business(runsc, monkeypatch, tmp_path):
+    """As pam_tmpdir(8) makes them; runsc mounts its own root over $TMPDIR, and as nobody."""
+    (tmp_path / "of_mine" / "tmp").mkdir(parents=True)
+    (tmp_path / "of_mine").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "of_mine" / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert Gvisor().lacks(MINIMAL) == []
+    manager = hooks.plugin_manager()
+    manager.register(pytest_isolate_gvisor)
+    with Sandbox(MINIMAL, hooks=hooks.Hooks(manager), backends=["gvisor"]) as sandbox:
+        outcome = sandbox.run(["sh", "-c", "echo $TMPDIR"])
+    assert outcome.stdout == f"{tmp_path}/of_mine/tmp\n"
