@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime as dt
 import json
 import os
 import platform
@@ -297,9 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     other = "nothing else" if options.plain_only else other_args(options)
     where = "in a container as Docker's defaults make it, " if options.contained else ""
-    print(
-        f"{where}plainly against: {other}   Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} CPUs"
-    )
+    machine = f"Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} CPUs"
+    today = dt.datetime.now(dt.timezone.utc).date()
+    print(f"{where}plainly against: {other}   {machine}, load {os.getloadavg()[0]:.1f}, {today}", flush=True)
     results = []
     with work_directory(options) as work:
         # A suite without a configuration has none, and not the one of the checkout that this directory may lie in.
