@@ -17,13 +17,14 @@ import pluggy
 
 from pytest_isolate.capability import CONTAINER, Capability
 from pytest_isolate.oci import bundle, runtime_fault
-from pytest_isolate.policy import Policy
-from pytest_isolate.profile import MINIMAL
+from pytest_isolate.policy import Filesystem, Policy
 from pytest_isolate.tool import Exited, Run, ToolBackend
 
 hookimpl = pluggy.HookimplMarker("pytest")
 #: Fastest first. Debian's runsc of 2022 knows no systrap, and its kvm does not start on a kernel of today.
 PLATFORMS = ("systrap", "kvm", "ptrace")
+#: What a platform is tried with.
+LEAST = Policy(filesystem=Filesystem(proc=False))
 #: What a platform may take to run a program that leaves at once.
 TRIAL_S = 5.0
 
@@ -55,7 +56,7 @@ class _Trial:
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by close()
         self._run = Run(os.environ, "/")
         self._process = subprocess.Popen(
-            [runsc, *_words(platform, MINIMAL, ["true"], self._run)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [runsc, *_words(platform, LEAST, ["true"], self._run)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=self._said, start_new_session=True, env=_environment(os.environ),
         )  # fmt: skip
 
