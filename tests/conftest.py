@@ -6,6 +6,7 @@ Refuses: fixtures of any one part; those live beside its tests.
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Callable, Generator
 
@@ -23,6 +24,25 @@ _REMAINS = pytest.StashKey[list[str]]()
 def require_fixture() -> Callable[[str, bool, str], None]:
     """``require(feature, available, reason)``, for tests that find out at run time."""
     return require
+
+
+@functools.cache
+def lacks_front_end(name: str) -> str:
+    """Why that front end of the network policy cannot load here, empty when it can. Found out once: bcc compiles for seconds."""
+    from pytest_isolate.errors import BackendUnavailable
+    from pytest_isolate.kernel import bcc, bpf
+
+    try:
+        (bcc.load if name == "bcc" else bpf.load)({}).close()
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
+
+
+def require_front_end(name: str) -> None:
+    """Skip, naming the feature, where that front end cannot load."""
+    reason = lacks_front_end(name)
+    require("bpf" if name == "libbpf" else name, not reason, reason)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,14 +17,13 @@ from pathlib import Path
 import pytest
 
 from pytest_isolate import Cause, PolicyError, Sandbox
-from pytest_isolate.errors import BackendUnavailable, IsolateError
+from pytest_isolate.errors import IsolateError
 from pytest_isolate.groups import Groups
 from pytest_isolate.groups import of_this_process as groups_of_this_process
-from pytest_isolate.kernel import bcc
 from pytest_isolate.kernel.interfaces import SUBNETS
 from pytest_isolate.networks import Networks, of_this_process
 from pytest_isolate.policy import Network
-from tests.conftest import require
+from tests.conftest import require, require_front_end
 
 from .conftest import Run
 
@@ -61,11 +60,7 @@ def _policies() -> Iterator[None]:
 def plain(request: pytest.FixtureRequest, plain: Run) -> Run:
     """As everywhere, once with each front end."""
     front_end: str = request.param
-    if front_end == "bcc":
-        try:
-            bcc.load({}).close()
-        except BackendUnavailable as error:
-            require("bcc", False, str(error))
+    require_front_end(front_end)
 
     def run(*args: object, **words: float) -> pytest.RunResult:
         return plain(f"--isolate-bpf={front_end}", *args, **words)

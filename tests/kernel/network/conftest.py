@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 
-from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.kernel import bcc
 from pytest_isolate.kernel.bpf import load
 from pytest_isolate.kernel.interfaces import Netns, loopback_up
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET, inside_netns, setns
 from pytest_isolate.network import AttachedPolicy, NetworkPolicy, PolicyEngine
+from tests.conftest import require_front_end
 
 ADDRESSES = (
     "203.0.113.1/32",
@@ -61,24 +61,10 @@ def hive(require: Callable[[str, bool, str], None]) -> Iterator[Path]:
     path.rmdir()
 
 
-@pytest.fixture(scope="session")
-def loader_works(require: Callable[[str, bool, str], None]) -> Callable[[str], None]:
-    """``loader_works(name)`` skips, naming the feature, where that front end cannot load."""
-
-    def check(name: str) -> None:
-        try:
-            with LOADERS[name]({}):
-                pass
-        except BackendUnavailable as error:
-            require("bpf" if name == "libbpf" else "bcc", False, str(error))
-
-    return check
-
-
 @pytest.fixture(scope="session", params=FRONT_ENDS)
-def loader(request: pytest.FixtureRequest, loader_works: Callable[[str], None]) -> Callable[..., Any]:
+def loader(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """How the programs get into the kernel: every test runs with each."""
-    loader_works(request.param)
+    require_front_end(request.param)
     return LOADERS[request.param]
 
 

@@ -24,7 +24,7 @@ from pytest_isolate.kernel import landlock
 from pytest_isolate.networks import Networks
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL, STRICT, vary
-from tests.conftest import require
+from tests.conftest import require, require_front_end
 from tests.kernel.network.conftest import FRONT_ENDS
 
 PYTHON = os.path.realpath(sys.executable)
@@ -122,7 +122,6 @@ def passed(stack: contextlib.ExitStack, server: Server) -> list[str]:
     name = f"isolate-attempt-{os.getpid()}-{id(ear)}"
     ear.bind(f"\0{name}")
     ear.listen()
-    ear.settimeout(60)  # bcc compiles first
 
     def hand_over() -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
@@ -130,10 +129,14 @@ def passed(stack: contextlib.ExitStack, server: Server) -> list[str]:
             with peer:
                 socket.send_fds(peer, [b"x"], [made.fileno()])
 
+    def let_go() -> None:
+        with socket.socket(socket.AF_UNIX) as nobody:  # nothing else wakes a listener that still waits
+            nobody.connect(f"\0{name}")
+
     thread = threading.Thread(target=hand_over)
     thread.start()
     stack.callback(thread.join)
-    stack.callback(ear.shutdown, socket.SHUT_RDWR)
+    stack.callback(let_go)
     return [name]
 
 
@@ -222,10 +225,10 @@ ATTEMPTS = (
 )
 
 
-@pytest.fixture(params=FRONT_ENDS)
-def front_end(request: pytest.FixtureRequest, loader_works: Callable[[str], None]) -> Iterator[str]:
+@pytest.fixture(scope="module", params=FRONT_ENDS)
+def front_end(request: pytest.FixtureRequest) -> Iterator[str]:
     """The process's networks use this front end."""
-    loader_works(request.param)
+    require_front_end(request.param)
     before = networks.of_this_process()
     made = networks._process = Networks(groups.of_this_process(), front_end=request.param)
     yield request.param

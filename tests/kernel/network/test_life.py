@@ -17,6 +17,7 @@ from pytest_isolate.kernel import bcc
 from pytest_isolate.kernel.bpf import dataplane, layout, load
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.network import NetworkPolicy, PolicyEngine
+from tests.conftest import require_front_end
 from tests.kernel.network.conftest import attempt, tcp
 from tests.kernel.throwaway import mount, throwaway
 
@@ -179,11 +180,8 @@ def test_an_object_that_is_none_is_an_error(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def _bcc(require):
-    try:
-        bcc.load({}).close()
-    except BackendUnavailable as error:
-        require("bcc", False, str(error))
+def _bcc():
+    require_front_end("bcc")
 
 
 @pytest.mark.usefixtures("_bcc")

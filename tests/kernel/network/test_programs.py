@@ -7,10 +7,11 @@ import struct
 
 import pytest
 
-from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
-from pytest_isolate.kernel import bcc, landlock
+from pytest_isolate.errors import PolicyError, SetupError
+from pytest_isolate.kernel import landlock
 from pytest_isolate.network import NetworkPolicy
 from pytest_isolate.network.programs import UserProgram, decoded, encoded
+from tests.conftest import require_front_end
 from tests.kernel.network.conftest import FRONT_ENDS, attempt, udp
 
 V4 = "203.0.113.7"
@@ -38,10 +39,7 @@ int sizes(struct __sk_buff *skb)
 @pytest.fixture(autouse=True)
 def _bcc(require):
     require("bcc", "bcc" in FRONT_ENDS, "ISOLATE_FRONT_ENDS does not name it")
-    try:
-        bcc.load({}).close()
-    except BackendUnavailable as error:
-        require("bcc", False, str(error))
+    require_front_end("bcc")
 
 
 def test_a_users_program_counts_what_it_likes_and_python_reads_it(box, listen):
