@@ -48,6 +48,15 @@ def isolated(plain: Run) -> Run:
 
 
 @pytest.fixture
+def meeting(pytester: pytest.Pytester) -> None:
+    """The modules ``meeting`` and ``diarist`` are there for inner tests to import."""
+    from .meeting import MEETING
+    from .test_fixtures import _DIARY
+
+    pytester.makepyfile(meeting=MEETING, diarist=_DIARY)
+
+
+@pytest.fixture
 def need() -> Callable[[str, str], None]:
     """``need("xdist", "xdist")`` skips, naming the feature, where the module cannot be imported."""
 
