@@ -9,21 +9,18 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_isolate import Cause, PolicyError, Sandbox
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.groups import Groups
-from pytest_isolate.groups import of_this_process as groups_of_this_process
 from pytest_isolate.kernel.interfaces import SUBNETS
-from pytest_isolate.networks import Networks, of_this_process
-from pytest_isolate.policy import Network
+from pytest_isolate.networks import Networks
 from tests.conftest import require, require_front_end
+from tests.kernel.network.conftest import gone
 
 from .conftest import Run
 
@@ -40,7 +37,7 @@ def dial(port=PORT, host="127.0.0.1"):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _policies() -> Iterator[None]:
+def _policies() -> None:
     """Everything here needs the policy engine; say so once, by the real sequence."""
     groups = Groups(run_id="probe")
     networks = Networks(groups)
@@ -51,9 +48,6 @@ def _policies() -> Iterator[None]:
     finally:
         networks.close()
         groups.close()
-    yield
-    of_this_process().close()  # of the Sandboxes made here
-    groups_of_this_process().close()
 
 
 @pytest.fixture(params=["libbpf", "bcc"])
@@ -91,14 +85,6 @@ def groups_of(pid: int) -> list[str]:
         ["find", "/sys/fs/cgroup", "-type", "d", "-name", f"pytest-isolate-*-{pid}-*"], capture_output=True, text=True
     )
     return found.stdout.split()
-
-
-def gone(names: Iterable[str]) -> bool:
-    """True when this host has no such interface; the kernel takes a dead namespace's apart in its own time."""
-    watched, end = set(names), time.monotonic() + 5
-    while (there := watched & {name for _, name in socket.if_nameindex()}) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not there
 
 
 # -- the marker --------------------------------------------------------------------------------------------------------
@@ -526,52 +512,3 @@ def test_kill_9_leaves_no_program_interface_or_group_at_the_next_start(
     plain(timeout=120).assert_outcomes(passed=2)
     assert groups_of(killed.pid) == []
     assert gone(f"iso{(killed.pid * 61 + n) % SUBNETS:x}" for n in range(64))
-
-
-# -- sandbox.run -------------------------------------------------------------------------------------------------------
-
-
-def test_a_program_s_outcome_has_its_traffic_and_its_refusals(port: int) -> None:
-    with Sandbox() as sandbox:
-        argv = [sys.executable, "-c", DIAL, str(port)]
-        allowed = sandbox.run(argv, net="policy", net_allow=[f"127.0.0.1:{port}/tcp"])
-        denied = sandbox.run(argv, net="policy")
-        plain = sandbox.run(argv)
-    assert allowed.ok
-    assert allowed.traffic is not None
-    assert (allowed.traffic.connections_out, allowed.traffic.denied) == (1, 0)
-    assert allowed.traffic.contacted == (f"127.0.0.1:{port}/tcp",)
-    assert denied.returncode == 1
-    assert denied.causes == (Cause.NETDENIED,)
-    assert denied.detail[0].startswith(f"NETDENIED 127.0.0.1:{port}/tcp by python")
-    assert plain.traffic is None
-
-
-def test_client_and_server_in_two_sandboxes_on_one_private_network() -> None:
-    serve = "import socket; s = socket.create_server(('0.0.0.0', 7000)); print('up', flush=True)\nwhile True: s.accept()[0].send(b'hi')"
-    ask = "import socket, sys; print(socket.create_connection((sys.argv[1], 7000), 5).recv(2))"
-    with Sandbox(name="server") as server, Sandbox(name="client") as client, Sandbox(name="stranger") as stranger:
-        _, theirs = client.network.join(server)
-        running = server.spawn([sys.executable, "-c", serve], net="private")
-        running.wait_for_line("up")
-        found = client.run([sys.executable, "-c", ask, theirs], net="private")
-        assert (found.stdout, found.returncode) == ("b'hi'\n", 0), found.stderr
-        refused = client.run([sys.executable, "-c", ask, theirs], net="private", net_allow=["192.0.2.1"])
-        assert refused.causes == (Cause.NETDENIED,)
-        assert not stranger.run([sys.executable, "-c", ask, theirs], net="private").ok
-
-
-def test_sandboxes_at_once_have_networks_of_their_own() -> None:
-    with Sandbox() as sandbox:
-        running = [sandbox.spawn(["sleep", "60"], net="private") for _ in range(5)]
-        subnets = {r.network.subnet for r in running if r.network is not None}
-        assert len(subnets) == 5
-    assert gone(f"iso{subnet.number:x}" for subnet in subnets if subnet is not None)
-
-
-@pytest.mark.parametrize("text", ["", "[2001:db8::]/32:443", "127.0.0.1:80/icmp", "10.0.0.1/8", ":80"])
-def test_a_rule_without_meaning_is_a_policy_error(text: str) -> None:
-    from pytest_isolate.networks import policy_of
-
-    with pytest.raises(PolicyError):
-        policy_of(Network(mode="policy", allow=(text,)))

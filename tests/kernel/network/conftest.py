@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +265,11 @@ def sends(address: Any, steps: tuple[int, int, int, int], times: int) -> list[st
             answers.append(attempt(lambda: made.send(b"x"))[0])
             os.write(steps[3], b"x")
     return answers
+
+
+def gone(names: Iterable[str]) -> bool:
+    """True when this host has no such interface; the kernel takes a dead namespace's apart in its own time."""
+    watched, end = set(names), time.monotonic() + 5
+    while (there := watched & {name for _, name in socket.if_nameindex()}) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not there
