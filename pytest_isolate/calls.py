@@ -19,6 +19,7 @@ from pytest_isolate.errors import IsolateError
 from pytest_isolate.running import Files, Running
 
 _EXIT_FAILED_CALL = 71
+_LONGEST_POLL_MS = 2**31 - 1  # poll(2) takes an int
 
 
 class CallFailed(IsolateError, RuntimeError):
@@ -56,10 +57,10 @@ def result(running: Running, reader: wire.Reader) -> Any:
     found: tuple[str, Any] | None = None
     while found is None and not reader.eof:
         left = running._left_s()
-        ready = dict(poller.poll(None if left is None else left * 1000 + 1))
+        ready = dict(poller.poll(None if left is None else min(left * 1000 + 1, _LONGEST_POLL_MS)))
         if reader._fd in ready:
             found = next(iter(reader.frames()), None)
-        elif not ready or running._process.pidfd in ready:
+        elif running._process.pidfd in ready or running._left_s() == 0:
             break
     outcome = running.wait()
     if found is not None and found[0] == "value" and not outcome.causes:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError, SetupError
 from pytest_isolate.policy import Limits, Policy
+from pytest_isolate.remembered import Remembered
 from pytest_isolate.units import format_bytes
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Groups:
         self._run_id = run_id or "run"
         self._manager: CgroupManager | None = None
         self._uncounted: str | None = None
-        self._settled: dict[int, tuple[Policy, Policy]] = {}
+        self._settled: Remembered[Policy] = Remembered()
 
     def manager(self) -> CgroupManager:
         """The run's manager; made, and dead runs swept, at the first call.
@@ -72,10 +73,7 @@ class Groups:
         """
         if not policy.limits.needs_cgroup:
             return policy
-        known = self._settled.get(id(policy))
-        if known is None:
-            known = self._settled[id(policy)] = (policy, self._settle(policy))
-        return known[1]
+        return self._settled.of(policy, lambda: self._settle(policy))
 
     def _settle(self, policy: Policy) -> Policy:
         try:

@@ -180,9 +180,9 @@ class Filesystem:
     def __post_init__(self) -> None:
         _choice("filesystem root", self.root, ("host", "readonly", "minimal"))
         mounts: tuple[Bind | Overlay | Tmpfs, ...] = (*self.binds, *self.overlays, *self.tmpfs)
-        for mount in mounts:
-            if not mount.target.startswith("/"):
-                raise PolicyError("filesystem", f"target {mount.target!r} is relative", "write an absolute path")
+        for place in (*(mount.target for mount in mounts), *self.masks):
+            if not place.startswith("/"):
+                raise PolicyError("filesystem", f"{place!r} is relative", "write an absolute path")
 
     @property
     def needs_mounts(self) -> bool:

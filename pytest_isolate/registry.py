@@ -6,16 +6,18 @@ Refuses: to weaken the policy: who can enforce all of it, or an error that says 
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pytest_isolate.backend import Backend, Kind, Process
-from pytest_isolate.errors import BackendUnavailable, PluginError
+from pytest_isolate.errors import BackendUnavailable, PluginError, PolicyError
 from pytest_isolate.hooks import Hooks, blaming, of_this_process
 from pytest_isolate.policy import Policy, unknown
+from pytest_isolate.remembered import Remembered
 
 
 def _native() -> Backend:
@@ -102,17 +104,18 @@ class Offered:
         return id(self.backend)
 
     def fork(self, *args: Any, **words: Any) -> Process | None:
-        return self._started("fork", self.backend.fork, args, words)
+        return self._started("fork", args, words)
 
     def spawn(self, *args: Any, **words: Any) -> Process:
-        process = self._started("spawn", self.backend.spawn, args, words)
+        process = self._started("spawn", args, words)
         assert process is not None
         return process
 
-    def _started(self, how: str, start: Callable[..., Any], args: Any, words: Any) -> Process | None:
+    def _started(self, how: str, args: Any, words: Any) -> Process | None:
+        parent = os.getpid()
         with blaming(self.plugin, f"backend {self.backend.name}, {how}"):
-            process = start(*args, **words)
-        if isinstance(process, Process) or (process is None and how == "fork"):
+            process = getattr(self.backend, how)(*args, **words)
+        if isinstance(process, Process) or (process is None and how == "fork" and os.getpid() != parent):
             return process
         why = f"it gave {process!r}, which is no process: see pytest_isolate.backend.Process"
         raise PluginError(self.plugin, f"backend {self.backend.name}, {how}", why)
@@ -169,7 +172,7 @@ def _lacking(backend: Backend, policy: Policy, kind: Kind) -> list[str]:
     return _answer_in_time(backend, policy)
 
 
-_answers: dict[tuple[int, int], tuple[Backend, Policy, list[str]]] = {}
+_answers: Remembered[list[str]] = Remembered()
 
 
 def _instead(backend: Backend, kind: Kind) -> str:
@@ -182,26 +185,29 @@ def _instead(backend: Backend, kind: Kind) -> str:
 
 def _answer_in_time(backend: Backend, policy: Policy) -> list[str]:
     """A plugin's answer, remembered for this policy."""
-    key = id(backend), id(policy)
-    if key not in _answers:
-        _answers[key] = backend, policy, _asked_in_time(backend, policy)
-    return _answers[key][2]
+    return _answers.of(policy, lambda: _asked_in_time(backend, policy), cast(Hashable, backend))
 
 
 def _asked_in_time(backend: Backend, policy: Policy) -> list[str]:
     """Its answer, or that it hangs, or how it failed: one bad plugin leaves the others to be chosen."""
     answers: list[list[str]] = []
+    mistakes: list[PolicyError] = []
 
     def ask() -> None:
         try:
-            answers.append([str(text).rstrip(".") for text in backend.lacks(policy)])
-        except Exception as error:
+            found: Any = backend.lacks(policy)
+            answers.append([str(text).rstrip(".") for text in ([found] if isinstance(found, str) else found)])
+        except PolicyError as error:
+            mistakes.append(error)
+        except BaseException as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             answers.append([f"an answer: {type(error).__name__}: {error} ({last.filename}:{last.lineno})"])
 
     thread = threading.Thread(target=ask, name=f"probe of {backend.name}", daemon=True)
     thread.start()
     thread.join(PROBE_S)
+    if mistakes:  # of who wrote the policy, whoever is to enforce it
+        raise mistakes[0]
     return answers[0] if answers else [f"an answer: its probe has not answered within {PROBE_S:g} s"]
 
 

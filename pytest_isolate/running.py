@@ -11,6 +11,7 @@ import re
 import signal as signals
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -86,6 +87,7 @@ class Running:
         self._meanwhile = meanwhile  # what can be done while the program runs
         self._began = time.monotonic()
         self._outcome: Outcome | None = None
+        self._concluding = threading.Lock()
         self._causes: list[tuple[Cause, str]] = []
 
     @property
@@ -200,10 +202,13 @@ class Running:
         """Wait for its end, at most the policy's time-out, and return the outcome."""
         if self._outcome is None:
             self._meanwhile()
-            exited = self._process.wait(self._left_s())
-            if exited is None:
-                exited = self._time_out()
-            self._conclude(exited)
+            try:
+                exited = self._process.wait(self._left_s()) or self._time_out()
+            except OSError:  # EBADF, where another thread has ended it meanwhile
+                if self.running():
+                    raise
+            else:
+                self._conclude(exited)
         assert self._outcome is not None
         return self._outcome
 
@@ -236,6 +241,12 @@ class Running:
         return self._outcome
 
     def _conclude(self, exited: Exited | None) -> None:
+        """Once: the first of several threads that have waited does it for all."""
+        with self._concluding:
+            if self._outcome is None:
+                self._end_all(exited)
+
+    def _end_all(self, exited: Exited | None) -> None:
         """Look at what is left, end it, count the cost, and give everything back."""
         # Whom a monitor knows it tells; its cgroup is asked when it is gone, by one counter instead of every list.
         asked = None if is_monitored(self._process) else self._cgroup

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -92,8 +93,7 @@ class Sandbox:
         try:
             outcome = running.wait()
         finally:
-            running.terminate()
-            self._running.remove(running)
+            self._end(running)
         if check and not outcome.ok:
             raise ProgramFailed(outcome)
         return outcome
@@ -200,8 +200,12 @@ class Sandbox:
                 os.close(write_fd)
             undo.pop_all()
         running = Running((name,), chosen, process, cgroup, files, self._meanwhile, network, life)
-        with open(read_fd, "rb", buffering=0) as channel:
-            return result(running, wire.Reader(channel.fileno()))
+        self._running.append(running)
+        try:
+            with open(read_fd, "rb", buffering=0) as channel:
+                return result(running, wire.Reader(channel.fileno()))
+        finally:
+            self._end(running)
 
     @property
     def network(self) -> networks.PrivateNetwork:
@@ -277,16 +281,23 @@ class Sandbox:
             self._varied[key] = policy if tier is None else tier.policy
         return self._varied[key]
 
+    def _end(self, running: Running) -> None:
+        """It has ended, or ends now, and is nobody's any more; close() in another thread may have been first."""
+        with contextlib.suppress(ValueError):
+            self._running.remove(running)
+        running.terminate()
+
     def close(self) -> None:
-        """End what still runs, last started first."""
-        while self._running:
-            self._running.pop().terminate()
-        private, self._private = self._private, None
-        if private is not None:
-            private.close()
-        let_go, self._let_go = self._let_go, None
-        if let_go is not None:
-            let_go()
+        """End what still runs, last started first. What one end raises is raised when all has ended."""
+        with contextlib.ExitStack() as ends:
+            let_go, self._let_go = self._let_go, None
+            if let_go is not None:
+                ends.callback(let_go)
+            private, self._private = self._private, None
+            if private is not None:
+                ends.callback(private.close)
+            while self._running:
+                ends.callback(self._running.pop(0).terminate)
 
     def __enter__(self) -> Sandbox:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
         return self
@@ -295,12 +306,12 @@ class Sandbox:
         self.close()
 
 
-def _arguments(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+def _arguments(argv: Sequence[str | bytes | os.PathLike[str]]) -> list[str]:
     if isinstance(argv, str | bytes):
         raise PolicyError("argv", f"{argv!r} is one text", "write a list: program and arguments apart")
     if not argv:
         raise PolicyError("argv", "it is empty", "name a program")
-    return [os.fspath(part) for part in argv]
+    return [os.fsdecode(part) for part in argv]
 
 
 class _Input:
@@ -316,13 +327,16 @@ class _Input:
     def __enter__(self) -> int:
         if isinstance(self._stdin, int) and self._stdin >= 0:
             return self._stdin
+        if self._stdin == subprocess.PIPE:
+            raise PolicyError("stdin", "there is nobody to write into a pipe", "use input=, or an open file")
         if self._stdin is not None and not isinstance(self._stdin, int):
             return self._stdin.fileno()
         if not self._content:
             self._own_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             return self._own_fd
+        content = self._content.encode() if isinstance(self._content, str) else memoryview(self._content)
         self._own_fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-        os.pwrite(self._own_fd, self._content.encode() if isinstance(self._content, str) else self._content, 0)
+        os.pwrite(self._own_fd, content, 0)
         return self._own_fd
 
     def __exit__(self, *_: object) -> None:

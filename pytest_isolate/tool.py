@@ -31,6 +31,7 @@ from pytest_isolate.kernel.rlimits import compile_rlimits
 from pytest_isolate.kernel.scratch import Scratch
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.policy import Filesystem, Namespace, Policy
+from pytest_isolate.remembered import Remembered
 
 __all__ = [
     "BY_OURSELVES",
@@ -59,7 +60,6 @@ BY_OURSELVES = frozenset(
     }
 )
 _TRIAL_S = 8.0
-_MAX_PLANS = 256
 _SHELL_SIGNAL = 128  # a program ended by signal n is told as status 128 + n, as sh(1) does
 
 
@@ -88,8 +88,7 @@ def places(policy: Policy) -> list[Place]:
         PolicyError: a source or target that is not there. BackendUnavailable: the kernel does not allow it to this user.
     """
     context = _context(policy)
-    view = policy.filesystem if Namespace.MOUNT in policy.namespaces else replace(policy.filesystem, proc=False)
-    found = entries(view, context=context, host=Tree(context.mounts, context.lookup), skipped=[])
+    found = entries(_filesystem(policy), context=context, host=Tree(context.mounts, context.lookup), skipped=[])
     return [
         Place(
             kind="bind" if entry.kind == "overlay" else entry.kind,
@@ -194,9 +193,14 @@ class ToolBackend:
         return shutil.which(self.tool) or ""
 
     def lacks(self, policy: Policy) -> list[str]:
-        """By the table, then by the tool's presence, then by doing it once with a program that leaves at once."""
+        """By the table, then by the tool's presence, then by doing it once with a program that leaves at once.
+
+        Raises:
+            PolicyError: a view that has no meaning here. A tool would make what it lacks, on the host.
+        """
         if lacking := beyond(policy, self.enforces | (BY_OURSELVES - self.undoes), self.name):
             return lacking
+        _view(policy)
         if policy.filesystem.overlays and not capabilities.has("CAP_SYS_ADMIN"):
             return [f"overlays: {self.tool} makes none, and we need CAP_SYS_ADMIN to make them for it. Run as root"]
         if not self.path:
@@ -248,8 +252,9 @@ class ToolBackend:
         if env is None and policy.hardening.environment != "keep":
             env = scrubbed(os.environ)
         seen = os.environ if env is None else env
+        cwd = _directory(policy, cwd)
         _check_program(policy, argv[0], seen, cwd)
-        run = Run(seen, cwd or os.getcwd())
+        run = Run(seen, cwd)
         with run.undo:
             words = self.command(policy, argv, run)
             plan, layers = self._plan(policy, run)
@@ -281,16 +286,34 @@ class ToolBackend:
         return replace(plan, namespaces=CLONE_FLAGS[Namespace.MOUNT], mounts=layers.ops), layers
 
 
-_plans: dict[tuple[int, tuple[int, ...], bool], tuple[Policy, Plan]] = {}
+_views: Remembered[filesystem.MountPlan | None] = Remembered()
+
+
+def _view(policy: Policy) -> filesystem.MountPlan | None:
+    """The mounts that ``policy`` asks for, as they are compiled for the native backend: what is wrong with them is said by that.
+
+    None for what this user may not mount by himself, and a tool perhaps may.
+    """
+    return _views.of(policy, lambda: _compiled_view(policy))
+
+
+def _compiled_view(policy: Policy) -> filesystem.MountPlan | None:
+    try:
+        return filesystem.compile(_filesystem(policy), context=_context(policy))
+    except BackendUnavailable:
+        return None
+
+
+def _filesystem(policy: Policy) -> Filesystem:
+    return policy.filesystem if Namespace.MOUNT in policy.namespaces else replace(policy.filesystem, proc=False)
+
+
+_plans: Remembered[Plan] = Remembered()
 
 
 def _compiled(policy: Policy, keep_fds: tuple[int, ...], sets_rlimits: bool) -> Plan:
-    key = id(policy), keep_fds, sets_rlimits
-    known = _plans.get(key)
-    if known is None:
-        if len(_plans) >= _MAX_PLANS:
-            _plans.clear()
-        plan = Plan(
+    def make() -> Plan:
+        return Plan(
             rlimits=() if sets_rlimits else compile_rlimits(policy.limits),
             new_session=policy.session,
             monitor=policy.session,
@@ -298,15 +321,34 @@ def _compiled(policy: Policy, keep_fds: tuple[int, ...], sets_rlimits: bool) -> 
             umask=-1 if policy.hardening.umask is None else policy.hardening.umask,
             keep_fds=keep_fds,
         )
-        known = _plans[key] = policy, plan
-    return known[1]
+
+    return _plans.of(policy, make, (keep_fds, sets_rlimits))
 
 
-def _check_program(policy: Policy, program: str, env: Mapping[str, str], cwd: str | None) -> None:
+def _directory(policy: Policy, cwd: str | None) -> str:
+    """Where the program begins: ``cwd``, or where we are, if the view shows that. A runtime makes what it does not find.
+
+    Raises:
+        SetupError: the view has no such directory.
+    """
+    path = os.path.abspath(cwd or os.getcwd())
+    if not policy.filesystem.needs_mounts:
+        there = os.path.isdir(path)
+    else:
+        view = _view(policy)
+        there = view is None or filesystem.resolve(path, view).exists
+    if there:
+        return path
+    if cwd is None:
+        return "/"
+    raise SetupError("cwd", errno.ENOENT, detail=f"({path})")
+
+
+def _check_program(policy: Policy, program: str, env: Mapping[str, str], cwd: str) -> None:
     """Before the tool is started, where its view shows the host's programs: it would tell us in words of its own."""
     if policy.filesystem.root == "minimal":
         return
-    path = os.path.join(cwd or "", program) if "/" in program else program
+    path = os.path.join(cwd, program) if "/" in program else program
     if shutil.which(path, path=env.get("PATH", os.defpath)) is None:
         code = errno.EACCES if "/" in program and os.path.exists(path) else errno.ENOENT
         raise SetupError("exec", code, detail=f"({program})")

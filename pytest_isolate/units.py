@@ -16,6 +16,7 @@ _SIZE_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>us|ms|s|m|min|h)?", re.IGNORECASE)
 _DURATION_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
+_ENDLESS = 10**300  # an int beyond it is no float
 #: The largest size the kernel's rlimits and cgroup files take (a signed 64-bit count of bytes).
 MAX_BYTES = 2**63 - 1
 
@@ -37,7 +38,9 @@ def size_bytes(value: str | int, *, what: str = "size") -> int:
         if match is None:
             raise PolicyError(what, f"{value!r} is not a size", "write a positive size such as 64M or 1.5G")
         scale: int = 1024 ** _SIZE_POWER[match["prefix"].lower()]
-        count = int(match["number"]) * scale if match["number"].isdigit() else int(float(match["number"]) * scale)
+        whole = match["number"].isdigit() and len(match["number"]) <= len(str(MAX_BYTES))
+        product = int(match["number"]) * scale if whole else float(match["number"]) * scale
+        count = int(product) if product <= MAX_BYTES else MAX_BYTES + 1
     if count <= 0:
         raise PolicyError(what, f"{value!r} is not positive", "write a size of at least one byte, such as 64M")
     if count > MAX_BYTES:
@@ -59,7 +62,7 @@ def duration_s(value: str | float, *, what: str = "duration") -> float:
             raise PolicyError(what, f"{value!r} is not a duration", "write positive seconds, such as 1.5, 500ms or 2m")
         seconds = float(match["number"]) * _DURATION_S[(match["unit"] or "s").lower()]
     else:
-        seconds = float(value)
+        seconds = float(value) if abs(value) < _ENDLESS else math.inf
     if not math.isfinite(seconds) or seconds <= 0:
         raise PolicyError(what, f"{value!r} is not a positive, finite time", "write seconds, such as 1.5 or 90s")
     return seconds
@@ -75,6 +78,8 @@ def count(value: str | int, *, what: str = "count") -> int:
         raise PolicyError(what, f"{value!r} is not a number", "write a whole number of at least 1")
     try:
         number = int(value)
+        if number != value and not isinstance(value, str):
+            raise ValueError
     except (TypeError, ValueError):
         raise PolicyError(what, f"{value!r} is not a whole number", "write a whole number of at least 1") from None
     if number < 1 or number > MAX_BYTES:

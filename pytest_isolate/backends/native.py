@@ -11,41 +11,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_isolate.backend import Kind
-from pytest_isolate.errors import BackendUnavailable, IsolateError
+from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, landlock, native, netns_pool, seccomp
 from pytest_isolate.kernel.filesystem import Layers, MountPlan
 from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, LandlockRuleset, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
 from pytest_isolate.policy import Hardening, Namespace, Policy
+from pytest_isolate.remembered import Remembered
 
 _EVERY_ID = 2**32 - 1
 _PROBE_S = 10.0
-_MAX_PLACED = 256
 _NET_AND_USER = CLONE_FLAGS[Namespace.NET] | CLONE_FLAGS[Namespace.USER]
 
 
 class NativeBackend:
-    """See the module. Plans are compiled once per policy value."""
+    """See the module. Plans are compiled once for a policy and a user: who gave up root needs a user namespace."""
 
     name = "native"
     quality = 100
     runs: frozenset[Kind] = frozenset({"programs", "tests", "fresh"})
 
     def __init__(self) -> None:
-        self._compiled: dict[tuple[int, int], tuple[Policy, Compiled]] = {}
-        self._placed: dict[tuple[int, str], Plan] = {}
-        self._lacks: dict[
-            tuple[int, int], tuple[Policy, list[str]]
-        ] = {}  # with the policy: its id is its own while it lives
+        self._compiled: Remembered[Compiled] = Remembered()
+        self._placed: Remembered[Plan] = Remembered()
+        self._lacks: Remembered[list[str]] = Remembered()
 
     def compiled(self, policy: Policy) -> Compiled:
         """The plan of ``policy`` on this host, and its mount table; compiled at the first call."""
-        key = _asked_by(policy)
-        known = self._compiled.get(key)
-        if known is None:
-            known = self._compiled[key] = (policy, compile_plan(policy))
-        return known[1]
+        return self._compiled.of(policy, lambda: compile_plan(policy), os.geteuid())
 
     def view(self, policy: Policy) -> MountPlan | None:
         """The mounts inside; None where no path means anything but what it means on the host."""
@@ -56,30 +50,29 @@ class NativeBackend:
         compiled = self.compiled(policy)
         if cwd is None and compiled.mounts is not None and policy.filesystem.needs_mounts:
             cwd = _visible(os.getcwd(), compiled.mounts)
-        plan = compiled.plan if cwd is None else self._in_directory(compiled.plan, cwd)
+        plan = compiled.plan
+        if cwd is not None:
+            plan = self._placed.of(plan, lambda: replace(compiled.plan, cwd=cwd), cwd)
         if compiled.mounts is None or not compiled.mounts.per_launch:
             return plan, None
         layers = Layers(compiled.mounts).__enter__()
         return replace(plan, mounts=layers.ops), layers
 
-    def _in_directory(self, plan: Plan, cwd: str) -> Plan:
-        key = (id(plan), cwd)
-        if key not in self._placed:
-            if len(self._placed) >= _MAX_PLACED:
-                self._placed.clear()
-            self._placed[key] = replace(plan, cwd=cwd)
-        return self._placed[key]
-
     def lacks(self, policy: Policy) -> list[str]:
-        key = _asked_by(policy)
-        if key not in self._lacks:
-            self._lacks[key] = policy, self._probe(policy)
-        return self._lacks[key][1]
+        return self._lacks.of(policy, lambda: self._probe(policy), os.geteuid())
 
     def _probe(self, policy: Policy) -> list[str]:
-        """Do it once, in a child that leaves at once: what a sysctl says and what the kernel does are two things."""
+        """Do it once, in a child that leaves at once: what a sysctl says and what the kernel does are two things.
+
+        Raises:
+            PolicyError: a view that has no meaning here. That is nobody's lack, and no other backend is to guess what was meant.
+        """
         if lacking := _not_enforced(policy):
             return lacking
+        try:
+            self.compiled(policy)
+        except BackendUnavailable as error:
+            return [str(error).rstrip(".")]
         try:
             child = self.fork(policy)
             if child is None:
@@ -154,11 +147,6 @@ class _Network:
             os.close(self._fd)
 
 
-def _asked_by(policy: Policy) -> tuple[int, int]:
-    """A process that gave up root since needs another plan: a plain user's has a user namespace."""
-    return id(policy), os.geteuid()
-
-
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A plan and the mount table it was made from; None without a mount namespace."""
@@ -193,6 +181,11 @@ def _not_enforced(policy: Policy) -> list[str]:
     """
     hardening = policy.hardening
     lacking = [] if hardening.landlock is None else list(landlock.lacks(hardening.landlock))
+    if policy.limits.memory_fallback == "rlimit":
+        try:
+            check_room(policy.limits)
+        except PolicyError as error:
+            lacking.append(str(error).rstrip("."))
     try:
         seccomp.compile_profile(hardening.seccomp)
     except BackendUnavailable as error:
@@ -217,10 +210,8 @@ def compile_plan(policy: Policy) -> Compiled:
     A plain user gets a user namespace along with any other: only its owner may make them (user_namespaces(7)).
 
     Raises:
-        PolicyError: the policy cannot work in this very process (a memory limit below what it holds).
+        PolicyError: a view that has no meaning here. BackendUnavailable: one that the kernel does not allow this user.
     """
-    if policy.limits.memory_fallback == "rlimit":
-        check_room(policy.limits)
     namespaces = _needed(policy)
     made = namespaces - {Namespace.NET} if policy.network.wired else namespaces
     flags = 0

@@ -2,17 +2,19 @@
 
 Owns: the options of the command and the JSON of its outcome. Refuses: to capture: the program has the terminal.
 Exit status: the program's own; 128 + N killed by signal N; 124 a time-out; 125 the sandbox could not be made;
-126 the program cannot be executed; 127 there is no such program.
+126 the program cannot be executed; 127 there is no such program. A signal that would end this command goes to the program.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import json
 import os
 import shutil
+import signal
 import sys
 from typing import Any
 
@@ -22,6 +24,7 @@ from pytest_isolate.policy import Filesystem, Namespace, Overlay, Policy
 from pytest_isolate.profile import PROFILES, vary
 from pytest_isolate.sandbox import Sandbox
 
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 EXIT_TIMEOUT = 124
 EXIT_SANDBOX = 125
 EXIT_NOT_EXECUTABLE = 126
@@ -79,8 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise PolicyError("run", "no program is named", "write it after --, as in: pytest-isolate run -- true")
     try:
         policy = _with_program(policy_of(arguments), argv[0])
-        with Sandbox(policy, name="run") as sandbox:
-            outcome = sandbox.spawn(argv, stdin=0, cwd=arguments.cwd, capture=False).wait()
+        with _Signals() as signals, Sandbox(policy, name="run") as sandbox:
+            running = sandbox.spawn(argv, stdin=0, cwd=arguments.cwd, capture=False)
+            try:
+                signals.raise_from_now_on()
+                outcome = running.wait()
+            except _Signalled:
+                outcome = running.terminate(signals.came)
     except SetupError as error:
         print(f"pytest-isolate run: {error}", file=sys.stderr)
         return _status_of_refusal(error)
@@ -89,8 +97,44 @@ def run(arguments: argparse.Namespace) -> int:
     except IsolateError as error:
         print(f"pytest-isolate run: {error}", file=sys.stderr)
         return EXIT_SANDBOX
-    report(outcome, as_json=arguments.json)
+    try:
+        report(outcome, as_json=arguments.json)
+    except BrokenPipeError:  # nobody reads what we say; the exit status is the program's all the same
+        sys.stderr.close()
     return status(outcome)
+
+
+class _Signalled(BaseException):
+    """This command got a signal while it waited."""
+
+
+class _Signals(contextlib.AbstractContextManager["_Signals"]):
+    """What would end this command is for the program, which may end as it likes, within the grace. The first one counts.
+
+    The program is in a session of its own: it does not get the terminal's Ctrl-C. What was ignored at the start stays so.
+    """
+
+    def __init__(self) -> None:
+        self.came = 0
+        self._raises = False
+        heard = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._hear) for number in heard}
+
+    def _hear(self, number: int, _frame: object) -> None:
+        if not self.came:
+            self.came = number
+            if self._raises:
+                raise _Signalled
+
+    def raise_from_now_on(self) -> None:
+        """There is a program now, which can be told."""
+        self._raises = True
+        if self.came:
+            raise _Signalled
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def policy_of(arguments: argparse.Namespace) -> Policy:

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
+from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel import abi
 from pytest_isolate.kernel.library import find
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET
 from pytest_isolate.kernel.plan import LandlockRuleset
+from pytest_isolate.remembered import Remembered
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.plan import IdMap, LandlockRule, MountOp, Plan
@@ -38,7 +40,7 @@ class Memory:
 
     def text(self, value: Arg) -> int:
         """The address of a NUL-ended copy; 0 for the empty text."""
-        raw = os.fsencode(value)
+        raw = _whole(value)
         return self.array(ctypes.create_string_buffer(raw)) if raw else 0
 
     def array(self, value: Any) -> int:
@@ -50,7 +52,15 @@ class Memory:
 
     def texts(self, values: Sequence[Arg]) -> int:
         """The address of a NULL-ended array of strings, as argv."""
-        return self.array((ctypes.c_char_p * (len(values) + 1))(*map(os.fsencode, values), None))
+        return self.array((ctypes.c_char_p * (len(values) + 1))(*map(_whole, values), None))
+
+
+def _whole(value: Arg) -> bytes:
+    """Its bytes; C would read it up to the first NUL, and do something else than was asked."""
+    raw = os.fsencode(value)
+    if b"\0" in raw:
+        raise PolicyError("a text for the kernel", f"{value!r} holds a NUL byte", "leave it out: it would end the text")
+    return raw
 
 
 def _id_rows(lines: Sequence[IdMap]) -> list[tuple[int, ...]]:
@@ -158,18 +168,12 @@ class Joined:
         return plan, (fds, joins)
 
 
-_known: dict[int, tuple[Plan, Compiled]] = {}
+_known: Remembered[Compiled] = Remembered()
 
 
 def _ready(plan: Plan) -> abi.Plan:
-    """The plan in C, compiled once for each Plan object. Compared by identity: a hash would touch all of its pages,
-    each of which is copied again after every fork."""
-    known = _known.get(id(plan))
-    if known is None:
-        if len(_known) >= 256:
-            _known.clear()
-        known = _known[id(plan)] = (plan, compile_plan(plan))
-    return known[1].plan
+    """The plan in C, compiled once for each Plan object."""
+    return _known.of(plan, lambda: compile_plan(plan)).plan
 
 
 def launch(plan: Plan, joined: Joined | None) -> tuple[abi.Plan, Any]:

@@ -23,6 +23,7 @@ from pytest_isolate import groups, networks
 from pytest_isolate.backend import Kind
 from pytest_isolate.calls import CallFailed
 from pytest_isolate.errors import BackendUnavailable, IsolateError
+from pytest_isolate.policy import Filesystem, Tmpfs
 from pytest_isolate.registry import backends, verdicts
 from pytest_isolate.sandbox import Sandbox
 from pytest_isolate.testing import require
@@ -243,6 +244,20 @@ def test_a_program_that_is_not_there_is_the_callers_error(column: Column) -> Non
         pytest.skip("starts no programs here")
     with Sandbox(MINIMAL, backends=[name]) as sandbox, pytest.raises(IsolateError):
         sandbox.run(["pytest-isolate-no-such-program"])
+
+
+def test_a_place_that_is_not_there_is_the_callers_error_and_is_not_made(column: Column, here: Path) -> None:
+    """A tool makes the mount points and the working directory that it does not find: on the host, where the view is the host's."""
+    name, kind = column
+    if kind != "programs" or not _works(name):
+        pytest.skip("starts no programs here")
+    missing = [here / "no target", here / "no directory"]
+    with Sandbox(MINIMAL, backends=[name]) as sandbox:
+        with pytest.raises(IsolateError):
+            sandbox.run(["true"], fs=Filesystem(proc=False, tmpfs=(Tmpfs(target=str(missing[0])),)))
+        with pytest.raises(IsolateError):
+            sandbox.run(["true"], cwd=missing[1])
+    assert not any(place.exists() for place in missing)
 
 
 def _works(name: str) -> bool:

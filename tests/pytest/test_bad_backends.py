@@ -82,6 +82,41 @@ def test_one_that_gives_something_else_than_a_process_is_blamed(bad: Run) -> Non
     assert "INTERNALERROR" not in str(result.stdout)
 
 
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("fork = property(lambda self: self.no_such_thing)", "*backend bad, fork*AttributeError*"),
+        ("def fork(self, policy, joined=None): return None", "*backend bad, fork*it gave None, which is no process*"),
+    ],
+    ids=["raises when it is looked up", "says it is the child, and is the parent"],
+)
+def test_one_whose_fork_is_none_is_blamed_and_the_run_goes_on(
+    pytester: pytest.Pytester, plain: Run, more: str, line: str
+) -> None:
+    conftest = CONFTEST.format(command="pass", more=more)
+    pytester.makeconftest(conftest.replace("spoilt = None", 'spoilt = None\n    runs = frozenset({"tests"})'))
+    pytester.makepyfile(SUITE)
+    result = plain("--isolate", "--isolate-backend=bad")
+    result.assert_outcomes(passed=1, errors=2)
+    result.stdout.fnmatch_lines([line])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("return 'a licence.'", "bad lacks a licence"), ("raise SystemExit(3)", "bad lacks an answer: SystemExit: 3")],
+)
+def test_one_whose_answer_is_no_list_is_heard_all_the_same(
+    pytester: pytest.Pytester, plain: Run, answer: str, said: str
+) -> None:
+    conftest = CONFTEST.format(command="pass", more="")
+    pytester.makeconftest(conftest.replace("return []", answer, 1))
+    pytester.makepyfile(SUITE)
+    result = plain("--isolate", "--isolate-backend=bad", "--isolate-mode=fresh")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert said in str(result.stderr) + str(result.stdout)
+    result.stdout.no_fnmatch_line("*PytestUnhandledThreadExceptionWarning*")
+
+
 def test_a_program_under_one_that_crashes_is_an_error_that_names_it(pytester: pytest.Pytester, plain: Run) -> None:
     pytester.makeconftest(CONFTEST.format(command="raise RuntimeError('no idea')", more=""))
     pytester.makepyfile(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +42,43 @@ def test_a_time_out_is_124_as_timeout_1_has_it() -> None:
 
 def test_a_signal_is_128_and_its_number() -> None:
     assert run("--", "sh", "-c", "kill -9 $$").returncode == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_command_is_the_programs_which_ends_as_it_likes(number: int) -> None:
+    command = [sys.executable, "-m", "pytest_isolate.cli", "run", "--grace", "20", "--"]
+    trap = f"trap 'echo bye; exit 5' {number}; echo ready; sleep 6177 & wait"
+    with subprocess.Popen([*command, "sh", "-c", trap], stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "ready\n"
+        started.send_signal(number)
+        assert started.communicate(timeout=30)[0] == "bye\n"
+    assert started.returncode == 5
+
+
+def test_a_program_that_ignores_the_signal_is_killed_after_the_grace() -> None:
+    command = [sys.executable, "-m", "pytest_isolate.cli", "run", "--grace", "0.2", "--"]
+    with subprocess.Popen(
+        [*command, "sh", "-c", "trap '' 15; echo ready; exec sleep 6178"], stdout=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "ready\n"
+        started.terminate()
+        assert started.wait(30) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [(("--timeout", "0.2", "--", "sleep", "9"), 124), (("--json", "--", "sh", "-c", "exit 3"), 3)]
+)
+def test_the_status_is_the_programs_also_where_nobody_reads_what_is_said(words: tuple[str, ...], status: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "pytest_isolate.cli", "run", *words]
+    try:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=writing, timeout=60)
+    finally:
+        os.close(writing)
+    assert done.returncode == status
 
 
 def test_a_program_that_is_not_there_is_127_and_one_that_cannot_be_executed_126(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""What was worked out for a value, found again by the value's identity.
+
+Owns: Remembered. Refuses: to compare values: a hash of a policy or a plan would touch all of its pages, each of which is
+copied again after every fork.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+_MOST = 256
+
+
+class Remembered(Generic[Value]):
+    """At most 256 answers, each with the value it is for, whose id is its own while it lives; when full, all are forgotten."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, Hashable], tuple[object, Value]] = {}
+
+    def of(self, asked: object, make: Callable[[], Value], more: Hashable = None) -> Value:
+        """The answer for ``asked``, and ``more`` if it depends on that; made by ``make`` where it is not known."""
+        key = id(asked), more
+        known = self._known.get(key)
+        if known is None:
+            made = make()
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            known = self._known[key] = asked, made
+        return known[1]

@@ -1,0 +1,136 @@
+"""Sandbox with words that have no meaning, in several threads at once, and interrupted: refused in a line, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pytest_isolate import CallFailed, PolicyError, ProgramFailed, Sandbox
+from pytest_isolate.kernel import probe
+from pytest_isolate.policy import Filesystem, Tmpfs
+
+
+@pytest.fixture
+def sandbox(require: Callable[[str, bool, str], None]) -> Iterator[Sandbox]:
+    feature = probe.feature("sandbox")
+    require("namespaces", feature.available, feature.reason)
+    with Sandbox() as made:
+        yield made
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["cat", "/etc/hostname\0.public"], {}),
+        (["true"], {"env": {"A": "b\0c"}}),
+        (["true"], {"cwd": "/usr\0x"}),
+        (["true"], {"stdin": subprocess.PIPE}),
+        (["true"], {"pids": 1.5}),
+        (["true"], {"timeout": 10**400}),
+        (["true"], {"memory": "1" * 5000}),
+        (["true"], {"fs": "minimal", "namespaces": "nothing"}),
+    ],
+    ids=["NUL in argv", "NUL in env", "NUL in cwd", "PIPE", "half a process", "for ever", "too large", "namespaces"],
+)
+def test_what_has_no_meaning_is_refused(sandbox: Sandbox, argv: list[str], words: dict[str, Any]) -> None:
+    sandbox.run(["true"])
+    before = descriptors()
+    with pytest.raises(PolicyError):
+        sandbox.run(argv, **words)
+    assert descriptors() == before
+
+
+def test_a_relative_mask_would_hide_nothing() -> None:
+    with pytest.raises(PolicyError, match="relative"):
+        Filesystem(masks=("secret",))
+
+
+def test_input_that_is_no_text_leaves_no_descriptor(sandbox: Sandbox) -> None:
+    sandbox.run(["true"])
+    before = descriptors()
+    for wrong, error in (("\udcff", UnicodeEncodeError), (5, TypeError)):
+        with pytest.raises(error):
+            sandbox.run(["cat"], input=wrong)  # type: ignore[arg-type]
+    assert descriptors() == before
+
+
+def test_arguments_may_be_bytes(sandbox: Sandbox) -> None:
+    assert sandbox.run([b"echo", b"hi"]).stdout == "hi\n"
+    with pytest.raises(ProgramFailed, match="false: exited with status 1"):
+        sandbox.run([b"false"], check=True)
+
+
+def test_a_view_without_meaning_is_nobodys_lack(sandbox: Sandbox) -> None:
+    """No other backend is asked: it might make what is missing, on the host."""
+    with pytest.raises(PolicyError, match="does not exist, and creating it would change the host"):
+        sandbox.run(["true"], fs=Filesystem(proc=False, tmpfs=(Tmpfs(target="/no such directory"),)))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_call_that_is_interrupted_leaves_nothing(sandbox: Sandbox) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    assert sandbox.python(os.getpid) != os.getpid()
+    before = descriptors()
+    was = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(Interrupted):
+            sandbox.python(time.sleep, 6179)
+    finally:
+        signal.signal(signal.SIGALRM, was)
+    assert descriptors() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_call_may_have_more_time_than_poll_can_count(sandbox: Sandbox) -> None:
+    assert sandbox.python(int, "7", policy={"timeout": 3e6}) == 7
+    with pytest.raises(CallFailed, match="TIMEOUT"):
+        sandbox.python(time.sleep, 60, policy={"timeout": 0.2, "grace": 0.1})
+
+
+def test_all_who_wait_are_given_the_one_outcome(sandbox: Sandbox) -> None:
+    running = sandbox.spawn(["sh", "-c", "sleep 0.3; echo done"])
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(running.wait())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {id(outcome) for outcome in found} == {id(running.wait())}
+    assert running.stdout == "done\n"
+
+
+def test_a_sandbox_that_another_thread_closes_ends_what_runs(sandbox: Sandbox) -> None:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(sandbox.run(["sleep", "60"]).status.signal))
+    thread.start()
+    time.sleep(0.3)
+    sandbox.close()
+    thread.join(20)
+    assert found == [signal.SIGTERM]
+
+
+def test_many_policies_are_not_all_kept(sandbox: Sandbox) -> None:
+    from pytest_isolate.registry import backends
+
+    (native,) = backends(["native"])
+    for number in range(300):
+        assert sandbox.run(["true"], timeout=100 + number).ok
+    assert len(native._compiled._known) <= 256  # type: ignore[attr-defined]
