@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from pytest_isolate import wire
 from pytest_isolate.errors import IsolateError
-from pytest_isolate.running import Files, Running
+from pytest_isolate.output import Files
+from pytest_isolate.running import Running
 
 _EXIT_FAILED_CALL = 71
 _LONGEST_POLL_MS = 2**31 - 1  # poll(2) takes an int

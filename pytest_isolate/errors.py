@@ -50,6 +50,11 @@ class SetupError(IsolateError, OSError):
         self.errno = errno
         self.index = index
 
+    @property
+    def is_of_tool(self) -> bool:
+        """A tool said so, in words, and gave no errno."""
+        return self.errno == 0
+
     @classmethod
     def of_tool(cls, tool: str, said: str, remedy: str = "") -> SetupError:
         """A tool that makes sandboxes could not make one, and gave no errno but words."""

@@ -1,11 +1,10 @@
 """One program that runs in a sandbox: waited for, frozen, limited anew, ended, and counted.
 
-Owns: Running, and the memory files its output goes to. Refuses: to start anything (sandbox.py).
+Owns: Running. Refuses: to start anything (sandbox.py), and to keep what it writes (output.py).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal as signals
@@ -19,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.backend import Process
-from pytest_isolate.errors import BackendUnavailable, PolicyError
+from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
 from pytest_isolate.kernel.native import Exited
 from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Traffic, Usage
 from pytest_isolate.policy import Policy
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.networks import SandboxNetwork
+    from pytest_isolate.output import Output
 from pytest_isolate.endings import (
     POLL_S,
     group_usage,
@@ -42,10 +42,6 @@ from pytest_isolate.endings import (
     usage_of,
 )
 
-#: More output than this per stream is cut when it is read; the program is not stopped.
-MAX_OUTPUT_BYTES = 64 * 1024 * 1024
-#: Most programs write less, and then one call reads it all.
-_FIRST_READ_BYTES = 4096
 #: Words that ``Running.update`` takes: those a cgroup holds. An rlimit belongs to each process that has inherited it.
 LIVE_WORDS = ("memory", "memory_high", "swap", "pids", "cpu", "cpu_weight", "cpuset", "io", "hugetlb")
 
@@ -72,7 +68,7 @@ class Running:
         policy: Policy,
         process: Process,
         cgroup: Cgroup | None,
-        files: Files,
+        output: Output,
         meanwhile: Callable[[], None],
         network: SandboxNetwork | None = None,
         life: Life | None = None,
@@ -83,7 +79,7 @@ class Running:
         self._cgroup = cgroup
         self._network = network
         self._life = life  # the hooks around it, where a plugin has any
-        self._files = files
+        self._output = output
         self._meanwhile = meanwhile  # what can be done while the program runs
         self._began = time.monotonic()
         self._outcome: Outcome | None = None
@@ -98,12 +94,12 @@ class Running:
     @property
     def stdout(self) -> Any:
         """What it has written to standard output so far."""
-        return self._outcome.stdout if self._outcome is not None else self._files.text(1)
+        return self._outcome.stdout if self._outcome is not None else self._output.text(1)
 
     @property
     def stderr(self) -> Any:
         """What it has written to standard error so far."""
-        return self._outcome.stderr if self._outcome is not None else self._files.text(2)
+        return self._outcome.stderr if self._outcome is not None else self._output.text(2)
 
     def running(self) -> bool:
         """True until the program has ended."""
@@ -164,7 +160,7 @@ class Running:
         expression = re.compile(pattern)
 
         def look() -> str | None:
-            text = os.fsdecode(self._files.raw(1) + b"\n" + self._files.raw(2))
+            text = os.fsdecode(self._output.raw(1) + b"\n" + self._output.raw(2))
             return next((line for line in text.splitlines() if expression.search(line)), None)
 
         return str(self._wait_until(look, timeout, f"a line that matches {pattern!r}"))
@@ -193,7 +189,7 @@ class Running:
                     return found
                 raise ProgramFailed(self.wait())
             if time.monotonic() > end:
-                output = os.fsdecode(self._files.raw(2) or self._files.raw(1))[-500:]
+                output = os.fsdecode(self._output.raw(2) or self._output.raw(1))[-500:]
                 raise TimeoutError(f"{self.args[0]}: waited {format_seconds(timeout)} for {what}; output: {output!r}")
             self._process.wait(POLL_S)
         return found
@@ -203,10 +199,11 @@ class Running:
         if self._outcome is None:
             self._meanwhile()
             try:
-                exited = self._process.wait(self._left_s()) or self._time_out()
+                exited = self._wait(self._left_s()) or self._time_out()
             except OSError:  # EBADF, where another thread has ended it meanwhile
-                if self.running():
-                    raise
+                with self._concluding:
+                    if self._outcome is None:
+                        raise
             else:
                 self._conclude(exited)
         assert self._outcome is not None
@@ -227,11 +224,26 @@ class Running:
         if self._cgroup is not None:
             self._cgroup.thaw()
         self._process.signal(signum)
-        exited = self._process.wait(self.policy.grace_s)
+        exited = self._wait(self.policy.grace_s)
         if exited is None:
             self._process.kill()
-            exited = self._process.wait(10.0)
+            exited = self._wait(10.0)
         return exited
+
+    def _wait(self, timeout_s: float | None) -> Exited | None:
+        """For its end, while what it writes is read; None where it still runs after the time.
+
+        Raises:
+            SetupError: of a tool that has not run the program, with the last it said.
+        """
+        left_s = self._output.wait(self._process.pidfd, timeout_s)
+        try:
+            return self._process.wait(left_s)
+        except SetupError as error:
+            said = os.fsdecode(self._output.raw(2)).strip().rpartition("\n")[2].strip()
+            if not said or said in error.why or not error.is_of_tool:
+                raise
+            raise SetupError.of_tool(error.step, f"{error.why} ({said})", error.remedy) from None
 
     def terminate(self, signum: int = signals.SIGTERM) -> Outcome:
         """Ask it to end, kill it after the policy's grace, and return the outcome; no cause is noted for that."""
@@ -263,17 +275,17 @@ class Running:
         self._outcome = Outcome(
             args=self.args,
             status=exited.status if exited is not None else ExitStatus(signal=signals.SIGKILL),
-            stdout=self._files.text(1),
-            stderr=self._files.text(2),
+            stdout=self._output.text(1),
+            stderr=self._output.text(2),
             causes=tuple(cause for cause, _ in causes),
-            detail=tuple(text for _, text in causes),
+            detail=(*(text for _, text in causes), *self._output.cut()),
             usage=usage,
             leftovers=tuple(leftovers),
             files_changed=self._files_changed(),
             traffic=traffic,
         )
         self._process.close()
-        self._files.close()
+        self._output.close()
         if self._life is not None:
             self._life.finished(self._outcome)
 
@@ -345,32 +357,3 @@ class LiveLimits:
     def update(self, **words: Any) -> None:
         """As ``Running.update``."""
         self._running.update(**words)
-
-
-class Files:
-    """Where a program's output goes: memory files of ours, so that no grandchild can hold a pipe open."""
-
-    def __init__(self, *, text: bool, merge: bool) -> None:
-        self._text = text
-        self.out_fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
-        self.err_fd = self.out_fd if merge else os.memfd_create("stderr", os.MFD_CLOEXEC)
-        if merge:  # a kernel of its own (gVisor) has an offset for each of the two
-            fcntl.fcntl(self.out_fd, fcntl.F_SETFL, os.O_APPEND)
-
-    def raw(self, stream: int) -> bytes:
-        if self.out_fd < 0 or (stream == 2 and self.err_fd == self.out_fd):
-            return b""
-        fd = self.out_fd if stream == 1 else self.err_fd
-        begin = os.pread(fd, _FIRST_READ_BYTES, 0)
-        if len(begin) < _FIRST_READ_BYTES:
-            return begin
-        return os.pread(fd, min(os.fstat(fd).st_size, MAX_OUTPUT_BYTES), 0)
-
-    def text(self, stream: int) -> Any:
-        raw = self.raw(stream)
-        return raw.decode("utf-8", "replace") if self._text else raw
-
-    def close(self) -> None:
-        for fd in {self.out_fd, self.err_fd} - {-1}:
-            os.close(fd)
-        self.out_fd = self.err_fd = -1

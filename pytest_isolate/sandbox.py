@@ -7,6 +7,7 @@ Refuses: to decide what a policy may hold (policy.py) or how it is enforced (bac
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +21,11 @@ from pytest_isolate.errors import PolicyError, SetupError
 from pytest_isolate.hooks import Hooks, Life, of_this_process
 from pytest_isolate.kernel.netns_pool import POOL
 from pytest_isolate.outcome import Outcome
+from pytest_isolate.output import Files, Output, Pipes, Uncaptured
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.registry import choose
-from pytest_isolate.running import Files, ProgramFailed, Running
+from pytest_isolate.running import ProgramFailed, Running
 from pytest_isolate.starting import joined, no_room, no_room_said, view_of
 
 if TYPE_CHECKING:
@@ -87,9 +89,8 @@ class Sandbox:
             ProgramFailed: with ``check``, when the program did not exit with 0 or the outcome has a cause.
             PolicyError, BackendUnavailable, SetupError: the sandbox could not be made as asked; nothing was run.
         """
-        running = self.spawn(
-            argv, input=input, stdin=stdin, env=env, cwd=cwd, text=text, merge_stderr=merge_stderr, **words
-        )
+        kind = functools.partial(Pipes, text=text, merge=merge_stderr)
+        running = self._start(argv, kind, _Input(input, stdin), env, cwd, words)
         try:
             outcome = running.wait()
         finally:
@@ -113,21 +114,33 @@ class Sandbox:
     ) -> Running:
         """Start a program and return while it runs; it is ended when the sandbox is closed, at the latest.
 
-        Without ``capture`` it writes to this process's own standard output and error.
+        Without ``capture`` it writes to this process's own standard output and error; else to memory files, which nobody has
+        to read while it runs: they count as memory of its own, and opening /dev/stdout anew begins them anew.
 
         Raises:
             PolicyError, BackendUnavailable, SetupError: the sandbox could not be made as asked; nothing was run.
         """
-        args = _arguments(argv)
-        policy = self._vary(words)
-        backend = self._choose(policy)
-        with contextlib.ExitStack() as undo, _Input(input, stdin) as stdin_fd:
-            files = Files(text=text, merge=merge_stderr)
-            undo.callback(files.close)
+        kind = functools.partial(Files if capture else Uncaptured, text=text, merge=merge_stderr)
+        return self._start(argv, kind, _Input(input, stdin), env, cwd, words)
+
+    def _start(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        kind: Callable[[], Output],
+        given: _Input,
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        words: Mapping[str, Any],
+    ) -> Running:
+        with contextlib.ExitStack() as undo, given as stdin_fd:
+            args = _arguments(argv)
+            policy = self._vary(words)
+            backend = self._choose(policy)
+            output = kind()
+            undo.callback(output.close)
             cgroup = self._groups.enter(self._name, policy)
             if cgroup is not None:
                 undo.callback(cgroup.close)
-            out_fd, err_fd = (files.out_fd, files.err_fd) if capture else (-1, -1)
             network = self._networks.enter(policy, cgroup, self._private)
             if network is not None:
                 undo.callback(network.close)
@@ -142,8 +155,8 @@ class Sandbox:
                     cwd=None if cwd is None else os.fspath(cwd),
                     joined=joined(cgroup, network),
                     stdin_fd=stdin_fd,
-                    stdout_fd=out_fd,
-                    stderr_fd=err_fd,
+                    stdout_fd=output.out_fd,
+                    stderr_fd=output.err_fd,
                 )
             except SetupError as error:
                 if (instead := no_room(error, policy.limits)) is not None:
@@ -154,7 +167,8 @@ class Sandbox:
             if life is not None:
                 life.spawned(process)
             undo.pop_all()
-        running = Running(args, policy, process, cgroup, files, self._meanwhile, network, life)
+        output.started()
+        running = Running(args, policy, process, cgroup, output, self._meanwhile, network, life)
         self._running.append(running)
         return running
 

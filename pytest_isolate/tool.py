@@ -13,6 +13,7 @@ import functools
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -201,6 +202,10 @@ class ToolBackend:
         if lacking := beyond(policy, self.enforces | (BY_OURSELVES - self.undoes), self.name):
             return lacking
         _view(policy)
+        if owned := [bind.source for bind in policy.filesystem.binds if bind.owned]:
+            return [
+                f"bind of {owned[0]} as its owner's: {self.name} maps no ids of a mount. Use the backend native, as root"
+            ]
         if policy.filesystem.overlays and not capabilities.has("CAP_SYS_ADMIN"):
             return [f"overlays: {self.tool} makes none, and we need CAP_SYS_ADMIN to make them for it. Run as root"]
         if not self.path:
@@ -270,7 +275,8 @@ class ToolBackend:
             if layers is not None:
                 layers.receive()
             run.undo = run.undo.pop_all()
-        return ToolProcess(self, child, run, stderr_fd, layers)
+        is_file = stderr_fd >= 0 and stat.S_ISREG(os.fstat(stderr_fd).st_mode)
+        return ToolProcess(self, child, run, stderr_fd if is_file else -1, layers)
 
     def _plan(self, policy: Policy, run: Run) -> tuple[Plan, filesystem.Layers | None]:
         """How the tool is started; the same value for a policy, which the C library then has compiled already.
