@@ -102,7 +102,12 @@ def _named(session: pytest.Session, command: dict[str, Any]) -> tuple[pytest.Ite
 
 def _end_group(item: pytest.Item, reporter: Reporter) -> dict[str, Any]:
     """Tear down what was kept for items that will not come; an error is the last item's."""
-    call = pytest.CallInfo.from_call(lambda: compat.teardown(item.session, None), when="teardown")
+
+    def tear_down() -> None:
+        __tracebackhide__ = True
+        compat.teardown(item.session, None)
+
+    call = pytest.CallInfo.from_call(tear_down, when="teardown")
     if call.excinfo is not None:
         reporter.report(pytest.TestReport.from_item_and_call(item, call))
     return {"control": None}

@@ -135,6 +135,7 @@ def leave_collectors(item: pytest.Item) -> None:
 
 
 def teardown(session: pytest.Session, nextitem: pytest.Item | None) -> None:
+    __tracebackhide__ = True
     session._setupstate.teardown_exact(nextitem)
 
 
@@ -216,6 +217,19 @@ def _bound_to_loop(name: str, definitions: dict[str, Any], seen: set[str]) -> bo
         if _is_async(definition) or any(_bound_to_loop(arg, definitions, seen) for arg in definition.argnames):
             return True
     return False
+
+
+def is_kept(item: pytest.Item, error: BaseException) -> bool:
+    """True when a fixture or a collector of the item keeps ``error``, and raises it again for whoever asks for it next.
+
+    Kept is what a set-up raises, if it is no SystemExit or the like; not what the tear-down of a fixture's last parameter raises.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    definitions = [] if info is None else [one for found in info.name2fixturedefs.values() for one in found]
+    results = [getattr(definition, "cached_result", None) for definition in definitions]
+    kept = [result[2] for result in results if result is not None]
+    kept += [exception for _, exception in item.session._setupstate.stack.values()]
+    return any(value is error or (isinstance(value, tuple) and any(part is error for part in value)) for value in kept)
 
 
 #: What a fixture may raise to say that it failed or skips, as pytest sees it; anything else ends the run.

@@ -220,6 +220,7 @@ class Isolation(reporter.Listener):
         before = len(item._report_sections)
 
         def tear_down() -> None:
+            __tracebackhide__ = True
             timeout_s = self._deadline_s(self._resolver.item(item))
             with (
                 compat.phase(item, "teardown"),

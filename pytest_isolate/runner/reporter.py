@@ -14,6 +14,7 @@ import signal
 import traceback
 import warnings
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ EXIT_OUR_FAULT = 70
 EXIT_CHANNEL_GONE = 71
 #: Asks the child for the Python stacks of all its threads; a real-time signal, so that no test's own is taken.
 DUMP_SIGNAL = signal.SIGRTMAX - 3
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 #: Children of any exit signal count. Source: wait(2), __WALL.
 _WALL = 0x40000000
 #: A captured section longer than this is cut in the middle.
@@ -45,6 +47,7 @@ class Link:
     """What the child was given. Descriptors: where to report, where orders come from, and output files of the parent's.
 
     ``gated``: forked ahead of its turn; it waits for an order, and runs the protocol with all of its wrappers.
+    ``failure``: what the parent's set-up for an item raised, where pytest itself would not raise it again.
     """
 
     channel_fd: int
@@ -57,6 +60,7 @@ class Link:
     dump_stacks: bool = False
     in_pid_namespace: bool = False
     limits: Limits = NO_LIMITS
+    failure: tuple[pytest.Item, BaseException] | None = None
 
 
 class Reporter:
@@ -94,6 +98,16 @@ class Reporter:
             self.send("again", {"finished": self.finished})
             self.finished = False
 
+    def fail_setup(self, item: pytest.Item) -> None:
+        """Raise what is to be told as the failure of the item's set-up, if anything is."""
+        __tracebackhide__ = True
+        if self.refusal is not None:
+            raise self.refusal
+        if self.link.failure is not None and self.link.failure[0] is item:
+            _, error = self.link.failure
+            self.link.failure = None  # whoever repeats the item sets up anew
+            raise error.with_traceback(_beyond_us(error))
+
     def report(self, report: pytest.TestReport) -> None:
         self.failed = self.failed or report.failed
         if report.when == "teardown" and self.item is not None and (added := self._junit.take(self.item)) is not None:
@@ -116,6 +130,14 @@ class Reporter:
                 "location": location,
             },
         )
+
+
+def _beyond_us(error: BaseException) -> TracebackType | None:
+    """Its traceback without our frames at the start, which say how the set-up was called."""
+    found = error.__traceback__
+    while found is not None and found.tb_next is not None and found.tb_frame.f_code.co_filename.startswith(_OURS):
+        found = found.tb_next
+    return found
 
 
 def cut(text: str) -> str:
@@ -150,10 +172,11 @@ class Listener:
             self.reporter.warning(warning_message, when, nodeid, location)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self) -> None:
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        __tracebackhide__ = True
         self._tell_phase("setup")
-        if self.reporter is not None and self.reporter.refusal is not None:
-            raise self.reporter.refusal
+        if self.reporter is not None:
+            self.reporter.fail_setup(item)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:

@@ -116,12 +116,13 @@ class Turns:
             self._hold_interrupts()
             self._lane = self._start_fresh(item, settings)
         else:
+            failure = None
             if not self._is_set_up(item, settings):
                 with compat.phase(item, "setup"):
-                    self._set_up(item, settings, group, limit)
+                    failure = self._set_up(item, settings, group, limit)
             self._hold_interrupts()
             made = 0 if attempts is None else attempts.made
-            self._lane = self._start(item, following, settings, gated=False, tries=made)
+            self._lane = self._start(item, following, settings, gated=False, tries=made, failure=failure)
             self._order_ahead(self._lane, following)
         return self._talk(self._lane, item, following, attempts, self._deadline_s(settings))
 
@@ -253,9 +254,15 @@ class Turns:
         """True when nothing is left to set up here: the usual case from a module's second test on."""
         return settings.scope == "function" and compat.is_set_up(item)
 
-    def _set_up(self, item: pytest.Item, settings: Settings, group: Any, limit: Any) -> None:
-        """Set up, once and here, what is wider than the child's scope. What fails is cached and fails there again."""
+    def _set_up(
+        self, item: pytest.Item, settings: Settings, group: Any, limit: Any
+    ) -> tuple[pytest.Item, BaseException] | None:
+        """Set up, once and here, what is wider than the child's scope.
+
+        A set-up that fails is kept by pytest, and fails in the child again; what else was raised is returned, with whose it is.
+        """
         widest = WIDEST[settings.scope] if group is not None else Scope.Function
+        member = item
         try:
             with deadline.at_most(self._deadline_s(settings), "a fixture wider than the test"):
                 compat.set_up_collectors(item, limit)
@@ -264,12 +271,19 @@ class Turns:
                         compat.set_up_wide_fixtures(member, widest)
         except (KeyboardInterrupt, pytest.exit.Exception):
             raise
-        except BaseException:
-            # The child asks for the same fixture, gets the same exception and reports it as a setup error.
-            return
+        except BaseException as error:
+            return None if compat.is_kept(member, error) else (member, error)
+        return None
 
     def _start(
-        self, item: pytest.Item, following: pytest.Item | None, settings: Settings, *, gated: bool, tries: int = 0
+        self,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        settings: Settings,
+        *,
+        gated: bool,
+        tries: int = 0,
+        failure: tuple[pytest.Item, BaseException] | None = None,
     ) -> Lane:
         self._threads.look(item)
         compat.make_base_temp(self._config)
@@ -277,7 +291,13 @@ class Turns:
         if settings.scope == "function":
             self._workers.expect((len(item.session.items) - self.order.place(item)) // self._shared_with)
         worker = self._workers.start(
-            item, following, settings, gated=gated, tries=tries, dump_stacks=self._deadline_s(settings) is not None
+            item,
+            following,
+            settings,
+            gated=gated,
+            tries=tries,
+            dump_stacks=self._deadline_s(settings) is not None,
+            failure=failure,
         )
         worker.group = self.order.group_of(item)[0]
         return Lane(worker, settings, item, following, gated=gated)

@@ -128,10 +128,11 @@ class Workers:
         gated: bool,
         tries: int,
         dump_stacks: bool,
+        failure: tuple[pytest.Item, BaseException] | None = None,
     ) -> TestProcess:
         """Fork a child for ``item``; ``gated``: it waits for its turn, and runs the whole protocol itself.
 
-        ``tries``: how often the item was run before, in processes that are gone.
+        ``tries``: how often the item was run before, in processes that are gone. ``failure``: see Link.
 
         Raises:
             IsolateError: the sandbox could not be made; nothing is left.
@@ -152,6 +153,7 @@ class Workers:
             dump_stacks=dump_stacks,
             in_pid_namespace=Namespace.PID in settings.policy.namespaces,
             limits=settings.policy.limits,
+            failure=failure,
         )
         worker.limits = settings.policy.limits
         try:
