@@ -60,11 +60,18 @@ def _namespaces(policy: Policy, value: Any) -> Policy:
     words = value.replace(",", " ").split() if isinstance(value, str) else [str(getattr(n, "value", n)) for n in value]
     namespaces = policy.namespaces
     if not any(word[:1] in "+-" for word in words):
-        return replace(policy, namespaces=parse_namespaces(words))
+        return _with_proc(policy, parse_namespaces(words))
     for word in words:
         changed = parse_namespaces([word.lstrip("+-")])
         namespaces = namespaces - changed if word.startswith("-") else namespaces | changed
-    return replace(policy, namespaces=namespaces)
+    return _with_proc(policy, namespaces)
+
+
+def _with_proc(policy: Policy, namespaces: frozenset[Namespace]) -> Policy:
+    """Who asks for processes of his own is shown them: a fresh /proc, where there is a mount namespace to show it in."""
+    asked = {Namespace.PID, Namespace.MOUNT} <= namespaces and Namespace.PID not in policy.namespaces
+    filesystem = replace(policy.filesystem, proc=True) if asked else policy.filesystem
+    return replace(policy, namespaces=namespaces, filesystem=filesystem)
 
 
 def _network(policy: Policy, value: str) -> Policy:
@@ -292,6 +299,8 @@ def parse_profiles(lines: Iterable[str]) -> dict[str, Policy]:
             raise PolicyError("profile", f"{line!r} has no name", "write NAME: BASE, WORD=VALUE, ...")
         if name in PROFILES:
             raise PolicyError(f"profile {name!r}", "a built-in profile cannot be changed", "choose another name")
+        if name in profiles:
+            raise PolicyError(f"profile {name!r}", "there are two of that name", "choose another name")
         base, *settings = (part.strip() for part in rest.split(","))
         if base not in profiles:
             raise unknown(f"base profile of {name!r}", base, profiles)

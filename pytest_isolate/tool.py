@@ -20,7 +20,7 @@ from typing import Literal
 
 from pytest_isolate.backend import Kind, Process
 from pytest_isolate.capability import Capability, beyond
-from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
+from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError, SetupError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, native
 from pytest_isolate.kernel.child import Child, Exited, Rusage
@@ -226,6 +226,8 @@ class ToolBackend:
                 process.kill()
                 process.reap(block=True)
                 process.close()
+        except PolicyError:
+            raise
         except IsolateError as error:
             return [str(error).rstrip(".")]
         finally:

@@ -81,6 +81,8 @@ class NativeBackend:
                 exited = child.wait(_PROBE_S)
                 child.kill()
                 child.reap(block=True)
+        except PolicyError:
+            raise
         except IsolateError as error:
             return [str(error).rstrip(".")]
         if exited is None or exited.status.code != 0:

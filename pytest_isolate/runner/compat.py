@@ -198,7 +198,8 @@ def set_up_collectors(item: pytest.Item, limit: Any) -> None:
     """Set up the collectors above ``item`` down to, and without, ``limit`` (None: all of them)."""
     chain = item.listchain()[:-1]
     last = chain[: chain.index(limit)][-1] if limit in chain else chain[-1]
-    item.session._setupstate.setup(last)  # type: ignore[arg-type]
+    if last not in item.session._setupstate.stack:  # a test that is not isolated has set up more, which is still there
+        item.session._setupstate.setup(last)  # type: ignore[arg-type]
 
 
 def _is_async(definition: FixtureDef[Any]) -> bool:
@@ -401,10 +402,13 @@ def is_subtest(report: Any) -> bool:
 
 
 def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) -> bool:
-    """True for the report of a subtest; a failed one is counted, so that the test it belongs to fails."""
+    """True for the report of a subtest; a failed one of the fixture ``subtests`` is counted, so that its test fails.
+
+    That of a unittest is reported, and its test passes: _pytest/unittest.py counts none.
+    """
     if not is_subtest(report):
         return False
-    if report.failed:
+    if report.failed and not isinstance(item, TestCaseFunction):
         config.stash[failed_subtests_key][getattr(item, "id", item.nodeid)] += 1  # type: ignore[arg-type]
     return True
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_isolate import wire
 from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.outcome import Cause, Traffic
-from pytest_isolate.policy import Policy, unknown
+from pytest_isolate.policy import Network, Policy, unknown
 from pytest_isolate.profile import vary
 
 if TYPE_CHECKING:
@@ -75,6 +75,18 @@ class Asked:
 
 def _listed(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
+
+
+def check_allowed(always: tuple[str, ...]) -> None:
+    """Refuse what has no meaning in ini ``isolate_net_allow``, also where no rules hold yet.
+
+    Raises:
+        PolicyError: names the text.
+    """
+    if always:
+        from pytest_isolate.network.written import policy_of
+
+        policy_of(Network(mode="policy", allow=always))
 
 
 def with_always_allowed(policy: Policy, always: tuple[str, ...]) -> Policy:

@@ -166,10 +166,13 @@ def is_chosen(config: pytest.Config, name: str) -> bool:
 
 
 def _chosen(config: pytest.Config, name: str) -> Iterator[Any]:
-    """The values that an option was given, the one that holds first."""
+    """The values that an option was given, the one that holds first.
+
+    An empty one of the environment or an ini file is none; on the command line it is a value, of a variable that is not set.
+    """
     option = next(option for option in OPTIONS if option.name == name)
-    values = config.getoption(option.dest), os.environ.get(option.env), config.getini(option.dest)
-    return (value for value in values if value not in (None, ""))
+    values = config.getoption(option.dest), os.environ.get(option.env) or None, config.getini(option.dest) or None
+    return (value for value in values if value is not None)
 
 
 def listed(names: Any) -> tuple[str, ...]:
@@ -188,6 +191,12 @@ def is_asked_for(config: pytest.Config) -> bool:
 def names_backend(config: pytest.Config) -> bool:
     """True when the command line says by which backend: that asks for isolation, too."""
     return bool(config.getoption("isolate_backend"))
+
+
+def typed_limits(config: pytest.Config) -> list[str]:
+    """Flags of the command line that say what a sandbox is to hold."""
+    held = [option for option in OPTIONS if option.word or option.name == "profile"]
+    return [option.flag for option in held if config.getoption(option.dest) is not None]
 
 
 def without_effect(config: pytest.Config) -> list[str]:

@@ -41,6 +41,8 @@ class Isolation(reporter.Listener):
     def header(self) -> list[str]:
         """What is enforced, in a line; a second one for each thing given up."""
         default = self._resolver.default
+        if default.enabled and default.mode == "inprocess":
+            return ["isolate: NO TEST IS ISOLATED: by its mode, inprocess, each runs in pytest's own process"]
         if not runs_isolated(default):
             return []
         if self._config.getoption("usepdb"):
@@ -175,7 +177,7 @@ class Isolation(reporter.Listener):
             self._turns.stop()
         telling = talk.telling
         if result.leftovers and settings.leaks != "ignore":
-            telling.leaked(result.leftovers, fail=settings.leaks == "fail")
+            telling.leaked(result.leftovers, fail=settings.leaks == "fail", scope=settings.scope)
         telling.unheld()
         telling.note(talk.wall_s)
         if result.again and not stop:

@@ -28,15 +28,25 @@ from pytest_isolate.runner.options import (
     is_chosen,
     listed,
     names_backend,
+    typed_limits,
     uses_sandbox,
 )
 
 _BY_NAME = {option.name: option for option in OPTIONS}
+#: Option and word that mean one thing, in both orders.
+_TWO_NAMES = [
+    pair
+    for option in OPTIONS
+    if option.word and option.word != option.name
+    for pair in ((option.name, option.word), (option.word, option.name))
+]
 #: Below this not even the first page tables and buffers of a forked interpreter fit; the kernel then answers ENOMEM.
 _LEAST_MEMORY_BYTES = 1024 * 1024
 #: Open files: what pytest and its plugins have, and what each test that runs takes here (pipes, output, cgroup, network).
 _FILES_OF_PYTEST = 64
 _FILES_OF_A_TEST = 16
+#: Equal settings are looked for among so many distinct ones: a suite has few, or they hang on parameters and are many.
+_LOOKED_AT = 64
 #: Words of the marker that are no option. `resources` shares out GPUs in pytest-isolate; nobody does so here.
 _MARKER_ONLY = ("resources", "enabled")
 
@@ -64,6 +74,7 @@ class Resolver:
         self._off = bool(config.getoption("no_isolate"))
         self._words = {option.name: configured(config, option.name) for option in OPTIONS}
         self._profile_chosen = is_chosen(config, "profile")
+        self._typed = typed_limits(config)
         self._profiles = _usage(lambda: parse_profiles(config.getini("isolate_profiles") or ()))
         self._always = tuple(config.getini("isolate_net_allow") or ())
         self._all = not self._off and _all_isolated(config)
@@ -71,9 +82,11 @@ class Resolver:
         self._cache: dict[tuple[int, ...], Settings] = {}
         self._recent: tuple[tuple[pytest.Item, Settings], ...] = ()
         self._kept: list[pytest.Mark] = []
+        self._distinct: list[Settings] = []
         self.default = self._settings(self._all or self._by_backend, {}, "options")
         self._exempt = self.default if self._all else replace(self.default, enabled=False)
         self.jobs  # noqa: B018 (a word without meaning is refused now)
+        _usage(lambda: network.check_allowed(self._always))
 
     @property
     def cgroup_mode(self) -> str:
@@ -142,8 +155,15 @@ class Resolver:
             enabled, words = _marker_words(item, marks) if marks else (self.isolates_all or networked, {})
             where = f"markers of {item.nodeid}" if rules else f"marker isolate of {item.nodeid}"
             asked = network.Asked(rules, adjustable, item.nodeid) if networked else None
-            self._cache[key] = self._settings(enabled, words, where, asked)
+            self._cache[key] = self._one_of_equals(self._settings(enabled, words, where, asked))
         return self._cache[key]
+
+    def _one_of_equals(self, settings: Settings) -> Settings:
+        """Whose markers say the same have the same settings: they share a group's process, a plan and a probe."""
+        known = next((other for other in self._distinct[-_LOOKED_AT:] if other == settings), None)
+        if known is None:
+            self._distinct.append(settings)
+        return known or settings
 
     def _settings(
         self, enabled: bool, marker: Mapping[str, Any], where: str, asked: network.Asked | None = None
@@ -158,6 +178,8 @@ class Resolver:
         if values["profile"] not in self._profiles:
             raise _usage_error(where, unknown("--isolate-profile", str(values["profile"]), self._profiles))
         mode = values["mode"] if values["mode"] != "auto" else _usage(lambda: _mode_of(backends))
+        if enabled and mode == "inprocess":
+            self._check_in_process(marker, where)
         words = {option.word: values[option.name] for option in OPTIONS if option.word}
         words |= {name: value for name, value in marker.items() if name in WORDS}
         try:
@@ -186,6 +208,13 @@ class Resolver:
             backends=backends,
             resources=_resources(marker.get("resources"), where),
         )
+
+    def _check_in_process(self, marker: Mapping[str, Any], where: str) -> None:
+        """Who says both, in one place, does not know that nothing holds there. A marker alone is an exemption, of all that holds."""
+        limits = self._typed if "mode" not in marker else sorted({*marker} - {"mode", "enabled", "scope", "leaks"})
+        if limits:
+            why = f"it runs in pytest's own process, where nothing holds {', '.join(limits)}"
+            raise _usage_error(where, PolicyError("mode inprocess", why, "leave out the one or the other"))
 
 
 def _profile_of(backends: tuple[str, ...]) -> str:
@@ -218,7 +247,8 @@ def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool
     for mark in reversed(tuple(marks)):
         if len(mark.args) > 1 or any(not isinstance(arg, bool) for arg in mark.args):
             raise _usage_error(item.nodeid, PolicyError("marker isolate", f"{mark.args!r}", "give keywords"))
-        enabled = mark.kwargs.get("enabled", mark.args[0] if mark.args else True)
+        switch = mark.kwargs.get("enabled", mark.args[0] if mark.args else True)
+        enabled = _usage(lambda switch=switch: truth(switch, what="marker isolate enabled"))
         for name in mark.kwargs:
             if name in _BY_NAME and _BY_NAME[name].per_run:
                 flag = _BY_NAME[name].flag
@@ -228,8 +258,14 @@ def _marker_words(item: pytest.Item, marks: Iterable[pytest.Mark]) -> tuple[bool
             if name not in _BY_NAME and name not in WORDS and name not in _MARKER_ONLY:
                 known = {*_BY_NAME, *WORDS, *_MARKER_ONLY}
                 raise _usage_error(item.nodeid, unknown("marker isolate keyword", name, known))
+        for name, other in _TWO_NAMES:
+            if name in mark.kwargs and other in mark.kwargs:
+                error = PolicyError("marker isolate", f"{name}= and {other}= say the same", "leave one out")
+                raise _usage_error(item.nodeid, error)
+            if name in mark.kwargs:
+                words.pop(other, None)
         words.update(mark.kwargs)
-    return bool(enabled), words
+    return enabled, words
 
 
 def _resources(asked: Any, where: str) -> tuple[str, ...]:

@@ -156,9 +156,13 @@ class Telling:
         if outcome is not None:
             self._log(outcome)
 
-    def leaked(self, leftovers: list[Leftover], *, fail: bool) -> None:
-        """Name what the test left behind on its teardown report; with ``fail`` that is the outcome."""
-        text = "LEAK: the test left processes behind; they were killed\n" + "\n".join(map(str, leftovers))
+    def leaked(self, leftovers: list[Leftover], *, fail: bool, scope: str) -> None:
+        """Name what the test left behind on its teardown report; with ``fail`` that is the outcome.
+
+        Of the tests of one process it is told at the last: which of them it was, nobody saw.
+        """
+        whose = "the test" if scope == "function" else f"a test of this {scope}, which ran in one process,"
+        text = f"LEAK: {whose} left processes behind; they were killed\n" + "\n".join(map(str, leftovers))
         if self._held is None:
             return
         if fail and self._held.passed:

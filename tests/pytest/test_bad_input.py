@@ -216,3 +216,71 @@ def test_the_working_directory_of_the_run_may_vanish(pytester: pytest.Pytester, 
         """
     )
     isolated().assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("--isolate-mem-limit=",), "*memory: '' is not a size*"),
+        (("--isolate-timeout=",), "*timeout: '' is not a duration*"),
+        (("--isolate-mode=inprocess", "--isolate-mem-limit=50M"), "*nothing holds --isolate-mem-limit*"),
+        (("--isolate-mode=inprocess", "--isolate-profile=strict"), "*nothing holds --isolate-profile*"),
+        (("-o", "isolate_profiles=a: standard\na: strict"), "*profile 'a': there are two of that name*"),
+        (("-o", "isolate_net_allow=localhost:http"), "*'http' is not a port*"),
+    ],
+    ids=str,
+)
+def test_an_option_that_would_hold_nothing_is_refused(
+    pytester: pytest.Pytester, isolated: Run, args: tuple[str, ...], line: str
+) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    result = isolated(*args)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([line])
+
+
+def test_an_empty_variable_of_the_environment_is_none(
+    pytester: pytest.Pytester, isolated: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_ISOLATE_MEM_LIMIT", "")
+    pytester.makepyfile("def test_it(): pass")
+    isolated().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ('mode="inprocess", memory="50M", timeout=2', "*nothing holds memory, timeout*"),
+        ('memory="1G", mem_limit="50M"', "*mem_limit= and memory= say the same*"),
+        ('enabled="perhaps"', "*'perhaps' is neither yes nor no*"),
+    ],
+)
+def test_a_marker_that_contradicts_itself_is_refused(
+    pytester: pytest.Pytester, plain: Run, words: str, line: str
+) -> None:
+    pytester.makepyfile(f"import pytest\n@pytest.mark.isolate({words})\ndef test_it(): pass")
+    result = plain()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([line])
+
+
+def test_the_nearest_marker_wins_under_either_of_two_names(pytester: pytest.Pytester, plain: Run) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+        @pytest.mark.isolate(memory="4G")
+        class TestIt:
+            @pytest.mark.isolate(mem_limit="64M")
+            def test_it(self): bytearray(200 << 20)
+        @pytest.mark.isolate(enabled="no")
+        def test_out(): assert os.getpid() == int(os.environ["RUNNER"])
+        """
+    )
+    pytester.makeconftest("import os\nos.environ['RUNNER'] = str(os.getpid())")
+    plain().assert_outcomes(passed=1, failed=1)
+
+
+def test_without_isolation_by_mode_the_header_says_so(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    result = isolated("--isolate-mode=inprocess")
+    result.stdout.fnmatch_lines(["isolate: NO TEST IS ISOLATED: by its mode, inprocess, *"])

@@ -263,3 +263,15 @@ def test_the_cpu_limit_ends_a_busy_test(pytester: pytest.Pytester, isolated: Run
     result = isolated("--isolate-cpu-limit=1", "-v")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*::test_busy CPU*", "CPU: the test used up its CPU time during call*"])
+
+
+def test_who_left_a_process_in_a_group_is_not_guessed(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makepyfile(
+        """
+        import subprocess
+        def test_guilty(): subprocess.Popen(["sleep", "6181"])
+        def test_innocent(): pass
+        """
+    )
+    result = isolated("--isolate-scope=module", "--isolate-leaks=fail")
+    result.stdout.fnmatch_lines(["LEAK: a test of this module, which ran in one process, left processes behind*"])

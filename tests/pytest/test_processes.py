@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 
@@ -299,3 +300,18 @@ def test_a_full_collection_due_by_the_parents_count_does_not_come_in_each_child(
         """
     )
     isolated("-p", "no:cacheprovider").assert_outcomes(passed=2)
+
+
+def test_a_pid_namespace_asked_for_by_a_word_has_its_own_proc(pytester: pytest.Pytester, plain: Run) -> None:
+    require("root", os.geteuid() == 0, "a fresh /proc in a container's user namespace may be refused")
+    pytester.makepyfile(
+        """
+        import os, pytest
+        @pytest.mark.isolate(namespaces="+pid")
+        def test_it(sandbox):
+            assert os.readlink("/proc/self") == str(os.getpid())
+            assert len([name for name in os.listdir("/proc") if name.isdigit()]) < 5
+            assert sandbox.run(["true"]).ok
+        """
+    )
+    plain().assert_outcomes(passed=1)

@@ -341,3 +341,21 @@ def test_a_group_shares_its_process_under_a_limit_too(pytester: pytest.Pytester,
         """
     )
     isolated("--isolate-scope=module", "--isolate-mem-limit=512M").assert_outcomes(passed=2)
+
+
+def test_tests_that_are_marked_one_by_one_share_a_process_where_they_say_the_same(
+    pytester: pytest.Pytester, plain: Run
+) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import os, pytest
+        seen = []
+        @pytest.mark.isolate(scope="module", timeout=30)
+        def test_1(): seen.append(os.getpid())
+        @pytest.mark.isolate(scope="module", timeout=30)
+        def test_2(): assert seen == [os.getpid()]
+        @pytest.mark.isolate(scope="module", timeout=31)
+        def test_3(): assert not seen
+        """
+    )
+    plain().assert_outcomes(passed=3)
