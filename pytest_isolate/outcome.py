@@ -49,6 +49,8 @@ class ExitStatus:
 class Usage:
     """What it cost. Process level: rusage of the program and the descendants that were waited for (getrusage(2)).
 
+    ``max_rss_bytes`` of a program is at least what its caller held: the kernel keeps that figure over exec(2).
+
     Group level (``cgroup_*``, ``pids_peak``, ``io_*``): the cgroup's own counters; None where there was no cgroup.
     """
 
