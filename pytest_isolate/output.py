@@ -39,7 +39,7 @@ class Output:
         """The program has its descriptors."""
 
     def wait(self, pidfd: int, timeout_s: float | None) -> float | None:
-        """Until the process has ended, or the time has: what is left of it. What has to be read meanwhile is read."""
+        """What is left of the time when the process has ended, the time has, or there is nothing to read meanwhile."""
         return timeout_s
 
     def raw(self, stream: int) -> bytes:
@@ -151,7 +151,7 @@ class Pipes(Output):
             for fd, _ in ready:
                 if fd != pidfd and not self._read(fd):
                     poller.unregister(fd)
-            if any(fd == pidfd for fd, _ in ready) or left_s == 0.0:
+            if not self._streams or left_s == 0.0 or any(fd == pidfd for fd, _ in ready):
                 return None if end is None else max(0.0, end - time.monotonic())
 
     def _read(self, fd: int) -> bool:
