@@ -230,11 +230,32 @@ def candidates(
             reasons.append(f"{verdict.backend.name} lacks {'; '.join(verdict.lacking)}")
     if found:
         return found
+    if _confined:
+        raise BackendUnavailable(
+            f"no backend can enforce the policy inside this test's own sandbox, which {_confined}",
+            " | ".join(reasons),
+            "let the test run under another profile, or ask for less inside: namespaces=[], say",
+        )
     raise BackendUnavailable(
         "no backend on this host can enforce the policy",
         " | ".join(reasons),
         "run `pytest-isolate doctor`, ask for less (--isolate-profile=minimal), or choose --isolate-missing=skip|warn",
     )
+
+
+_confined = ""
+
+
+def enter(policy: Policy) -> None:
+    """This process is inside a sandbox of ``policy`` now: what cannot be had here may be its doing, and not the host's."""
+    global _confined
+    hardening = policy.hardening
+    taken = {
+        "drops capabilities": hardening.capabilities is not None,
+        "filters system calls": hardening.seccomp != "none",
+        "governs files by Landlock": hardening.landlock is not None,
+    }
+    _confined = " and ".join(words for words, holds in taken.items() if holds)
 
 
 def choose(

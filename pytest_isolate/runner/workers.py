@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from pytest_isolate import wire
+from pytest_isolate import registry, wire
 from pytest_isolate.backend import Backend, Launch, Process
 from pytest_isolate.endings import living, usage_of
 from pytest_isolate.errors import IsolateError
@@ -166,6 +166,7 @@ class Workers:
                 process = backend.fork(settings.policy, joined(worker.cgroup, worker.network))
             if process is None:
                 self._forget(worker)
+                registry.enter(settings.policy)
                 self._serve(item, following, link)
             if worker.cgroup is not None:
                 worker.cgroup.started()

@@ -315,3 +315,21 @@ def test_a_pid_namespace_asked_for_by_a_word_has_its_own_proc(pytester: pytest.P
         """
     )
     plain().assert_outcomes(passed=1)
+
+
+def test_what_a_test_s_own_sandbox_took_away_is_not_the_host_s_lack(pytester: pytest.Pytester, plain: Run) -> None:
+    require("root", os.geteuid() == 0, "root's capabilities are what is dropped")
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.isolate(profile="strict")
+        def test_it(sandbox):
+            sandbox.run(["true"])
+        @pytest.mark.isolate(profile="strict")
+        def test_less(sandbox):
+            assert sandbox.run(["true"], namespaces=[]).ok
+        """
+    )
+    result = plain()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*no backend can enforce the policy inside this test's own sandbox, which drops *"])
