@@ -43,6 +43,7 @@ __all__ = [
     "Scratch",
     "ToolBackend",
     "ToolProcess",
+    "directory",
     "places",
     "program_below",
 ]
@@ -86,8 +87,13 @@ def places(policy: Policy) -> list[Place]:
     """What is mounted over the root of ``policy``'s view, parents first. An overlay is there already: it is bound in its place.
 
     Raises:
-        PolicyError: a source or target that is not there. BackendUnavailable: the kernel does not allow it to this user.
+        PolicyError: a source or target that is not there: a tool would make it, on the host.
+        BackendUnavailable: the kernel does not allow it to this user; a bind as its owner's, for tools map no ids of a mount.
     """
+    _view(policy)
+    if owned := [bind.source for bind in policy.filesystem.binds if bind.owned]:
+        what = f"bind of {owned[0]} as its owner's"
+        raise BackendUnavailable(what, "tools map no ids of a mount", "use the backend native, as root")
     context = _context(policy)
     found = entries(_filesystem(policy), context=context, host=Tree(context.mounts, context.lookup), skipped=[])
     return [
@@ -197,15 +203,10 @@ class ToolBackend:
         """By the table, then by the tool's presence, then by doing it once with a program that leaves at once.
 
         Raises:
-            PolicyError: a view that has no meaning here. A tool would make what it lacks, on the host.
+            PolicyError: a view that has no meaning here, which is nobody's lack.
         """
         if lacking := beyond(policy, self.enforces | (BY_OURSELVES - self.undoes), self.name):
             return lacking
-        _view(policy)
-        if owned := [bind.source for bind in policy.filesystem.binds if bind.owned]:
-            return [
-                f"bind of {owned[0]} as its owner's: {self.name} maps no ids of a mount. Use the backend native, as root"
-            ]
         if policy.filesystem.overlays and not capabilities.has("CAP_SYS_ADMIN"):
             return [f"overlays: {self.tool} makes none, and we need CAP_SYS_ADMIN to make them for it. Run as root"]
         if not self.path:
@@ -259,7 +260,7 @@ class ToolBackend:
         if env is None and policy.hardening.environment != "keep":
             env = scrubbed(os.environ)
         seen = os.environ if env is None else env
-        cwd = _directory(policy, cwd)
+        cwd = directory(policy, cwd)
         _check_program(policy, argv[0], seen, cwd)
         run = Run(seen, cwd)
         with run.undo:
@@ -333,7 +334,7 @@ def _compiled(policy: Policy, keep_fds: tuple[int, ...], sets_rlimits: bool) -> 
     return _plans.of(policy, make, (keep_fds, sets_rlimits))
 
 
-def _directory(policy: Policy, cwd: str | None) -> str:
+def directory(policy: Policy, cwd: str | None) -> str:
     """Where the program begins: ``cwd``, or where we are, if the view shows that. A runtime makes what it does not find.
 
     Raises:

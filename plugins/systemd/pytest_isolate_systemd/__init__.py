@@ -16,9 +16,10 @@ import pluggy
 
 from pytest_isolate.backend import Backend, Kind, Process
 from pytest_isolate.capability import beyond
-from pytest_isolate.errors import BackendUnavailable, IsolateError
+from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.policy import Policy
+from pytest_isolate.tool import directory
 
 from .manager import Manager, bus_address
 from .properties import ENFORCES, of_policy, of_program
@@ -66,6 +67,8 @@ class Systemd:
                 exited = process.wait(_TRIAL_S)
             finally:
                 process.close()
+        except PolicyError:
+            raise
         except (OSError, IsolateError) as error:
             return [str(error).rstrip(".")]
         if exited is None:
@@ -91,4 +94,4 @@ class Systemd:
             env = os.environ if policy.hardening.environment == "keep" else scrubbed(os.environ)
         stdio = [given if given >= 0 else number for number, given in enumerate((stdin_fd, stdout_fd, stderr_fd))]
         unit = f"pytest-isolate-{uuid.uuid4().hex}.service"
-        return Service(Manager(), unit, [*of_program(argv, env, cwd or os.getcwd(), stdio), *of_policy(policy)])
+        return Service(Manager(), unit, [*of_program(argv, env, directory(policy, cwd), stdio), *of_policy(policy)])
