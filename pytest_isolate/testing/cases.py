@@ -22,7 +22,7 @@ MINIMAL = Policy(filesystem=Filesystem(proc=False))
 #: Stands for a directory of the host made for the test: ``other/content``, ``empty/``, ``masked/inside``.
 HERE = "/@HERE@"
 #: A file that is not to be on the host afterwards; some backends have a /dev/shm of their own, and let it be written.
-IN_SHM = "/dev/shm/pytest-isolate-conformance"
+IN_SHM = f"/dev/shm/pytest-isolate-conformance-{os.getpid()}"  # two runs at once are two
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
