@@ -232,10 +232,11 @@ def test_a_program_that_hangs_is_ended_with_all_it_started(column: Column) -> No
     name, kind = column
     if kind != "programs" or not _works(name):
         pytest.skip("starts no programs here")
+    seconds = 86400 + os.getpid()  # of this run, and not of another beside it
     with Sandbox(MINIMAL, backends=[name]) as sandbox:
-        outcome = sandbox.run(["sh", "-c", "sleep 86399 & sleep 86399"], timeout=3, grace=0.2)
+        outcome = sandbox.run(["sh", "-c", f"sleep {seconds} & sleep {seconds}"], timeout=3, grace=0.2)
     assert [cause.value for cause in outcome.causes][:1] == ["TIMEOUT"]
-    assert "sleep\x0086399" not in _command_lines()
+    assert f"sleep\0{seconds}\0" not in _command_lines()
 
 
 def test_a_program_that_is_not_there_is_the_callers_error(column: Column) -> None:
