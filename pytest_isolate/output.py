@@ -1,7 +1,7 @@
 """What a program writes, kept until its outcome is made.
 
 Owns: Files, memory files that nobody has to read while the program runs; Pipes, which somebody reads who waits for its end;
-Uncaptured, which keeps nothing.
+Output, which keeps nothing.
 Refuses: to start or to wait for a program (running.py).
 """
 
@@ -27,7 +27,7 @@ _NAMES = {STDOUT: "standard output", STDERR: "standard error"}
 
 
 class Output:
-    """``out_fd`` and ``err_fd`` are for the program; merged, they are one. A subclass gives ``raw`` and ``close``."""
+    """Nothing is kept: the program has this process's own. ``out_fd`` and ``err_fd`` of a subclass are for it; merged, they are one."""
 
     out_fd = err_fd = -1
 
@@ -43,13 +43,15 @@ class Output:
         return timeout_s
 
     def raw(self, stream: int) -> bytes:
-        raise NotImplementedError
+        """What was written so far."""
+        return b""
 
     def is_cut(self, stream: int) -> bool:
-        raise NotImplementedError
+        """True when more was written than is kept."""
+        return False
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Close every descriptor. Idempotent."""
 
     def text(self, stream: int) -> Any:
         raw = self.raw(stream)
@@ -62,19 +64,6 @@ class Output:
             for stream, name in _NAMES.items()
             if self.is_cut(stream)
         ]
-
-
-class Uncaptured(Output):
-    """The program has this process's own."""
-
-    def raw(self, stream: int) -> bytes:
-        return b""
-
-    def is_cut(self, stream: int) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
 
 
 class Files(Output):

@@ -21,7 +21,7 @@ from pytest_isolate.errors import PolicyError, SetupError
 from pytest_isolate.hooks import Hooks, Life, of_this_process
 from pytest_isolate.kernel.netns_pool import POOL
 from pytest_isolate.outcome import Outcome
-from pytest_isolate.output import Files, Output, Pipes, Uncaptured
+from pytest_isolate.output import Files, Output, Pipes
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.registry import choose
@@ -120,7 +120,7 @@ class Sandbox:
         Raises:
             PolicyError, BackendUnavailable, SetupError: the sandbox could not be made as asked; nothing was run.
         """
-        kind = functools.partial(Files if capture else Uncaptured, text=text, merge=merge_stderr)
+        kind = functools.partial(Files if capture else Output, text=text, merge=merge_stderr)
         return self._start(argv, kind, _Input(input, stdin), env, cwd, words)
 
     def _start(

@@ -7,22 +7,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from pytest_isolate import CallFailed, PolicyError, ProgramFailed, Sandbox
-from pytest_isolate.kernel import probe
 from pytest_isolate.policy import Filesystem, Tmpfs
-
-
-@pytest.fixture
-def sandbox(require: Callable[[str, bool, str], None]) -> Iterator[Sandbox]:
-    feature = probe.feature("sandbox")
-    require("namespaces", feature.available, feature.reason)
-    with Sandbox() as made:
-        yield made
 
 
 def descriptors() -> int:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from pytest_isolate import Cause, Sandbox
 from pytest_isolate.kernel import probe
 from pytest_isolate.output import MAX_OUTPUT_BYTES
-
-
-@pytest.fixture
-def sandbox(require: Callable[[str, bool, str], None]) -> Iterator[Sandbox]:
-    feature = probe.feature("sandbox")
-    require("namespaces", feature.available, feature.reason)
-    with Sandbox() as made:
-        yield made
 
 
 def test_standard_error_may_be_opened_anew(sandbox: Sandbox) -> None:
