@@ -16,7 +16,6 @@ import signal
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from pytest_isolate.backend import Kind, Process
 from pytest_isolate.capability import Capability, beyond
@@ -25,12 +24,11 @@ from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, native
 from pytest_isolate.kernel.child import Child, Exited, Rusage
 from pytest_isolate.kernel.compiled import Joined
-from pytest_isolate.kernel.filesystem.entries import entries
-from pytest_isolate.kernel.filesystem.tree import Tree
 from pytest_isolate.kernel.plan import CLONE_FLAGS, Plan
 from pytest_isolate.kernel.rlimits import compile_rlimits
 from pytest_isolate.kernel.scratch import Scratch
 from pytest_isolate.outcome import ExitStatus, Leftover
+from pytest_isolate.places import Place, context_of, directory, places
 from pytest_isolate.policy import Filesystem, Namespace, Policy
 from pytest_isolate.remembered import Remembered
 
@@ -63,59 +61,6 @@ BY_OURSELVES = frozenset(
 )
 _TRIAL_S = 8.0
 _SHELL_SIGNAL = 128  # a program ended by signal n is told as status 128 + n, as sh(1) does
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """One place of a view, sources and targets without symlinks; in the order in which they are to be mounted.
-
-    ``bind`` shows ``source``; ``tmpfs`` is empty, ``size_bytes`` large (None: no bound) with ``mode``; ``mask`` hides
-    what is there; ``proc`` is a fresh /proc; ``link`` is a symlink to ``source``. ``implied``: nobody asked for it by name.
-    """
-
-    kind: Literal["bind", "tmpfs", "mask", "proc", "link"]
-    target: str
-    source: str = ""
-    writable: bool = False
-    recursive: bool = True
-    size_bytes: int | None = None
-    mode: int = 0o1777
-    implied: bool = False
-
-
-def places(policy: Policy) -> list[Place]:
-    """What is mounted over the root of ``policy``'s view, parents first. An overlay is there already: it is bound in its place.
-
-    Raises:
-        PolicyError: a source or target that is not there: a tool would make it, on the host.
-        BackendUnavailable: the kernel does not allow it to this user; a bind as its owner's, for tools map no ids of a mount.
-    """
-    _view(policy)
-    if owned := [bind.source for bind in policy.filesystem.binds if bind.owned]:
-        what = f"bind of {owned[0]} as its owner's"
-        raise BackendUnavailable(what, "tools map no ids of a mount", "use the backend native, as root")
-    context = _context(policy)
-    found = entries(_filesystem(policy), context=context, host=Tree(context.mounts, context.lookup), skipped=[])
-    return [
-        Place(
-            kind="bind" if entry.kind == "overlay" else entry.kind,
-            target=entry.target,
-            source=entry.source or entry.target,
-            writable=entry.writable or entry.kind == "overlay",
-            recursive=entry.recursive,
-            size_bytes=entry.size_bytes,
-            mode=entry.mode,
-            implied=entry.implied,
-        )
-        for entry in found
-    ]
-
-
-def _context(policy: Policy) -> filesystem.Context:
-    return filesystem.Context.of_this_host(
-        user_namespace=Namespace.USER in policy.namespaces or not capabilities.has("CAP_SYS_ADMIN"),
-        pid_namespace=Namespace.PID in policy.namespaces,
-    )
 
 
 @dataclass
@@ -290,31 +235,9 @@ class ToolBackend:
         overlays = policy.filesystem.overlays
         if not overlays:
             return plan, None
-        table = filesystem.compile(Filesystem(proc=False, overlays=overlays), context=_context(policy))
+        table = filesystem.compile(Filesystem(proc=False, overlays=overlays), context=context_of(policy))
         layers = run.undo.enter_context(filesystem.Layers(table))
         return replace(plan, namespaces=CLONE_FLAGS[Namespace.MOUNT], mounts=layers.ops), layers
-
-
-_views: Remembered[filesystem.MountPlan | None] = Remembered()
-
-
-def _view(policy: Policy) -> filesystem.MountPlan | None:
-    """The mounts that ``policy`` asks for, as they are compiled for the native backend: what is wrong with them is said by that.
-
-    None for what this user may not mount by himself, and a tool perhaps may.
-    """
-    return _views.of(policy, lambda: _compiled_view(policy))
-
-
-def _compiled_view(policy: Policy) -> filesystem.MountPlan | None:
-    try:
-        return filesystem.compile(_filesystem(policy), context=_context(policy))
-    except BackendUnavailable:
-        return None
-
-
-def _filesystem(policy: Policy) -> Filesystem:
-    return policy.filesystem if Namespace.MOUNT in policy.namespaces else replace(policy.filesystem, proc=False)
 
 
 _plans: Remembered[Plan] = Remembered()
@@ -332,25 +255,6 @@ def _compiled(policy: Policy, keep_fds: tuple[int, ...], sets_rlimits: bool) -> 
         )
 
     return _plans.of(policy, make, (keep_fds, sets_rlimits))
-
-
-def directory(policy: Policy, cwd: str | None) -> str:
-    """Where the program begins: ``cwd``, or where we are, if the view shows that. A runtime makes what it does not find.
-
-    Raises:
-        SetupError: the view has no such directory.
-    """
-    path = os.path.abspath(cwd or os.getcwd())
-    if not policy.filesystem.needs_mounts:
-        there = os.path.isdir(path)
-    else:
-        view = _view(policy)
-        there = view is None or filesystem.resolve(path, view).exists
-    if there:
-        return path
-    if cwd is None:
-        return "/"
-    raise SetupError("cwd", errno.ENOENT, detail=f"({path})")
 
 
 def _check_program(policy: Policy, program: str, env: Mapping[str, str], cwd: str) -> None:
