@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #undef _FORTIFY_SOURCE /* the jump back to the caller's stack is not "up" as longjmp's check would have it */
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -48,7 +49,7 @@ static int run_init(void *arg)
 static void drop_caller_fds(struct launch *l)
 {
 	int *fds[] = {&l->clone.pidfd,	&l->status_fd[0], &l->status_fd[1], &l->report_fd[0],
-		      &l->parent_pidfd, &l->init_fd,	  &l->proc_fd};
+		      &l->parent_pidfd, &l->init_fd,	  &l->proc_fd,	    &l->gate_fd[1]};
 	size_t i;
 
 	for (i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
@@ -58,10 +59,25 @@ static void drop_caller_fds(struct launch *l)
 	}
 }
 
+#define GATE_MS 1000 /* for a copy of our descriptors that another thread's fork made just then */
+
+/* Child: asks for no memory before the init is out of the caller's, see needs_gate(). */
+static void await_gate(struct launch *l)
+{
+	struct pollfd gate = {.fd = l->gate_fd[0], .events = POLLIN};
+
+	if (gate.fd < 0)
+		return;
+	poll(&gate, 1, GATE_MS); /* all signals are blocked */
+	close(gate.fd);
+	l->gate_fd[0] = -1;
+}
+
 /* Child: the test, with a copy of everything. */
 static void become_test(struct launch *l, const struct iso_hooks *hooks)
 {
 	drop_caller_fds(l);
+	await_gate(l);
 	iso_become_main(l);
 	iso_report(l);
 	call(hooks->child);

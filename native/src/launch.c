@@ -124,6 +124,7 @@ int iso_launch_await(struct launch *l, pid_t pid)
 {
 	close_fd(&l->report_fd[1]);
 	close_fd(&l->status_fd[1]);
+	close_fd(&l->gate_fd[1]);
 	if (l->failure.step)
 		return -l->failure.err;
 	if (l->has_init && l->main_pidfd < 0)
@@ -188,6 +189,8 @@ void iso_launch_close(struct launch *l)
 	close_fd(&l->status_fd[1]);
 	close_fd(&l->report_fd[0]);
 	close_fd(&l->report_fd[1]);
+	close_fd(&l->gate_fd[0]);
+	close_fd(&l->gate_fd[1]);
 	close_fd(&l->parent_pidfd);
 	close_fd(&l->init_fd);
 	close_fd(&l->proc_fd);

@@ -53,7 +53,8 @@ struct launch {
 	int status_fd[2];	     /* caller, init: one byte down, one struct iso_exit up; -1 without init */
 	int proc_fd;		     /* flat: /proc as the caller has it, whatever is mounted there later; else -1 */
 	pid_t monitor_pid;	     /* flat: written by the monitor before it starts the main process */
-	int report_fd[2];	     /* caller, main: struct iso_failure up; -1 when memory is shared up to exec */
+	int gate_fd[2];	  /* main, init: closed as the init leaves the caller's memory; -1 without a cgroup */
+	int report_fd[2]; /* caller, main: struct iso_failure up; -1 when memory is shared up to exec */
 	pid_t caller_pid;
 	uint32_t caller_uid, caller_gid; /* effective */
 	sigset_t caller_mask;

@@ -171,12 +171,24 @@ static int write_map_texts(struct launch *l)
 	return 0;
 }
 
+/*
+ * An exec ends the vfork before it takes the new memory. In between the OOM killer, called by the test in the same
+ * cgroup, would find the init there with all of the caller's memory, and end both. So the test waits for what
+ * close-on-exec does later (linux/fs/exec.c begin_new_exec()).
+ */
+static bool needs_gate(const struct launch *l)
+{
+	return l->has_init && !l->exec && (l->plan->cgroup_fd_plus1 || l->plan->cgroup_procs_fds_count);
+}
+
 /* A pipe would do but where a forked child without shared memory asks for its maps and waits. */
 static int open_channels(struct launch *l)
 {
 	int type = SOCK_STREAM | SOCK_CLOEXEC;
 
 	if (l->reports && socketpair(AF_UNIX, type, 0, l->report_fd))
+		return -errno;
+	if (needs_gate(l) && pipe2(l->gate_fd, O_CLOEXEC))
 		return -errno;
 	if (!l->has_init)
 		return 0;
@@ -243,6 +255,7 @@ int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct 
 	l->exec = exec;
 	l->init_fd = l->proc_fd = l->parent_pidfd = l->main_pidfd = l->clone.pidfd = l->clone.cgroup_fd = -1;
 	l->status_fd[0] = l->status_fd[1] = l->report_fd[0] = l->report_fd[1] = -1;
+	l->gate_fd[0] = l->gate_fd[1] = -1;
 	l->failure.index = -1;
 	l->caller_pid = getpid();
 	block_signals(l);

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -174,6 +175,57 @@ static void test_forks_go_on_where_they_were(void)
 	free(on_heap);
 }
 
+/* Runs in the init, between the fork and the exec. */
+static int slow_init;
+static void dawdle(void)
+{
+	if (slow_init)
+		usleep(50000);
+}
+
+/* What execve(2) sets as soon as the new memory is in place; "" where it cannot be seen. */
+static void name_of_parent(char *name, size_t bytes)
+{
+	char path[64];
+	ssize_t n = -1;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", getppid());
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0)
+		n = read(fd, name, bytes - 1);
+	close(fd);
+	name[n > 0 ? n : 0] = 0;
+}
+
+static void test_in_a_cgroup_a_fork_begins_when_its_init_has_left_our_memory(void)
+{
+	uint64_t with_init[] = {MONITORED, CLONE_NEWPID | CLONE_NEWNS};
+	int procs = open("/dev/null", O_WRONLY | O_CLOEXEC), before = count_fds();
+	struct iso_hooks hooks = {0};
+	struct iso_failure failure;
+	struct iso_child child;
+	char name[32];
+	size_t i;
+
+	EXPECT(pthread_atfork(NULL, dawdle, NULL) == 0);
+	slow_init = 1;
+	for (i = 0; i < 2; i++) {
+		struct iso_plan plan = make_plan(with_init[i]);
+
+		plan.cgroup_procs_fds = (uintptr_t)&procs;
+		plan.cgroup_procs_fds_count = 1;
+		if (iso_fork(&plan, &hooks, &child, &failure) == 0) {
+			name_of_parent(name, sizeof(name));
+			_exit(count_fds() == before ? strcmp(name, "isolate-init\n") != 0 : 2);
+		}
+		EXPECT(finish(&child) == 0);
+	}
+	slow_init = 0;
+	EXPECT(count_fds() == before);
+	close(procs);
+}
+
 static void test_failures_name_their_place_and_leave_outputs_alone(void)
 {
 	struct iso_rlimit limits[] = {{.resource = 4}, {.resource = 99, .soft = 1, .hard = 1}};
@@ -291,6 +343,7 @@ int main(int argc, char **argv)
 	test_another_version_is_refused();
 	test_programs_report_their_status();
 	test_forks_go_on_where_they_were();
+	test_in_a_cgroup_a_fork_begins_when_its_init_has_left_our_memory();
 	test_failures_name_their_place_and_leave_outputs_alone();
 	test_a_monitor_ends_its_tree_when_asked();
 	test_a_network_made_ahead();
