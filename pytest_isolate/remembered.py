@@ -1,7 +1,7 @@
 """What was worked out for a value, found again by the value's identity.
 
-Owns: Remembered. Refuses: to compare values: a hash of a policy or a plan would touch all of its pages, each of which is
-copied again after every fork.
+Owns: Remembered, and Recent for what may change in the long run. Refuses: to compare values: a hash of a policy or a plan
+would touch all of its pages, each of which is copied again after every fork.
 """
 
 from __future__ import annotations
@@ -31,3 +31,21 @@ class Remembered(Generic[Value]):
                 self._known.clear()
             known = self._known[key] = asked, made
         return known[1]
+
+
+class Recent(Generic[Value]):
+    """The last four answers: of the item that runs, and of those that are looked at while it does."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[object, Value], ...] = ()
+
+    def of(self, asked: object, make: Callable[[], Value]) -> Value:
+        """The answer for ``asked``; made by ``make`` where it is not known any more."""
+        for known, answer in self._known:
+            if known is asked:
+                return answer
+        answer = make()
+        self._known = ((asked, answer), *self._known[:3])
+        return answer

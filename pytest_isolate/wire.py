@@ -23,7 +23,6 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-_NESTED = frozenset({list, dict})
 _TAGS = frozenset({"()", "{}", "set", "frozenset", "bytes", "repr"})
 
 
@@ -75,32 +74,28 @@ def _encode_other(value: Any) -> Any:
     return {"repr": repr(value)}
 
 
-def decode(value: Any) -> Any:
-    """The inverse of encode; what was an unknown object stays its repr."""
-    if type(value) is list:
-        return _decode_all(value)
-    if type(value) is not dict:
-        return value
-    if len(value) == 1:
-        tag, content = next(iter(value.items()))
-        match tag:
-            case "()":
-                return tuple(_decode_all(content))
-            case "{}":
-                return {decode(key): decode(item) for key, item in content}
-            case "set":
-                return set(_decode_all(content))
-            case "frozenset":
-                return frozenset(_decode_all(content))
-            case "bytes":
-                return base64.b64decode(content)
-            case "repr":
-                return content
-    return {key: decode(item) if type(item) in _NESTED else item for key, item in value.items()}
+def _restore(found: dict[str, Any]) -> Any:
+    """One object of JSON, whose content is restored already: the inverse of encode(). An unknown object stays its repr."""
+    if len(found) != 1:
+        return found
+    [(tag, content)] = found.items()
+    match tag:
+        case "()":
+            return tuple(content)
+        case "{}":
+            return dict(content)
+        case "set":
+            return set(content)
+        case "frozenset":
+            return frozenset(content)
+        case "bytes":
+            return base64.b64decode(content)
+        case "repr":
+            return content
+    return found
 
 
-def _decode_all(items: Iterable[Any]) -> list[Any]:
-    return [decode(item) if type(item) in _NESTED else item for item in items]
+_DECODER = json.JSONDecoder(object_hook=_restore)
 
 
 def pack(kind: str, data: Any = None) -> bytes:
@@ -111,15 +106,20 @@ def pack(kind: str, data: Any = None) -> bytes:
     return _HEADER.pack(MAGIC, len(body)) + body
 
 
-def send(fd: int, kind: str, data: Any = None) -> None:
-    """Write one frame whole.
+def write(fd: int, frames: bytes) -> None:
+    """Write it all.
 
     Raises:
         OSError: the other side is gone.
     """
-    view = memoryview(pack(kind, data))
+    view = memoryview(frames)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def send(fd: int, kind: str, data: Any = None) -> None:
+    """Write one frame whole; raises as write()."""
+    write(fd, pack(kind, data))
 
 
 class Reader:
@@ -171,10 +171,10 @@ class Reader:
         end = _HEADER.size + size
         if len(self._buffer) < end:
             return None
-        body = bytes(self._buffer[_HEADER.size : end])
+        body = self._buffer[_HEADER.size : end]
         del self._buffer[:end]
         try:
-            kind, data = json.loads(body)
-            return str(kind), decode(data)
+            kind, data = _DECODER.decode(body.decode())
+            return str(kind), data
         except (ValueError, TypeError, RecursionError) as error:
             raise WireError(f"a frame holds no JSON of ours ({type(error).__name__})") from error

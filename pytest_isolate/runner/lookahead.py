@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from _pytest.scope import Scope
 
+from pytest_isolate.remembered import Recent
 from pytest_isolate.runner import compat
 from pytest_isolate.runner.settings import Resolver, Settings
 
@@ -36,6 +37,7 @@ class Order:
         self._resolver = resolver
         self._index: dict[int, int] = {}
         self._last_group: tuple[Any, range] = (None, range(0))
+        self._groups = Recent[tuple[Any, Any]]()
 
     @functools.cached_property
     def is_known(self) -> bool:
@@ -47,6 +49,9 @@ class Order:
 
         Two items of one class or module still differ where a wider fixture has another parameter, or the policy differs.
         """
+        return self._groups.of(item, lambda: self._found_group(item))
+
+    def _found_group(self, item: pytest.Item) -> tuple[Any, Any]:
         settings = self._resolver.item(item)
         kind = _SCOPE_NODES.get(settings.scope) if settings.mode == "fork" else None
         node: pytest.Collector | None = item.getparent(kind) if kind is not None else None

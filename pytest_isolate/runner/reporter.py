@@ -77,10 +77,12 @@ class Reporter:
         self.tries = 0
         self.finished = False
         self.failed = False
+        self._kept = b""
 
     def send(self, kind: str, data: Any = None) -> None:
+        frames, self._kept = self._kept + wire.pack(kind, data), b""
         try:
-            wire.send(self.link.channel_fd, kind, data)
+            wire.write(self.link.channel_fd, frames)
         except OSError as error:
             if error.errno in (errno.EBADF, errno.EPIPE, errno.ENOTCONN, errno.ECONNRESET, errno.ENOTSOCK):
                 os._exit(EXIT_CHANNEL_GONE)
@@ -113,7 +115,13 @@ class Reporter:
         if report.when == "teardown" and self.item is not None and (added := self._junit.take(self.item)) is not None:
             self.send("junit", added)
         report.sections = [(title, cut(text)) for title, text in report.sections]
-        self.send("report", self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        if report.when == "teardown":
+            self._kept += wire.pack(
+                "report", data
+            )  # another word follows at once: one write, and the parent wakes once
+        else:
+            self.send("report", data)
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
         category = message.category

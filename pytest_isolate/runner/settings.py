@@ -20,6 +20,7 @@ from pytest_isolate import units
 from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.policy import Policy, unknown
 from pytest_isolate.profile import WORDS, parse_profiles, truth, vary
+from pytest_isolate.remembered import Recent
 from pytest_isolate.runner import network
 from pytest_isolate.runner.options import (
     OPTIONS,
@@ -80,7 +81,7 @@ class Resolver:
         self._all = not self._off and _all_isolated(config)
         self._by_backend = not self._off and names_backend(config)
         self._cache: dict[tuple[int, ...], Settings] = {}
-        self._recent: tuple[tuple[pytest.Item, Settings], ...] = ()
+        self._recent = Recent[Settings]()
         self._kept: list[pytest.Mark] = []
         self._distinct: list[Settings] = []
         self.default = self._settings(self._all or self._by_backend, {}, "options")
@@ -135,12 +136,7 @@ class Resolver:
         Raises:
             pytest.UsageError: a keyword or value of its marker has no meaning.
         """
-        for known, settings in self._recent:
-            if known is item:
-                return settings
-        settings = self._of_markers(item)
-        self._recent = ((item, settings), *self._recent[:1])
-        return settings
+        return self._recent.of(item, lambda: self._of_markers(item))
 
     def _of_markers(self, item: pytest.Item) -> Settings:
         marks = tuple(item.iter_markers(name="isolate"))
