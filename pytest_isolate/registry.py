@@ -115,10 +115,22 @@ class Offered:
         parent = os.getpid()
         with blaming(self.plugin, f"backend {self.backend.name}, {how}"):
             process = getattr(self.backend, how)(*args, **words)
-        if isinstance(process, Process) or (process is None and how == "fork" and os.getpid() != parent):
+        if _is_process(process) or (process is None and how == "fork" and os.getpid() != parent):
             return process
         why = f"it gave {process!r}, which is no process: see pytest_isolate.backend.Process"
         raise PluginError(self.plugin, f"backend {self.backend.name}, {how}", why)
+
+
+_process_types: set[type] = set()
+
+
+def _is_process(found: object) -> bool:
+    """Looked at once for each type: a protocol's isinstance() takes as long as a start does elsewhere."""
+    known = type(found) in _process_types
+    if not known and isinstance(found, Process):
+        _process_types.add(type(found))
+        known = True
+    return known
 
 
 @dataclass(frozen=True, slots=True)
