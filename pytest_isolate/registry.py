@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from pytest_isolate.backend import Backend, Kind, Process
 from pytest_isolate.errors import BackendUnavailable, PluginError, PolicyError
@@ -124,7 +124,7 @@ class Offered:
 _process_types: set[type] = set()
 
 
-def _is_process(found: object) -> bool:
+def _is_process(found: object) -> TypeGuard[Process]:
     """Looked at once for each type: a protocol's isinstance() takes as long as a start does elsewhere."""
     known = type(found) in _process_types
     if not known and isinstance(found, Process):
