@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TextIO
 
 #: Subcommand -> what it does, as ``--help`` shows it.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -34,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(words).parse_args(words)
     from pytest_isolate.errors import IsolateError, PolicyError
 
+    status = EXIT_OK
     try:
-        status: int = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
+        status = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
+        sys.stdout.flush()
     except PolicyError as error:
         print(f"pytest-isolate {arguments.command}: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -43,9 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pytest-isolate {arguments.command}: {error}", file=sys.stderr)
         return EXIT_NO
     except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
-        return EXIT_OK
+        say_no_more(sys.stdout)
     return status
+
+
+def say_no_more(stream: TextIO) -> None:
+    """Nobody reads it: what is left of it goes nowhere, also at exit. Source: docs.python.org, library/signal, SIGPIPE."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:

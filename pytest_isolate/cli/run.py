@@ -18,6 +18,7 @@ import signal
 import sys
 from typing import Any
 
+from pytest_isolate.cli import say_no_more
 from pytest_isolate.errors import IsolateError, PolicyError, SetupError
 from pytest_isolate.outcome import Cause, Outcome
 from pytest_isolate.policy import Filesystem, Namespace, Overlay, Policy
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         report(outcome, as_json=arguments.json)
     except BrokenPipeError:  # nobody reads what we say; the exit status is the program's all the same
-        sys.stderr.close()
+        say_no_more(sys.stderr)
     return status(outcome)
 
 

@@ -29,6 +29,24 @@ def test_the_table_has_a_line_for_every_feature_and_a_fix_below_a_no() -> None:
     assert ran.returncode == (0 if probe.feature("sandbox") else 1), ran.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_error(unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pytest_isolate.cli", "doctor", "--json"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=120,
+        )
+    finally:
+        os.close(writing)
+    assert (ran.returncode in (cli.EXIT_OK, cli.EXIT_NO), ran.stderr) == (True, "")
+
+
 def test_json_says_the_same_and_nothing_else() -> None:
     answer = json.loads(command("doctor", "--json").stdout)
     assert set(answer) == {"version", "surroundings", "profiles", "features"}

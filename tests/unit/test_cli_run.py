@@ -67,15 +67,19 @@ def test_a_program_that_ignores_the_signal_is_killed_after_the_grace() -> None:
         assert started.wait(30) == 128 + signal.SIGKILL
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("words", "status"), [(("--timeout", "0.2", "--", "sleep", "9"), 124), (("--json", "--", "sh", "-c", "exit 3"), 3)]
 )
-def test_the_status_is_the_programs_also_where_nobody_reads_what_is_said(words: tuple[str, ...], status: int) -> None:
+def test_the_status_is_the_programs_also_where_nobody_reads_what_is_said(
+    words: tuple[str, ...], status: int, unbuffered: str
+) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "pytest_isolate.cli", "run", *words]
     try:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=writing, timeout=60)
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=writing, env=environment, timeout=60)
     finally:
         os.close(writing)
     assert done.returncode == status
