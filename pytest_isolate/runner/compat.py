@@ -401,6 +401,13 @@ def is_subtest(report: Any) -> bool:
     return SubtestReport is not None and isinstance(report, SubtestReport)
 
 
+def restore_subtest(report: Any, data: Any) -> None:
+    """pytest makes texts of a subtest's words, and texts of these texts when it reads them: i='0' for i=0."""
+    if is_subtest(report):
+        words = data["_subtest.context"]["kwargs"]
+        object.__setattr__(report.context, "kwargs", {str(name): value for name, value in words.items()})
+
+
 def count_failed_subtest(config: pytest.Config, item: pytest.Item, report: Any) -> bool:
     """True for the report of a subtest; a failed one of the fixture ``subtests`` is counted, so that its test fails.
 

@@ -15,6 +15,7 @@ import pytest
 
 from pytest_isolate import wire
 from pytest_isolate.outcome import Leftover
+from pytest_isolate.runner import compat
 
 #: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
 _LONGEST_S = 1e6
@@ -25,6 +26,7 @@ def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
     """The report in a frame, checked as far as reporters rely on it."""
     try:
         report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+        compat.restore_subtest(report, data)
         known = report.when in _PHASES and isinstance(vars(report).get("outcome"), str)
         known = known and math.isfinite(report.duration)  # below 0 where a test froze the clock (freezegun)
         known = known and all(tuple(map(type, pair)) == (str, str) for pair in report.sections)

@@ -73,7 +73,7 @@ def test_failing_subtests_fail_their_test(pytester: pytest.Pytester, isolated: R
         test_it="""
         def test_some_fail(subtests):
             for i in range(4):
-                with subtests.test("message", i=i):
+                with subtests.test("message", i=i, word="a b", kind=int):
                     print("printed by", i)
                     assert i % 2 == 0
 
@@ -89,6 +89,9 @@ def test_failing_subtests_fail_their_test(pytester: pytest.Pytester, isolated: R
     assert found.parseoutcomes() == expected.parseoutcomes()
     assert summary(found) == summary(expected)
     found.stdout.fnmatch_lines(["*test_some_fail*contains 2 failed subtests*"])
+    titles = [[line for line in run.outlines if "_ test_some_fail [message]" in line] for run in (found, expected)]
+    assert titles[0] == titles[1]
+    assert len(titles[0]) == 2
 
 
 def test_subtests_before_a_crash_are_kept(pytester: pytest.Pytester, isolated: Run) -> None:
