@@ -73,7 +73,7 @@ def test_failing_subtests_fail_their_test(pytester: pytest.Pytester, isolated: R
         test_it="""
         def test_some_fail(subtests):
             for i in range(4):
-                with subtests.test("message", i=i, word="a b", kind=int):
+                with subtests.test("message", i=i, word="a b"):
                     print("printed by", i)
                     assert i % 2 == 0
 
