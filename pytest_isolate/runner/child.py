@@ -21,6 +21,7 @@ from pytest_isolate.runner.orders import Inbox
 from pytest_isolate.runner.reporter import (
     EXIT_OUR_FAULT,
     REPORTING_HOOKS,
+    TRACEBACK,
     Reporter,
     control_of,
     dump_stacks_on_signal,
@@ -35,11 +36,19 @@ def serve(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
         _become_child(item, reporter, ours)
         _work(item, nextitem, reporter, ours)
         status = 0
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
-            os.write(reporter.link.trace_fd, traceback.format_exc().encode())
+            os.write(reporter.link.trace_fd, _told(error))
     finally:
         os._exit(status)
+
+
+def _told(error: BaseException) -> bytes:
+    """Its traceback; without frames where the test has changed even what formats one."""
+    try:
+        return traceback.format_exc().encode()
+    except BaseException:
+        return f"{TRACEBACK}\n  (its frames cannot be told)\n{type(error).__name__}: {error}".encode()
 
 
 def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:

@@ -324,7 +324,8 @@ class Conversation:
             return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
         if status.signal == signal.SIGKILL and (text := hard_cpu_text(used_s, self.worker.limits)):
             return crash.Ending(text=f"{text}, during {when}", cause=Cause.CPU)
-        return crash.ended_early(status, when, garbage=self._garbage)
+        mistake = self.worker.outputs.mistake()
+        return crash.ended_early(status, when, garbage=self._garbage, mistake=mistake)
 
     def _blame(self, when: crash.When, ending: crash.Ending) -> None:
         sections = [*(self._sections or compat.report_sections(self.item)), *self.worker.outputs.sections(when)]

@@ -58,6 +58,11 @@ class Outputs:
         )
         return [(title, text) for title, text in texts if text]
 
+    def mistake(self) -> str:
+        """The exception that ended the reporting in the test's process; empty where none did."""
+        said = _text(self.trace_fd).rstrip()
+        return said.rpartition("\n")[2] if reporter.TRACEBACK in said else ""
+
 
 def _text(fd: int) -> str:
     size = os.fstat(fd).st_size
@@ -74,12 +79,14 @@ _RUNNER_FRAME = re.compile(
 
 
 def without_runner_frames(text: str) -> str:
-    """Leave pytest's own frames out of faulthandler's stacks, and say how many; the test's are what is looked for."""
+    """Leave pytest's own frames out of stacks and tracebacks, and say how many; the test's are what is looked for."""
     kept: list[str] = []
     hidden = 0
     for line in [*text.splitlines(), ""]:
         if _RUNNER_FRAME.match(line):
             hidden += 1
+            continue
+        if hidden and line.startswith("    "):  # its code, which a traceback shows
             continue
         if hidden:
             kept.append(f"  ({hidden} frames of pytest not shown)")
@@ -96,16 +103,19 @@ class Ending:
     cause: Cause | None = None
 
 
-def ended_early(status: ExitStatus, when: When, *, garbage: str) -> Ending:
-    """Words for a process that ended, or was ended, without having said so."""
+def ended_early(status: ExitStatus, when: When, *, garbage: str, mistake: str) -> Ending:
+    """Words for a process that ended, or was ended, without having said so; ``mistake`` as of Outputs."""
     if garbage:
         return Ending(text=f"the test wrote to pytest-isolate's report channel during {when}: {garbage}")
     if status.code == reporter.EXIT_CHANNEL_GONE:
         return Ending(
             text=f"the test closed pytest-isolate's report channel during {when}: a descriptor it did not open"
         )
-    if status.code == reporter.EXIT_OUR_FAULT:
-        return Ending(text=f"pytest-isolate itself failed in the test's process during {when}", cause=Cause.SETUP)
+    if status.code == reporter.EXIT_OUR_FAULT and mistake:
+        return Ending(
+            text=f"the test's process could not go on to report, during {when}: {mistake}\nThe test may have changed what pytest "
+            "and pytest-isolate run on (a builtin, sys, a library); if it has not, please report this with the traceback below"
+        )
     if status.signal is not None:
         core = ", core dumped" if status.core_dumped else ""
         return Ending(text=f"the test's process was {status} during {when}{core}")

@@ -26,6 +26,8 @@ from pytest_isolate.runner import junit
 #: Leaves no doubt in the parent about who ended the process.
 EXIT_OUR_FAULT = 70
 EXIT_CHANNEL_GONE = 71
+#: How what it says of the former begins.
+TRACEBACK = "Traceback (most recent call last):"
 #: Asks the child for the Python stacks of all its threads; a real-time signal, so that no test's own is taken.
 DUMP_SIGNAL = signal.SIGRTMAX - 3
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep

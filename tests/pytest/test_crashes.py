@@ -213,3 +213,40 @@ def test_a_stack_overflow_in_c_is_a_crash_like_any_other(pytester: pytest.Pytest
     result = isolated()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*killed by SIGSEGV during call*"])
+
+
+def test_what_reporting_runs_on_may_be_broken_by_the_test_which_is_blamed(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import builtins, json, os
+
+        def test_before(): pass
+
+        def test_a_builtin():
+            builtins.len = None
+
+        def test_a_library():
+            json.JSONEncoder.encode = None
+
+        def test_a_status_that_means_something_to_us():
+            os._exit(70)
+
+        def test_after(): pass
+        """
+    )
+    found = isolated()
+    found.assert_outcomes(passed=2, failed=3)
+    found.stdout.fnmatch_lines(
+        [
+            "*_ test_a_builtin _*",
+            "the test's process could not go on to report, during call: TypeError: 'NoneType' object is not callable",
+            "The test may have changed what pytest and pytest-isolate run on *",
+            "*_ test_a_library _*",
+            "the test's process could not go on to report, during call: TypeError: 'NoneType' object is not callable",
+            '*File "*wire.py", line *, in pack',
+            "*_ test_a_status_that_means_something_to_us _*",
+            "the test's process exited with status 70 before reporting, during call*",
+        ]
+    )
