@@ -1,7 +1,8 @@
 """What the kernel's log says about an OOM kill: who was killed, and how big it was.
 
 Owns: reading /dev/kmsg once, after a kill, and the two lines an OOM kill leaves there (mm/oom_kill.c).
-Refuses: to be needed: where the log may not be read (dmesg_restrict), the verdict stands without a name.
+Refuses: to be needed: where the log may not be read (dmesg_restrict), or the kernel has told of ten kills in five seconds
+and tells of no more (oom_rs), the verdict stands without a name.
 """
 
 from __future__ import annotations
