@@ -42,7 +42,12 @@ static _Noreturn void leave_after(pid_t pid)
 		syscall(SYS_exit_group, 127);
 }
 
-/* Child: PID 1 or the monitor. Its only child is in the program's exec when the clone returns, or has failed. */
+/*
+ * Child: PID 1 or the monitor. Its only child is in the program's exec when the clone returns, or has failed. A program
+ * cannot be held back as a forked test is, see needs_gate(): between the end of this process's vfork, in its exec, and its
+ * own memory are some hundred instructions, and a program in the same cgroup that runs out of memory in just these would
+ * end the caller.
+ */
 static int run_init(void *arg)
 {
 	struct launch *l = arg;
