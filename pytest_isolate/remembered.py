@@ -49,3 +49,7 @@ class Recent(Generic[Value]):
         answer = make()
         self._known = ((asked, answer), *self._known[:3])
         return answer
+
+    def forget(self, asked: object = None) -> None:
+        """``asked`` may have changed; None: whatever was asked."""
+        self._known = tuple(pair for pair in self._known if asked is not None and pair[0] is not asked)

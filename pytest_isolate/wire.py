@@ -21,9 +21,12 @@ GATE = b"g"
 #: One frame holds one report; the longest captured section is cut before (see child.py).
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
+#: More elements of a set, or keys that are no texts, are not told one by one: a reader would hash what a test has chosen.
+_MOST_HASHED = 1000
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-_TAGS = frozenset({"()", "{}", "set", "frozenset", "bytes", "repr"})
+_HASHED = frozenset({"{}", "set", "frozenset"})
+_TAGS = _HASHED | {"()", "bytes", "repr"}
 
 
 class WireError(Exception):
@@ -43,6 +46,8 @@ def encode(value: Any) -> Any:
         encoded = {}
         for key, item in value.items():
             if type(key) is not str or key in _TAGS:
+                if len(value) > _MOST_HASHED:
+                    return {"repr": repr(value)}
                 return {"{}": [[encode(key), encode(item)] for key, item in value.items()]}
             encoded[key] = item if type(item) in _PLAIN else encode(item)
         return encoded
@@ -63,7 +68,7 @@ def _encode_other(value: Any) -> Any:
             return str.__str__(value)
         case bytes() | bytearray():
             return {"bytes": base64.b64encode(value).decode()}
-        case frozenset() | set():
+        case frozenset() | set() if len(value) <= _MOST_HASHED:
             return {type(value).__name__: [encode(item) for item in value]}
         case dict():
             return encode(dict(value))
@@ -79,6 +84,8 @@ def _restore(found: dict[str, Any]) -> Any:
     if len(found) != 1:
         return found
     [(tag, content)] = found.items()
+    if tag in _HASHED and len(content) > _MOST_HASHED:
+        raise ValueError(f"{len(content)} elements are over the {_MOST_HASHED} allowed")
     match tag:
         case "()":
             return tuple(content)

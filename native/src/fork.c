@@ -61,7 +61,7 @@ static void drop_caller_fds(struct launch *l)
 
 #define GATE_MS 1000 /* for a copy of our descriptors that another thread's fork made just then */
 
-/* Child: asks for no memory before the init is out of the caller's, see needs_gate(). */
+/* Child: touches next to nothing before the init is out of the caller's memory, see needs_gate(). */
 static void await_gate(struct launch *l)
 {
 	struct pollfd gate = {.fd = l->gate_fd[0], .events = POLLIN};

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = EXIT_OK
     try:
         status = importlib.import_module(f"{__name__}.{arguments.command}").run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed by the shell: >&-
+            sys.stdout.flush()
     except PolicyError as error:
         print(f"pytest-isolate {arguments.command}: {error}", file=sys.stderr)
         return EXIT_USAGE

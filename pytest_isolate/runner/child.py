@@ -19,9 +19,9 @@ import pytest
 from pytest_isolate.runner import compat, reruns
 from pytest_isolate.runner.orders import Inbox
 from pytest_isolate.runner.reporter import (
+    ENDED_BY,
     EXIT_OUR_FAULT,
     REPORTING_HOOKS,
-    TRACEBACK,
     Reporter,
     control_of,
     dump_stacks_on_signal,
@@ -37,18 +37,22 @@ def serve(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
         _work(item, nextitem, reporter, ours)
         status = 0
     except BaseException as error:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):
             os.write(reporter.link.trace_fd, _told(error))
     finally:
         os._exit(status)
 
 
 def _told(error: BaseException) -> bytes:
-    """Its traceback; without frames where the test has changed even what formats one."""
+    """What it is, and its traceback; without frames where the test has changed even what formats one."""
+    name = error.__class__.__name__
+    with contextlib.suppress(BaseException):
+        name = f"{name}: {error}".partition("\n")[0]
     try:
-        return traceback.format_exc().encode()
+        trace = traceback.format_exc()
     except BaseException:
-        return f"{TRACEBACK}\n  (its frames cannot be told)\n{type(error).__name__}: {error}".encode()
+        trace = "(its frames cannot be told)"
+    return f"{ENDED_BY}{name}\n{trace}".encode("utf-8", "backslashreplace")
 
 
 def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:

@@ -69,6 +69,7 @@ class Conversation:
         self._slow_at: float | None = self._began + slow_s
         self._debugging = False
         self._phases = 0
+        self._in_midst = False  # its setup was told of, its teardown not yet
         self._sections: list[tuple[str, str]] = []
         self._tries = 1
         self._done: dict[str, Any] | None = None
@@ -128,7 +129,7 @@ class Conversation:
     def _read_all(self) -> bool:
         """Handle all that is in the channel now; True when the item's last word is in it."""
         os.set_blocking(self.worker.report_fd, False)
-        while not self.over:
+        while not self.over and not self._garbage:
             before = self.worker.reader.received
             if not self.read() or self.worker.reader.received == before:
                 break
@@ -174,7 +175,9 @@ class Conversation:
     # -- frames -------------------------------------------------------------------------------------------------
 
     def _take(self, arrived: Iterator[tuple[str, Any]]) -> None:
-        """Handle frames until the item is done: those after it are the next item's."""
+        """Handle frames until the item is done: those after it are the next item's. After garbage nothing is believed."""
+        if self._garbage:
+            return
         try:
             for kind, data in arrived:
                 self._handle(kind, data)
@@ -206,7 +209,10 @@ class Conversation:
             case "debugger":
                 self._debugging = True
             case "done":
-                self._done, self.verdict.leftovers = frames.read_done(data), frames.read_leftovers(data)
+                done, self.verdict.leftovers = frames.read_done(data), frames.read_leftovers(data)
+                if self._in_midst and done["control"] is None:
+                    raise wire.WireError("an end before the report of its teardown")
+                self._done = done
             case _:
                 raise wire.WireError(f"a frame of kind {kind[:20]!r}")
 
@@ -233,6 +239,7 @@ class Conversation:
                 self._phases = 0
                 report.duration += self.setup_s
             self._phases += 1
+            self._in_midst = report.when != "teardown"
             self._phase_start = time.time()
             self._sections = list(report.sections)
             if report.failed and not hasattr(report, "isolate_cause"):

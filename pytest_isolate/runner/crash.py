@@ -60,8 +60,7 @@ class Outputs:
 
     def mistake(self) -> str:
         """The exception that ended the reporting in the test's process; empty where none did."""
-        said = _text(self.trace_fd).rstrip()
-        return said.rpartition("\n")[2] if reporter.TRACEBACK in said else ""
+        return _text(self.trace_fd).partition(reporter.ENDED_BY)[2].partition("\n")[0]
 
 
 def _text(fd: int) -> str:

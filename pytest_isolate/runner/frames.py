@@ -6,39 +6,81 @@ Refuses: to act on it; what is not as it must be raises WireError, and the test 
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
 from pytest_isolate import wire
-from pytest_isolate.outcome import Leftover
+from pytest_isolate.outcome import Cause, Leftover
 from pytest_isolate.runner import compat
+from pytest_isolate.runner.process import COSTS
 
 #: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
 _LONGEST_S = 1e6
+#: More tries of one item than any plugin makes.
+_MOST_TRIES = 100_000
 _PHASES = ("setup", "call", "teardown")
+_CAUSES = frozenset(cause.value for cause in Cause)
+_Words = ParamSpec("_Words")
+_Value = TypeVar("_Value")
 
 
+def _or_else(what: str) -> Callable[[Callable[_Words, _Value]], Callable[_Words, _Value]]:
+    """Whatever goes wrong when a frame is read is the writer's fault: a WireError that says what it is."""
+
+    def decorated(read: Callable[_Words, _Value]) -> Callable[_Words, _Value]:
+        @functools.wraps(read)
+        def reading(*args: _Words.args, **words: _Words.kwargs) -> _Value:
+            try:
+                return read(*args, **words)
+            except wire.WireError:
+                raise
+            except Exception as error:
+                raise wire.WireError(what) from error
+
+        return reading
+
+    return decorated
+
+
+@_or_else("a report that pytest does not know")
 def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
     """The report in a frame, checked as far as reporters rely on it."""
-    try:
-        report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
-        compat.restore_subtest(report, data)
-        known = report.when in _PHASES and isinstance(vars(report).get("outcome"), str)
-        known = known and math.isfinite(report.duration)  # below 0 where a test froze the clock (freezegun)
-        known = known and all(tuple(map(type, pair)) == (str, str) for pair in report.sections)
-        known = known and all(len(pair) == 2 for pair in report.user_properties)
-    except Exception as error:
-        raise wire.WireError("a report that pytest does not know") from error
-    if not known:
-        raise wire.WireError("a report that pytest does not know")
+    report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+    compat.restore_subtest(report, data)
     if report.nodeid != item.nodeid:
-        raise wire.WireError(f"a report of another test, {report.nodeid[:200]}")
+        raise wire.WireError(f"a report of another test, {str(report.nodeid)[:200]}")
+    if not _is_usual(report):
+        raise wire.WireError("a report that pytest does not know")
     _share(item, report)
     return report
+
+
+def _is_usual(report: pytest.TestReport) -> bool:
+    fields, kind = vars(report), type(report)
+    known = report.when in _PHASES and isinstance(fields.get("outcome"), str)
+    known = known and math.isfinite(report.duration)  # below 0 where a test froze the clock (freezegun)
+    known = known and all(tuple(map(type, pair)) == (str, str) for pair in report.sections)
+    known = known and all(len(pair) == 2 for pair in report.user_properties)
+    known = known and type(report.keywords) is dict and _is_place(report.location)
+    known = known and fields.get("isolate_cause") in (None, *_CAUSES)
+    known = known and isinstance(fields.get("wasxfail", ""), str)
+    if report.outcome == "skipped" and "wasxfail" not in fields:
+        known = known and _is_place(report.longrepr)
+    return known and not any(callable(getattr(kind, name, None)) for name in fields)  # which would hide its methods
+
+
+def _is_place(found: Any) -> bool:
+    """(file, line, text), as a location and the reason of a skip are; the line may be unknown."""
+    match found:
+        case (str(), int() | None, str()):
+            return True
+    return False
 
 
 def _share(item: pytest.Item, report: pytest.TestReport) -> None:
@@ -65,50 +107,52 @@ def read_again(data: Any) -> bool:
     raise wire.WireError("a repetition that says nothing known")
 
 
+@_or_else("a timer without seconds")
 def read_timer(data: Any) -> float | None:
     """The seconds of a timer frame; None: cancelled."""
-    try:
-        timeout_s = data["timeout_s"]
-        if timeout_s is None or 0 < float(timeout_s) < _LONGEST_S:
-            return None if timeout_s is None else float(timeout_s)
-    except (LookupError, TypeError, ValueError) as error:
-        raise wire.WireError("a timer without seconds") from error
+    timeout_s = data["timeout_s"]
+    if timeout_s is None or 0 < float(timeout_s) < _LONGEST_S:
+        return None if timeout_s is None else float(timeout_s)
     raise wire.WireError(f"a timer of {str(timeout_s)[:20]} seconds")
 
 
+@_or_else("an end that says nothing known")
 def read_done(data: Any) -> Any:
     """The last frame of an item; how the run is to go on is one of three things."""
+    tries = data.get("execution_count")
+    known = tries is None or (type(tries) is int and 0 <= tries <= _MOST_TRIES)
+    known = known and all(math.isfinite(data.get(name, 0)) for name in COSTS)
     match data:
-        case {"control": None}:
+        case {"control": None | {"kind": "interrupt", "text": str()}} if known:
             return data
-        case {"control": {"kind": "interrupt", "text": str()}}:
+        case {"control": {"kind": "exit", "text": str(), "returncode": None}} if known:
             return data
-        case {"control": {"kind": "exit", "text": str(), "returncode": int() | None}}:
+        case {"control": {"kind": "exit", "text": str(), "returncode": int(status)}} if known and abs(status) < 2**31:
             return data
     raise wire.WireError("an end that says nothing known")
 
 
+@_or_else("leftovers that are no processes")
 def read_leftovers(data: Any) -> list[Leftover]:
     """What a fresh interpreter saw living beside it at its end; the numbers are those inside."""
-    try:
-        return [
-            Leftover(pid=int(pid), command=str(command), age_s=float(age_s))
-            for pid, command, age_s in data.get("leftovers", ())
-        ]
-    except (TypeError, ValueError) as error:
-        raise wire.WireError("leftovers that are no processes") from error
+    return [
+        Leftover(pid=int(pid), command=str(command), age_s=float(age_s))
+        for pid, command, age_s in data.get("leftovers", ())
+    ]
 
 
+@_or_else("a warning that pytest does not know")
 def read_warning(data: Any) -> dict[str, Any]:
     """The arguments of pytest_warning_recorded out of a frame."""
-    try:
-        module, name = data["category"]
-        category = getattr(sys.modules.get(module), name, None)
-        if not (isinstance(category, type) and issubclass(category, Warning)):
-            category = UserWarning
-        message = warnings.WarningMessage(
-            UserWarning(data["text"]), category, str(data["filename"]), int(data["lineno"]), line=data["line"]
-        )
-        return {"warning_message": message, **{name: data[name] for name in ("when", "nodeid", "location")}}
-    except (LookupError, TypeError, ValueError) as error:
-        raise wire.WireError("a warning that pytest does not know") from error
+    module, name = data["category"]
+    category = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(category, type) and issubclass(category, Warning)):
+        category = UserWarning
+    line, location = data["line"], data["location"]
+    if not (isinstance(line, str | None) and (location is None or _is_place(location))):
+        raise wire.WireError("a warning that pytest does not know")
+    message = warnings.WarningMessage(
+        UserWarning(data["text"]), category, str(data["filename"]), int(data["lineno"]), line=line
+    )
+    told = {"when": str(data["when"]), "nodeid": str(data["nodeid"]), "location": location}
+    return {"warning_message": message, **told}

@@ -51,6 +51,11 @@ class Order:
         """
         return self._groups.of(item, lambda: self._found_group(item))
 
+    def look_again(self, item: pytest.Item) -> None:
+        """Its turn has come, and markers may have been added to it."""
+        self._groups.forget(item)
+        self._resolver.look_again(item)
+
     def _found_group(self, item: pytest.Item) -> tuple[Any, Any]:
         settings = self._resolver.item(item)
         kind = _SCOPE_NODES.get(settings.scope) if settings.mode == "fork" else None

@@ -166,7 +166,7 @@ class Window:
             return {"value": self._do(network.attached, call, args, words)}
         except IsolateError as error:
             return {"error": [type(error).__name__, error.what, error.why, error.remedy]}
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
             return {"error": ["PolicyError", f"net_policy.{call}", str(error), ""]}
         except OSError as error:
             return {"error": ["SetupError", f"net_policy.{call}", str(error), ""]}

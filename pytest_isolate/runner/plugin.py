@@ -134,6 +134,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = _activate(config).host.check(settings)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=f"pytest-isolate: {reason}"))
+    resolver.look_again()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -92,6 +92,7 @@ class Isolation(reporter.Listener):
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if self.reporter is not None:
             return None
+        self._turns.order.look_again(item)
         settings = self._resolver.item(item)
         if not runs_isolated(settings) or self._turns.skips_here(item):
             return None

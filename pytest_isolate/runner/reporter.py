@@ -26,8 +26,8 @@ from pytest_isolate.runner import junit
 #: Leaves no doubt in the parent about who ended the process.
 EXIT_OUR_FAULT = 70
 EXIT_CHANNEL_GONE = 71
-#: How what it says of the former begins.
-TRACEBACK = "Traceback (most recent call last):"
+#: How what it says of the former begins; then comes what was raised, in a line.
+ENDED_BY = "The reporting was ended by "
 #: Asks the child for the Python stacks of all its threads; a real-time signal, so that no test's own is taken.
 DUMP_SIGNAL = signal.SIGRTMAX - 3
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -118,10 +118,8 @@ class Reporter:
             self.send("junit", added)
         report.sections = [(title, cut(text)) for title, text in report.sections]
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-        if report.when == "teardown":
-            self._kept += wire.pack(
-                "report", data
-            )  # another word follows at once: one write, and the parent wakes once
+        if report.when == "teardown" and report.passed and not report.sections:
+            self._kept += wire.pack("report", data)  # it says nothing new, and another word follows: one write for both
         else:
             self.send("report", data)
 

@@ -138,6 +138,10 @@ class Resolver:
         """
         return self._recent.of(item, lambda: self._of_markers(item))
 
+    def look_again(self, item: pytest.Item | None = None) -> None:
+        """Markers may have been added to ``item``; None: to any."""
+        self._recent.forget(item)
+
     def _of_markers(self, item: pytest.Item) -> Settings:
         marks = tuple(item.iter_markers(name="isolate"))
         networked = asks_for_network(item)

@@ -8,6 +8,7 @@ Ctrl-C is held back. Refuses: pytest's hooks (protocol.py), to start and end pro
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -200,10 +201,12 @@ class Turns:
         """Order what comes next now, so that a child whose test passed need not wait until we have told of it.
 
         Not where somebody would see or count the difference: output that is not captured, a debugger, a cgroup, a
-        network policy, a plugin's hook; and not where somebody else chooses the next item.
+        network policy, a plugin's hook, a strange wrapper around each item; and not where somebody else chooses the next.
         """
         worker = lane.worker
         if following is None or any((worker.cgroup, worker.network, worker.life)) or not self.order.is_known:
+            return
+        if self._strange_wrapper:
             return
         if following.session.items[self.order.place(following) - 1] is not worker.last:
             return
@@ -307,6 +310,10 @@ class Turns:
 
     # -- ahead of their turn ---------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _strange_wrapper(self) -> str:
+        return compat.strange_wrapper(self._config, self._ours)
+
     def why_one_by_one(self) -> str:
         """What keeps tests from running side by side; empty where nothing does."""
         if debugs(self._config):
@@ -317,7 +324,7 @@ class Turns:
             return "each worker of xdist runs one at a time (-n 0 switches xdist off)"
         if package:
             return f"{package} runs the tests by a loop of its own"
-        if name := compat.strange_wrapper(self._config, self._ours):
+        if name := self._strange_wrapper:
             return f"the plugin {name} wraps pytest_runtest_protocol"
         if self._config.getoption("max_suite_reruns", None) is not None:
             return "--max-suite-reruns counts from test to test"
@@ -328,7 +335,7 @@ class Turns:
         if self._may_go_ahead is None:
             self._jobs = 1 if self.why_one_by_one() else self._resolver.jobs
             alone = self._jobs > 1 or not self._host.hooks.takes_part
-            nests = not (debugs(self._config) or compat.strange_wrapper(self._config, self._ours))
+            nests = not (debugs(self._config) or self._strange_wrapper)
             self._may_go_ahead = alone and nests
         if self._may_go_ahead and not self._ahead:
             self._lookahead.begin(item, nextitem)

@@ -152,6 +152,57 @@ GARBAGE = {
     ),
 }
 
+_REPORT = {
+    "nodeid": "test_it.py::test_hostile",
+    "location": ["test_it.py", 1, "test_hostile"],
+    "keywords": {},
+    "outcome": "failed",
+    "longrepr": "forged",
+    "when": "call",
+    "sections": [],
+    "user_properties": [],
+    "duration": 1,
+    "$report_type": "TestReport",
+}
+#: Reporters would stumble over these, and with them the run.
+_ODD: dict[str, dict[str, object]] = {
+    "keywords that are a list": {"keywords": ["a"]},
+    "a place of one word": {"location": [1]},
+    "a cause that is none": {"isolate_cause": []},
+    "a skip without its place": {"outcome": "skipped"},
+    "an xfail for no text": {"outcome": "skipped", "wasxfail": 5},
+    "a field named as a method": {"toterminal": 1},
+    "an endless duration": {"duration": 10**400},
+}
+for _name, _fields in _ODD.items():
+    _odd = {**_REPORT, "location": {"()": _REPORT["location"]}, **_fields}
+    GARBAGE[f"a report with {_name}"] = f"frame(['report', {_odd!r}])", "*a report that pytest does not know*"
+GARBAGE |= {
+    "a timer of 400 digits": ("frame(['timer', {'timeout_s': 10**400}])", "*a timer without seconds*"),
+    "a warning of an endless line": (
+        "frame(['warning', {'category': ['builtins', 'UserWarning'], 'text': '', 'filename': '', 'lineno': float('inf'), "
+        "'line': None, 'when': '', 'nodeid': '', 'location': None}])",
+        "*a warning that pytest does not know*",
+    ),
+    "endless leftovers": (
+        "frame(['done', {'control': None, 'leftovers': [[float('inf'), '', 1]]}])",
+        "*leftovers that are no processes*",
+    ),
+    "an end with a cost that is none": (
+        "frame(['done', {'control': None, 'user_s': []}])",
+        "*an end that says nothing*",
+    ),
+    "an end after more tries than there are": (
+        "frame(['done', {'control': None, 'execution_count': 10**9}])",
+        "*an end that says nothing known*",
+    ),
+    "an end with no status of a process": (
+        "frame(['done', {'control': {'kind': 'exit', 'text': '', 'returncode': 10**30}}])",
+        "*an end that says nothing known*",
+    ),
+    "an end in its midst": ("frame(['done', {'control': None}])", "*an end before the report of its teardown*"),
+}
+
 
 @pytest.mark.parametrize(("content", "line"), GARBAGE.values(), ids=GARBAGE)
 def test_garbage_on_our_channel_is_the_fault_of_the_test_that_wrote_it(
@@ -162,6 +213,28 @@ def test_garbage_on_our_channel_is_the_fault_of_the_test_that_wrote_it(
     )
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["the test wrote to pytest-isolate's report channel during call: " + line])
+
+
+@pytest.mark.parametrize("options", [(), ("--isolate-scope=module",), ("--isolate-jobs=2",)])
+def test_after_a_report_that_is_not_taken_nothing_is_believed(
+    pytester: pytest.Pytester, isolated: Run, options: tuple[str, ...]
+) -> None:
+    """The rest was in the channel before the process could be ended: a failure was lost, and the run was green."""
+    pytester.makeconftest(
+        """
+        import pytest
+        @pytest.hookimpl(hookwrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = (yield).get_result()
+            if report.when == "call":
+                report.user_properties = [("a", 1, 2)]
+        """
+    )
+    pytester.makepyfile(test_it="def test_bad(): assert 0")
+    for _ in range(4):
+        result = isolated(*options)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        result.assert_outcomes(failed=1)
 
 
 def test_a_hundred_megabytes_of_output_are_cut_in_the_middle(pytester: pytest.Pytester, isolated: Run) -> None:

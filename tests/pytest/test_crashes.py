@@ -230,6 +230,13 @@ def test_what_reporting_runs_on_may_be_broken_by_the_test_which_is_blamed(
         def test_a_library():
             json.JSONEncoder.encode = None
 
+        def test_in_many_words():
+            def encode(*_):
+                error = ValueError("no file \\udc80name\\nand more")
+                error.__notes__ = ["a note"]
+                raise error
+            json.JSONEncoder.encode = encode
+
         def test_a_status_that_means_something_to_us():
             os._exit(70)
 
@@ -237,7 +244,7 @@ def test_what_reporting_runs_on_may_be_broken_by_the_test_which_is_blamed(
         """
     )
     found = isolated()
-    found.assert_outcomes(passed=2, failed=3)
+    found.assert_outcomes(passed=2, failed=4)
     found.stdout.fnmatch_lines(
         [
             "*_ test_a_builtin _*",
@@ -246,7 +253,41 @@ def test_what_reporting_runs_on_may_be_broken_by_the_test_which_is_blamed(
             "*_ test_a_library _*",
             "the test's process could not go on to report, during call: TypeError: 'NoneType' object is not callable",
             '*File "*wire.py", line *, in pack',
+            "*_ test_in_many_words _*",
+            "the test's process could not go on to report, during call: ValueError: no file \\udc80name",
             "*_ test_a_status_that_means_something_to_us _*",
             "the test's process exited with status 70 before reporting, during call*",
         ]
     )
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "time.sleep(60)", "raise RuntimeError('of a handler')"])
+def test_a_teardown_that_failed_is_told_whatever_ends_the_process_after_it(
+    pytester: pytest.Pytester, isolated: Run, end: str
+) -> None:
+    pytester.makepyfile(
+        test_it=f"""
+        import logging, os, time, pytest
+
+        PARENT = os.getpid()
+
+        class Handler(logging.Handler):
+            def flush(self):
+                if os.getpid() != PARENT:
+                    {end}
+
+        kept = Handler()
+        logging.getLogger("x").addHandler(kept)
+
+        @pytest.fixture
+        def row():
+            yield
+            print("said by the teardown")
+            assert False, "a lost row"
+
+        def test_it(row): pass
+        """
+    )
+    found = isolated("--isolate-timeout=2", "--isolate-grace=0.1")
+    assert found.parseoutcomes()["passed"] == 1
+    found.stdout.fnmatch_lines(["E *AssertionError: a lost row", "said by the teardown"])

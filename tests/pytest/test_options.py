@@ -105,6 +105,32 @@ def test_markers_isolate_or_exempt_a_test_and_no_isolate_overrules_them(pytester
     plain("--no-isolate").assert_outcomes(passed=4, failed=4)
 
 
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "def pytest_collection_finish(session):\n    items = session.items\n",
+        "@pytest.hookimpl(hookwrapper=True)\ndef pytest_runtest_protocol(item):\n    items = [item]\n",
+    ],
+    ids=["after the collection", "at its turn"],
+)
+@pytest.mark.parametrize("tests", [1, 4, 9])
+@pytest.mark.parametrize("scope", ["function", "module"])
+def test_a_marker_holds_that_was_added_after_the_collection(
+    pytester: pytest.Pytester, isolated: Run, hook: str, tests: int, scope: str
+) -> None:
+    mark = "    for item in items:\n        item.add_marker(pytest.mark.isolate(enabled=False))\n"
+    pytester.makeconftest("import pytest\n" + hook + mark + ("    yield\n" if "wrapper" in hook else ""))
+    pytester.makepyfile(
+        test_it=f"""
+        import os, pytest
+        PARENT = os.getpid()
+        @pytest.mark.parametrize("n", range({tests}))
+        def test_it(n): assert os.getpid() == PARENT
+        """
+    )
+    isolated(f"--isolate-scope={scope}").assert_outcomes(passed=tests)
+
+
 def test_marker_beats_command_line_beats_environment_beats_ini(
     pytester: pytest.Pytester, plain: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(unbuffered: str) -> None:
     assert (ran.returncode in (cli.EXIT_OK, cli.EXIT_NO), ran.stderr) == (True, "")
 
 
+def test_a_standard_output_that_the_shell_has_closed_is_no_error() -> None:
+    words = [sys.executable, "-m", "pytest_isolate.cli", "doctor", "--require", "rlimits"]
+    ran = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *words], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (cli.EXIT_OK, "")
+
+
 def test_json_says_the_same_and_nothing_else() -> None:
     answer = json.loads(command("doctor", "--json").stdout)
     assert set(answer) == {"version", "surroundings", "profiles", "features"}

@@ -58,6 +58,15 @@ def test_types_of_others_become_what_they_are_like(ends: tuple[socket.socket, so
     assert [type(one) for one in found] == [str, str, str, float]
 
 
+@pytest.mark.parametrize("value", [set(range(1001)), frozenset(range(1001)), dict.fromkeys(range(1001))])
+def test_what_would_be_hashed_at_length_is_told_as_text(
+    ends: tuple[socket.socket, socket.socket], value: object
+) -> None:
+    ours, theirs = ends
+    wire.send(theirs.fileno(), "kind", value)
+    assert list(wire.Reader(ours.fileno()).frames()) == [("kind", repr(value))]
+
+
 def test_frames_come_in_pieces_and_together(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = ends
     reader = wire.Reader(ours.fileno())
@@ -88,6 +97,7 @@ def _frame(body: bytes) -> bytes:
         _frame(b'["kind",{"{}":[1]}]'),
         _frame(b'["kind",{"bytes":"a"}]'),
         _frame(b'["kind",{"()":1}]'),
+        _frame(b'["kind",{"set":[%s]}]' % b",".join(b"%d" % number for number in range(1001))),
         _frame(b"[" * 100_000),
     ],
     ids=lambda sent: repr(sent[:40]),
