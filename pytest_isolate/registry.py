@@ -126,11 +126,9 @@ _process_types: set[type] = set()
 
 def _is_process(found: object) -> TypeGuard[Process]:
     """Looked at once for each type: a protocol's isinstance() takes as long as a start does elsewhere."""
-    known = type(found) in _process_types
-    if not known and isinstance(found, Process):
+    if type(found) not in _process_types and isinstance(found, Process):
         _process_types.add(type(found))
-        known = True
-    return known
+    return type(found) in _process_types
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,4 +52,4 @@ class Recent(Generic[Value]):
 
     def forget(self, asked: object = None) -> None:
         """``asked`` may have changed; None: whatever was asked."""
-        self._known = tuple(pair for pair in self._known if asked is not None and pair[0] is not asked)
+        self._known = () if asked is None else tuple(pair for pair in self._known if pair[0] is not asked)

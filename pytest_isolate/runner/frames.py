@@ -24,6 +24,7 @@ from pytest_isolate.runner.process import COSTS
 _LONGEST_S = 1e6
 #: More tries of one item than any plugin makes.
 _MOST_TRIES = 100_000
+_MOST_STATUS = 2**31 - 1
 _PHASES = ("setup", "call", "teardown")
 _CAUSES = frozenset(cause.value for cause in Cause)
 _Words = ParamSpec("_Words")
@@ -119,17 +120,19 @@ def read_timer(data: Any) -> float | None:
 @_or_else("an end that says nothing known")
 def read_done(data: Any) -> Any:
     """The last frame of an item; how the run is to go on is one of three things."""
-    tries = data.get("execution_count")
-    known = tries is None or (type(tries) is int and 0 <= tries <= _MOST_TRIES)
+    known = _is_count(data.get("execution_count"), _MOST_TRIES)
     known = known and all(math.isfinite(data.get(name, 0)) for name in COSTS)
-    match data:
-        case {"control": None | {"kind": "interrupt", "text": str()}} if known:
+    match data["control"]:
+        case None | {"kind": "interrupt", "text": str()} if known:
             return data
-        case {"control": {"kind": "exit", "text": str(), "returncode": None}} if known:
-            return data
-        case {"control": {"kind": "exit", "text": str(), "returncode": int(status)}} if known and abs(status) < 2**31:
+        case {"kind": "exit", "text": str(), "returncode": status} if known and _is_count(status, _MOST_STATUS):
             return data
     raise wire.WireError("an end that says nothing known")
+
+
+def _is_count(found: Any, most: int) -> bool:
+    """A number that nobody has to fear, or none."""
+    return found is None or (isinstance(found, int) and abs(found) <= most)
 
 
 @_or_else("leftovers that are no processes")
