@@ -97,9 +97,18 @@ def write_suite(place: Path, tests: int) -> None:
         )
 
 
-def environment(heap_mb: int, note: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHONPATH", "COV_"))}
-    return kept | {
+def bare_environment(place: Path) -> dict[str, str]:
+    """The caller's, without what changes how python and pytest run. Bytecode is kept, as in any installation, and below
+    ``place``: a run that compiles what it imports measures the compiler. So are temporary directories: pytest looks at all
+    that earlier runs left."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHON", "COV_"))}
+    scratch = place / "tmp"
+    scratch.mkdir(exist_ok=True)
+    return kept | {"PYTHONPYCACHEPREFIX": str(place / "pycache"), "TMPDIR": str(scratch)}
+
+
+def environment(place: Path, heap_mb: int, note: Path) -> dict[str, str]:
+    return bare_environment(place) | {
         "PYTHONPATH": str(HERE),
         "BENCH_HEAP_MB": str(heap_mb),
         "BENCH_NOTE": str(note),
@@ -136,7 +145,7 @@ def sample(row: Row, python: str, place: Path, heap_mb: int, samples: Samples) -
     note.unlink(missing_ok=True)
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *row.args]
     used = children_cpu_s()
-    status, output, ended = run(command, place, environment(heap_mb, note))
+    status, output, ended = run(command, place, environment(place.parent, heap_mb, note))
     if status or not note.exists():
         lines = [line for line in output.strip().splitlines() if line.strip()] or ["no output"]
         errors = [line for line in lines if "error" in line.lower()] or lines
@@ -207,7 +216,7 @@ def import_cost(python: str, place: Path, rounds: int) -> Iterator[str]:
     one.mkdir()
     (one / "pytest.ini").write_text("[pytest]\n")
     (one / "test_one.py").write_text("def test_one():\n    pass\n")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env = bare_environment(place)
     base = [python, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
     times: dict[str, list[float]] = {"with": [], "without": []}
     cpu: dict[str, list[float]] = {"with": [], "without": []}
@@ -221,12 +230,14 @@ def import_cost(python: str, place: Path, rounds: int) -> Iterator[str]:
             if round_number:
                 times[name].append(ended - started)
                 cpu[name].append(children_cpu_s() - used)
-    with_s, without_s = statistics.median(times["with"]), statistics.median(times["without"])
-    cpu_ms = (min(cpu["with"]) - min(cpu["without"])) * 1000
+    wall_ms, cpu_ms = (
+        statistics.median(a - b for a, b in zip(kind["with"], kind["without"], strict=True)) * 1000
+        for kind in (times, cpu)
+    )
     yield (
-        f"\ncost of being installed, without --isolate: {(with_s - without_s) * 1000:+.1f} ms by medians, "
-        f"{cpu_ms:+.1f} ms of CPU time by the least of each (pytest --collect-only of one test: "
-        f"{with_s * 1000:.1f} ms with, {without_s * 1000:.1f} ms with -p no:isolate; {rounds} rounds)"
+        f"\ncost of being installed, without --isolate: {wall_ms:+.1f} ms, {cpu_ms:+.1f} ms of CPU time (pytest "
+        f"--collect-only of one test takes {statistics.median(times['without']) * 1000:.1f} ms with -p no:isolate; "
+        f"medians of {rounds} rounds)"
     )
     yield f"loaded without --isolate that should not be: {', '.join(loaded_needlessly(base, one, env)) or 'nothing'}"
 

@@ -64,6 +64,7 @@ def start(where: pathlib.Path, mark: str, args: tuple[str, ...]) -> subprocess.P
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "TMPDIR": str(where.parent / "tmp"),  # where killed runs leave their directories
         "KILL9": mark,
     }
     for name in [name for name in env if name.startswith("PYTEST_") and name != "PYTEST_DISABLE_PLUGIN_AUTOLOAD"]:
@@ -133,7 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
     chance = random.Random(seed)
     alive_before, survivors, pids = 0, [], set()
     with tempfile.TemporaryDirectory(prefix="kill9-") as name:
-        where = pathlib.Path(name)
+        where = pathlib.Path(name, "suite")
+        for directory in (where, where.parent / "tmp"):
+            directory.mkdir()
         (where / "test_it.py").write_text(_SUITE)
         for number in range(options.times):
             pid, before, after = once(chance, where, _VARIANTS[number % len(_VARIANTS)])
