@@ -32,7 +32,9 @@ $(INSTALLED): $(SOURCES) | prepared
 try: $(INSTALLED)
 	@$(BIN)/python .ci/try.py $(ARGS)
 
+# A thousand runs of pytest inside the suite import the package, and write no bytecode: they find it there.
 test: $(INSTALLED)
+	@$(BIN)/python -m compileall -q pytest_isolate
 	@$(BIN)/python -m pytest -p no:asyncio -p no:randomly $(ARGS)
 
 .venv/.tox: | $(INSTALLED)
