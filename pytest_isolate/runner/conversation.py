@@ -18,7 +18,7 @@ from pytest_isolate import wire
 from pytest_isolate.endings import cpu_text, hard_cpu_text, living, of_group
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause, ExitStatus
-from pytest_isolate.runner import compat, crash, frames, junit, network, reporter, verdict
+from pytest_isolate.runner import brief, compat, crash, frames, junit, network, reporter, verdict
 from pytest_isolate.runner.process import COSTS, TestProcess
 from pytest_isolate.runner.report import say_slow
 from pytest_isolate.runner.reruns import Attempts
@@ -190,6 +190,8 @@ class Conversation:
 
     def _handle(self, kind: str, data: Any) -> None:
         match kind:
+            case "passed":
+                self._relay(brief.read(self.item, data))
             case "report":
                 self._relay(frames.read_report(self.item, data))
             case "warning":

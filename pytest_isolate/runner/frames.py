@@ -18,6 +18,7 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.outcome import Cause, Leftover
 from pytest_isolate.runner import compat
+from pytest_isolate.runner.brief import PHASES
 from pytest_isolate.runner.process import COSTS
 
 #: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
@@ -25,7 +26,6 @@ _LONGEST_S = 1e6
 #: More tries of one item than any plugin makes.
 _MOST_TRIES = 100_000
 _MOST_STATUS = 2**31 - 1
-_PHASES = ("setup", "call", "teardown")
 _CAUSES = frozenset(cause.value for cause in Cause)
 _Words = ParamSpec("_Words")
 _Value = TypeVar("_Value")
@@ -54,6 +54,7 @@ def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
     """The report in a frame, checked as far as reporters rely on it."""
     report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
     compat.restore_subtest(report, data)
+    vars(report).pop("$report_type", None)  # pytest's word to itself, which it leaves there
     if report.nodeid != item.nodeid:
         raise wire.WireError(f"a report of another test, {str(report.nodeid)[:200]}")
     if not _is_usual(report):
@@ -64,7 +65,7 @@ def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
 
 def _is_usual(report: pytest.TestReport) -> bool:
     fields, kind = vars(report), type(report)
-    known = report.when in _PHASES and isinstance(fields.get("outcome"), str)
+    known = report.when in PHASES and isinstance(fields.get("outcome"), str)
     known = known and math.isfinite(report.duration)  # below 0 where a test froze the clock (freezegun)
     known = known and all(tuple(map(type, pair)) == (str, str) for pair in report.sections)
     known = known and all(len(pair) == 2 for pair in report.user_properties)
@@ -95,9 +96,9 @@ def _share(item: pytest.Item, report: pytest.TestReport) -> None:
 
 def read_phase(data: Any) -> int:
     """Which phase begins: 0 setup, 1 call, 2 teardown."""
-    if data not in _PHASES:
+    if data not in PHASES:
         raise wire.WireError("a phase that pytest does not know")
-    return _PHASES.index(data)
+    return PHASES.index(data)
 
 
 def read_again(data: Any) -> bool:

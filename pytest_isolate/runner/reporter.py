@@ -22,6 +22,7 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.policy import NO_LIMITS, Limits
 from pytest_isolate.runner import junit
+from pytest_isolate.runner.brief import Brief
 
 #: Leaves no doubt in the parent about who ended the process.
 EXIT_OUR_FAULT = 70
@@ -75,6 +76,7 @@ class Reporter:
         self.tells_phases = False
         self.refusal: BaseException | None = None  # of a pytest_isolate_child hook; raised in the item's setup
         self._junit = junit.Additions(config)
+        self._brief = Brief(config)
         self.item: pytest.Item | None = None
         self.tries = 0
         self.finished = False
@@ -94,6 +96,7 @@ class Reporter:
         """Another item: it has not been tried yet."""
         self.item = item
         self.tries, self.finished, self.failed = 0, False, False
+        self._brief.begins(item)
 
     def starts(self) -> None:
         """A try starts. The parent knows of an item's first; a later one comes from an owner that repeats the item."""
@@ -116,12 +119,14 @@ class Reporter:
         self.failed = self.failed or report.failed
         if report.when == "teardown" and self.item is not None and (added := self._junit.take(self.item)) is not None:
             self.send("junit", added)
-        report.sections = [(title, cut(text)) for title, text in report.sections]
-        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        kind, data = "passed", self._brief.told(report)
+        if data is None:
+            report.sections = [(title, cut(text)) for title, text in report.sections]
+            kind, data = "report", self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         if report.when == "teardown" and report.passed and not report.sections:
-            self._kept += wire.pack("report", data)  # it says nothing new, and another word follows: one write for both
+            self._kept += wire.pack(kind, data)  # it says nothing new, and another word follows: one write for both
         else:
-            self.send("report", data)
+            self.send(kind, data)
 
     def warning(self, message: warnings.WarningMessage, when: str, nodeid: str, location: Any) -> None:
         category = message.category

@@ -331,6 +331,73 @@ def test_a_conftest_hears_of_isolated_tests_as_of_any_other(
     assert heard.splitlines()[0] == "start test_it.py::test_one"
 
 
+_REPORTS = """
+import json, pytest
+
+def pytest_runtest_logreport(report):
+    # Times differ from run to run, and isolate_ properties are what isolation has to add.
+    fields = {name: value for name, value in vars(report).items() if name not in ("duration", "start", "stop", "_id")}
+    fields["nodeid"] = report.nodeid
+    fields["user_properties"] = [pair for pair in report.user_properties if not pair[0].startswith("isolate_")]
+    with open("reports", "a") as file:
+        print(sorted((name, repr(value)) for name, value in fields.items()), file=file)
+"""
+
+
+@pytest.mark.parametrize(
+    "hooks", ["", "def pytest_report_to_serializable(config, report): print('asked', report.when)"]
+)
+def test_every_field_of_every_report_is_as_it_is_plainly(
+    pytester: pytest.Pytester, isolated: Run, plain: Run, hooks: str
+) -> None:
+    """What passed and says nothing is told in a few numbers; not where a plugin takes part in how reports are told."""
+    pytester.makeconftest(_REPORTS + hooks)
+    pytester.makepyfile(
+        test_it="""
+        import pytest
+
+        def test_passes(): pass
+
+        @pytest.mark.usefixtures("tmp_path")
+        @pytest.mark.parametrize("x", [1, "a"])
+        def test_marked(x): pass
+
+        def test_marks_itself(request):
+            request.node.add_marker("usefixtures")
+            request.node.extra_keyword_matches.add("word")
+
+        def test_prints(): print("a")
+        def test_notes(record_property): record_property("key", (1, 2))
+
+        class TestClass:
+            @pytest.mark.xfail(strict=False)
+            def test_method(self): pass
+
+        @pytest.fixture
+        def fails_late():
+            yield
+            assert 0
+
+        def test_fails_late(fails_late): pass
+        def test_skips(): pytest.skip("now")
+        """
+    )
+    results = {}
+    for name, run in {
+        "isolated": isolated,
+        "group": lambda: isolated("--isolate-scope=module"),
+        "plain": plain,
+    }.items():
+        result = run()
+        assert result.parseoutcomes()["passed"] == 7
+        reports = pytester.path / "reports"
+        results[name] = reports.read_text().splitlines()
+        reports.unlink()
+    assert len(results["plain"]) == 9 * 3
+    assert results["isolated"] == results["plain"]
+    assert results["group"] == results["plain"]
+
+
 def test_a_test_that_freezes_pytests_clock_has_the_outcome_it_has_plainly(
     pytester: pytest.Pytester, plain: Run, isolated: Run
 ) -> None:
