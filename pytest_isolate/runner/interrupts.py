@@ -62,3 +62,26 @@ class Held:
         if self._came and handler is not None:
             came, self._came = self._came, ()
             handler(*came)
+
+
+class Hold:
+    """SIGINT held back from ``hold`` to ``release``, each of which may be said once more than needed."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: Held | None = None
+
+    def hold(self) -> None:
+        self._held = self._held or Held()
+
+    def release(self) -> None:
+        """Raises as Held.release()."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
+
+    def restore(self) -> None:
+        """In a child; see Held.restore()."""
+        if self._held is not None:
+            self._held.restore()

@@ -1,7 +1,7 @@
 """The tests that run at once, and the one loop that listens to all of them.
 
 Owns: Lane (a process and its items whose turn has not come), and Listening: whose descriptors are watched, whose deadline is
-next, and how much of what comes early is kept. Refuses: to choose what runs (turns.py, lookahead.py).
+next, and how much of what comes early is kept. Refuses: to choose what runs (turns.py, ahead.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which item may begin before its turn: one for which nothing has to change in pytest's own process first.
 
 Owns: the place up to which was looked, and what would be left of the set-up collectors there.
-Refuses: to start anything (turns.py), and to guess: a fixture or a collector that might do something is waited for.
+Refuses: to start anything (ahead.py), and to guess: a fixture or a collector that might do something is waited for.
 """
 
 from __future__ import annotations

@@ -1,0 +1,262 @@
+"""The processes that run tests, as lanes: started, told what to run, listened to, and ended.
+
+Owns: what is said to a process and when it may be said ahead, and the reasons for which tests run one by one.
+Refuses: to choose whose turn it is (turns.py) and what runs before its turn (ahead.py), and how a process is made (workers.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+from pytest_isolate.runner import compat, interrupts, reporter, threads
+from pytest_isolate.runner.conversation import Conversation
+from pytest_isolate.runner.host import Host
+from pytest_isolate.runner.lanes import Lane, Listening
+from pytest_isolate.runner.lookahead import Order, debugs
+from pytest_isolate.runner.process import TestProcess, Verdict
+from pytest_isolate.runner.reruns import Attempts
+from pytest_isolate.runner.settings import Settings
+from pytest_isolate.runner.workers import EXIT_S, Workers
+
+#: What a new interpreter may take until it begins the test, besides the test's own time; a loaded machine under ptrace is slow.
+_START_S = 60.0
+Serve = Callable[[pytest.Item, "pytest.Item | None", reporter.Link], NoReturn]
+#: Told when an item of the lane is over.
+Over = Callable[[Lane, Conversation], None]
+
+
+class Crew:
+    """All lanes of a run.
+
+    ``ours`` is the plugin object, whose hooks are not a stranger's; ``serve`` is what a new child does, for ever;
+    ``deadline_s`` is the time that the item whose turn it is has, of these settings.
+    """
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        host: Host,
+        order: Order,
+        ours: object,
+        serve: Serve,
+        deadline_s: Callable[[Settings], float | None],
+    ) -> None:
+        self._config = config
+        self._order = order
+        self._ours = ours
+        self._serve = serve
+        self._deadline_s = deadline_s
+        self._workers = Workers(host, self._serve_there)
+        self._shared_with = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        self._threads = threads.Watch()
+        self.listening = Listening()
+        self.interrupts = interrupts.Hold()
+
+    def close(self) -> None:
+        """End whoever is left."""
+        self._workers.close()
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        settings: Settings,
+        *,
+        gated: bool,
+        tries: int = 0,
+        failure: tuple[pytest.Item, BaseException] | None = None,
+    ) -> Lane:
+        """Fork a process for ``item`` and, in a group, those after it. ``gated``: it waits for open().
+
+        Raises:
+            IsolateError: the sandbox could not be made.
+        """
+        self._threads.look(item)
+        compat.make_base_temp(self._config)
+        compat.flush(self._config)
+        if settings.scope == "function":
+            self._workers.expect((len(item.session.items) - self._order.place(item)) // self._shared_with)
+        worker = self._workers.start(
+            item,
+            following,
+            settings,
+            gated=gated,
+            tries=tries,
+            dump_stacks=self._deadline_s(settings) is not None,
+            failure=failure,
+        )
+        worker.group = self._order.group_of(item)[0]
+        return Lane(worker, settings, item, following, gated=gated)
+
+    def start_fresh(self, item: pytest.Item, settings: Settings) -> Lane:
+        """Start a new interpreter for ``item``; raises as start()."""
+        return Lane(self._workers.start_fresh(item, settings), settings, item)
+
+    def _serve_there(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:
+        self.interrupts.restore()
+        interrupts.heard()
+        self._serve(item, following, link)
+
+    # -- told what to run ------------------------------------------------------------------------------------------
+
+    def open(self, lane: Lane) -> bool:
+        """Let a gated child run its item; False when it died at the gate, and is buried."""
+        lane.gated = False
+        try:
+            lane.worker.orders.open_gate()
+        except OSError:
+            self.bury(lane, Verdict(died=True))
+            return False
+        return True
+
+    def tell(self, lane: Lane, item: pytest.Item, following: pytest.Item | None) -> bool:
+        """Let the living child of a group run ``item``; False when it died while it waited, or was told of another."""
+        worker, orders = lane.worker, lane.worker.orders
+        ordered = orders.queued is item
+        if orders.queued is not None and not ordered:
+            return False
+        if orders.held or not ordered:
+            try:
+                orders.go_on()
+                if not ordered:
+                    orders.run(*self._places(item, following))
+            except OSError:
+                return False
+        orders.queued, worker.last = None, item
+        self.order_ahead(lane, following)
+        return True
+
+    def order_ahead(self, lane: Lane, following: pytest.Item | None) -> None:
+        """Order what comes next now, so that a child whose test passed need not wait until we have told of it.
+
+        Not where somebody would see or count the difference: output that is not captured, a debugger, a cgroup, a
+        network policy, a plugin's hook, a strange wrapper around each item; and not where somebody else chooses the next.
+        """
+        worker = lane.worker
+        if following is None or any((worker.cgroup, worker.network, worker.life)) or not self._order.is_known:
+            return
+        if self.strange_wrapper:
+            return
+        if following.session.items[self._order.place(following) - 1] is not worker.last:
+            return
+        with contextlib.suppress(OSError):  # it has died: whoever listens to it hears that
+            worker.orders.run(*self._places(following, self._order.after(following, worker.group)))
+            worker.orders.queued = following
+
+    def _places(self, item: pytest.Item, following: pytest.Item | None) -> tuple[int, int | None]:
+        return self._order.place(item), None if following is None else self._order.place(following)
+
+    # -- one by one, or side by side -------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def strange_wrapper(self) -> str:
+        """The plugin that does something around each item, by name; empty where there is none."""
+        return compat.strange_wrapper(self._config, self._ours)
+
+    def why_one_by_one(self) -> str:
+        """What keeps tests from running side by side; empty where nothing does."""
+        if debugs(self._config):
+            return "a person debugs (--pdb or --trace)"
+        if compat.shows_output(self._config):
+            return "what they print is shown as it comes (-s, --capture=tee-sys or log_cli)"
+        if (package := compat.strange_loop(self._config)) == "xdist":
+            return "each worker of xdist runs one at a time (-n 0 switches xdist off)"
+        if package:
+            return f"{package} runs the tests by a loop of its own"
+        if name := self.strange_wrapper:
+            return f"the plugin {name} wraps pytest_runtest_protocol"
+        if self._config.getoption("max_suite_reruns", None) is not None:
+            return "--max-suite-reruns counts from test to test"
+        return ""
+
+    # -- listened to -----------------------------------------------------------------------------------------------
+
+    def talk(
+        self,
+        lane: Lane,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        attempts: Attempts | None,
+        timeout_s: float | None,
+        over: Over,
+    ) -> Conversation:
+        """Listen to ``item``, which the lane runs now."""
+        policy = lane.settings.policy
+        talk = Conversation(
+            item,
+            lane.worker,
+            timeout_s=timeout_s,
+            policy_timeout_s=None if debugs(self._config) else policy.timeout_s,
+            grace_s=policy.grace_s,
+            slow_s=lane.settings.slow_s,
+            attempts=attempts,
+            following=following,
+            idle=self.listening.idle,
+            start_s=_START_S if lane.settings.mode == "fresh" else 0.0,
+        )
+        self.listening.add(talk, lambda talk: over(lane, talk))
+        return talk
+
+    def end_group(self, lane: Lane) -> Verdict:
+        """Let a child tear down what it kept for items that will not come, and hear it out; it is buried then."""
+        verdict = Verdict(died=True)
+        with contextlib.suppress(OSError):
+            lane.worker.orders.end()
+            verdict = self._heard_out(lane.worker)
+        self.bury(lane, verdict)
+        return verdict
+
+    def _heard_out(self, worker: TestProcess) -> Verdict:
+        """What a child has yet to say that was told to end; first of an item that it ran ahead of a run that was stopped."""
+        if worker.orders.runs_ahead:
+            worker.last = worker.orders.queued or worker.last
+            talk = self._last_words(worker)
+            if talk.verdict.over:
+                return talk.verdict
+        talk = self._last_words(worker)
+        talk.telling.begin()
+        talk.telling.finish(None, [])
+        return talk.verdict
+
+    def _last_words(self, worker: TestProcess) -> Conversation:
+        talk = Conversation(worker.last, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
+        self.listening.add(talk, lambda _: None)
+        self.listening.until(talk)
+        return talk
+
+    # -- ended -----------------------------------------------------------------------------------------------------
+
+    def bury(self, lane: Lane, verdict: Verdict) -> None:
+        """Its process has said its last word, or is to be killed."""
+        lane.alive = False
+        self._workers.bury(lane.worker, verdict)
+
+    def drop(self, lanes: list[Lane]) -> None:
+        """End what runs in vain and tell nothing of it; running tests may tear their fixtures down, for a while."""
+        for lane in lanes:
+            lane.dropped = True
+            if lane.alive and (not lane.talks or lane.talks[-1].over):
+                self.bury(lane, Verdict(died=True))
+        for talk in (talk for lane in lanes for talk in lane.talks):
+            talk.telling.mute()
+        running = [lane.talks[-1] for lane in lanes if lane.alive]
+        try:
+            for talk in running:
+                if not talk.verdict.interrupted:
+                    talk.interrupt()
+            for talk in running:
+                self.listening.until(talk)
+        except KeyboardInterrupt:
+            for talk in running:
+                talk.worker.kill()
+            for talk in running:
+                self.listening.until(talk)
+            raise
