@@ -1,15 +1,18 @@
-"""The report of a phase that passed and says nothing else, told in a few numbers: most reports of most runs.
+"""The report of a phase that passed and says nothing else, told in a few words: most reports of most runs.
 
-Owns: which reports are told so, and both ends of it. What stands in them but the times is their item's, which both sides have.
-Refuses: a report in which anybody changed anything, and a run in which a plugin takes part in how reports are told.
+Owns: which reports are told so, and both ends of it. What the reports of one item have in common is told with the first.
+Refuses: a report in which anybody changed anything else, and a run in which a plugin takes part in how reports are told.
 """
 
 from __future__ import annotations
 
 import math
+import sys
+import types
 from typing import Any
 
 import pytest
+from _pytest import reports
 
 from pytest_isolate import wire
 
@@ -17,49 +20,110 @@ PHASES = ("setup", "call", "teardown")
 #: What pytest puts into a report of its own, in this version.
 _FIELDS = vars(pytest.TestReport("", ("", None, ""), {}, "passed", None, "call")).keys()
 _TIMES = tuple(name for name in ("duration", "start", "stop") if name in _FIELDS)
+_UNKNOWN = "a report that pytest does not know"
 
 
 class Brief:
-    """The child's end: knows what each report of an item holds, if nobody adds to it."""
+    """The child's end."""
 
     def __init__(self, config: pytest.Config) -> None:
-        hooks = (config.hook.pytest_report_to_serializable, config.hook.pytest_report_from_serializable)
-        found = (impl.function.__module__ for hook in hooks for impl in hook.get_hookimpls())
-        self._may_be = all(module.startswith("_pytest.") for module in found)
-        self._item: pytest.Item | None = None
-        self._keywords: dict[str, int] = {}
+        self._config = config
+        self._head: list[Any] = []
 
-    def begins(self, item: pytest.Item) -> None:
-        """From now on reports are ``item``'s; its keywords are those that the parent knows."""
-        self._item = item
-        self._keywords = dict.fromkeys(item.keywords, 1) if self._may_be else {}
+    def begins(self) -> None:
+        """The reports of another item come."""
+        self._head = []
 
     def told(self, report: pytest.TestReport) -> list[Any] | None:
         """What to tell of it instead of all its fields; None: it says more."""
-        item = self._item
-        says_more = report.outcome != "passed" or report.longrepr or report.sections or report.user_properties
-        if says_more or not self._may_be or item is None or type(report) is not pytest.TestReport:
-            return None
-        if vars(report).keys() != _FIELDS or report.nodeid != item.nodeid or report.location != item.location:
+        if not (_says_nothing_more(report) and told_by_pytest_alone(self._config)):
             return None
         times = [getattr(report, name) for name in _TIMES]
-        if report.keywords != self._keywords or report.when not in PHASES or not _are_times(times):
+        if not _are_times(times):
             return None
-        return [report.when, *times]
+        head = [report.nodeid, report.location, list(report.keywords)]
+        known, self._head = head == self._head, head
+        return [report.when, times] if known else [report.when, times, *head]
 
 
-def read(item: pytest.Item, data: Any) -> pytest.TestReport:
-    """The report again, in the parent.
+def _says_nothing_more(report: pytest.TestReport) -> bool:
+    if report.outcome != "passed" or report.longrepr is not None or type(report) is not pytest.TestReport:
+        return False
+    empty = report.sections == [] and report.user_properties == [] and report.when in PHASES
+    if not empty or vars(report).keys() != _FIELDS or type(report.location) is not tuple:
+        return False
+    return all(type(name) is str and type(one) is int and one == 1 for name, one in report.keywords.items())
 
-    Raises:
-        WireError: the test has written it.
-    """
-    match data:
-        case [str(when), *times] if when in PHASES and len(times) == len(_TIMES) and _are_times(times):
-            keywords: dict[str, Any] = dict.fromkeys(item.keywords, 1)
-            words = dict(zip(_TIMES, times, strict=True))
-            return pytest.TestReport(item.nodeid, item.location, keywords, "passed", None, when, **words)  # type: ignore[arg-type]
-    raise wire.WireError("a report that pytest does not know")
+
+_judged: tuple[list[Any], bool] = ([], False)
+
+
+def told_by_pytest_alone(config: pytest.Config) -> bool:
+    """True while no plugin has a hand in how reports are told; asked often, for one may join at any time."""
+    global _judged
+    hook = config.hook
+    found = [
+        *hook.pytest_report_to_serializable.get_hookimpls(),
+        *hook.pytest_report_from_serializable.get_hookimpls(),
+    ]
+    if found != _judged[0]:
+        _judged = found, all(_is_pytests(impl.plugin) for impl in found)
+    return _judged[1]
+
+
+def _is_pytests(plugin: object) -> bool:
+    return isinstance(plugin, types.ModuleType) and plugin.__name__.startswith("_pytest.")
+
+
+class Heard:
+    """The parent's end: the brief reports of one item. The test may have written them itself."""
+
+    __slots__ = ("_item", "_keywords", "_location")
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+        self._keywords: dict[str, Any] | None = None
+        self._location = item.location
+
+    def read(self, data: Any) -> pytest.TestReport:
+        """The report again.
+
+        Raises:
+            WireError: no child of ours tells that.
+        """
+        match data:
+            case [when, list(times), *head] if when in PHASES and len(times) == len(_TIMES) and _are_times(times):
+                if head:
+                    self._hear(head)
+                if self._keywords is not None:
+                    words = dict(zip(_TIMES, times, strict=True))
+                    keywords = dict(self._keywords)
+                    return pytest.TestReport(self._item.nodeid, self._location, keywords, "passed", None, when, **words)
+        raise wire.WireError(_UNKNOWN)
+
+    def _hear(self, head: list[Any]) -> None:
+        """Strings that the item has are kept once: reporters hold every report to the end of the run, in a heap that is forked."""
+        match head:
+            case [str(nodeid), location, list(names)] if is_place(location) and set(map(type, names)) <= {str}:
+                if nodeid != self._item.nodeid:
+                    raise wire.WireError(f"a report of another test, {nodeid[:200]}")
+                self._location = self._item.location if location == self._item.location else location
+                self._keywords = dict.fromkeys(map(sys.intern, names), 1)
+            case _:
+                raise wire.WireError(_UNKNOWN)
+
+
+def in_full(report: pytest.TestReport) -> Any:
+    """What pytest itself would have told of it: for a plugin that has joined in since, and wants to be asked."""
+    return reports.pytest_report_to_serializable(report)
+
+
+def is_place(found: Any) -> bool:
+    """(file, line, text), as a location and the reason of a skip are; the line may be unknown."""
+    match found:
+        case (str(), int() | None, str()):
+            return True
+    return False
 
 
 def _are_times(found: list[Any]) -> bool:

@@ -30,6 +30,8 @@ _DUMP_S = 0.3
 _INTERRUPT_S = 5.0
 #: What a process that has said its last word may take to end before it counts as hanging.
 _EXIT_S = 10.0
+#: What a frame makes here at least: a report and its keywords.
+_FRAME_BYTES = 1024
 _PHASES: tuple[crash.When, ...] = ("setup", "call", "teardown")
 
 
@@ -78,7 +80,8 @@ class Conversation:
         self._timed_out = False
         #: What is yet to be done to a process whose time is over: (how long after the step before, signal).
         self._ending_steps: list[tuple[float, int]] = []
-        self._received = worker.reader.received
+        self._received, self._frames = worker.reader.received, 0
+        self._heard = brief.Heard(item)
         shared = worker.cgroup is not None and worker.item is not item
         before = worker.cgroup.usage(current=False) if worker.cgroup is not None and shared else None
         self._events = before.events if before is not None else None
@@ -102,8 +105,9 @@ class Conversation:
         return (self._ended or time.monotonic()) - self._began
 
     @property
-    def received_bytes(self) -> int:
-        return self.worker.reader.received - self._received
+    def kept_bytes(self) -> int:
+        """What its words take here, about: the shortest makes a report."""
+        return self.worker.reader.received - self._received + self._frames * _FRAME_BYTES
 
     @property
     def next_at(self) -> float | None:
@@ -180,6 +184,7 @@ class Conversation:
             return
         try:
             for kind, data in arrived:
+                self._frames += 1
                 self._handle(kind, data)
                 if self._done is not None:
                     self._complete(self._done)
@@ -191,7 +196,7 @@ class Conversation:
     def _handle(self, kind: str, data: Any) -> None:
         match kind:
             case "passed":
-                self._relay(brief.read(self.item, data))
+                self._relay(frames.read_passed(self.item, self._heard, data))
             case "report":
                 self._relay(frames.read_report(self.item, data))
             case "warning":

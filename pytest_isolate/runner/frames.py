@@ -18,7 +18,7 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.outcome import Cause, Leftover
 from pytest_isolate.runner import compat
-from pytest_isolate.runner.brief import PHASES
+from pytest_isolate.runner.brief import PHASES, Heard, in_full, is_place, told_by_pytest_alone
 from pytest_isolate.runner.process import COSTS
 
 #: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
@@ -63,26 +63,25 @@ def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
     return report
 
 
+@_or_else("a report that pytest does not know")
+def read_passed(item: pytest.Item, heard: Heard, data: Any) -> pytest.TestReport:
+    """The report of a phase that passed; where a plugin takes part in how reports are told, it is asked."""
+    report = heard.read(data)
+    return report if told_by_pytest_alone(item.config) else read_report(item, in_full(report))
+
+
 def _is_usual(report: pytest.TestReport) -> bool:
     fields, kind = vars(report), type(report)
     known = report.when in PHASES and isinstance(fields.get("outcome"), str)
     known = known and math.isfinite(report.duration)  # below 0 where a test froze the clock (freezegun)
     known = known and all(tuple(map(type, pair)) == (str, str) for pair in report.sections)
     known = known and all(len(pair) == 2 for pair in report.user_properties)
-    known = known and type(report.keywords) is dict and _is_place(report.location)
+    known = known and type(report.keywords) is dict and is_place(report.location)
     known = known and fields.get("isolate_cause") in (None, *_CAUSES)
     known = known and isinstance(fields.get("wasxfail", ""), str)
     if report.outcome == "skipped" and "wasxfail" not in fields:
-        known = known and _is_place(report.longrepr)
+        known = known and is_place(report.longrepr)
     return known and not any(callable(getattr(kind, name, None)) for name in fields)  # which would hide its methods
-
-
-def _is_place(found: Any) -> bool:
-    """(file, line, text), as a location and the reason of a skip are; the line may be unknown."""
-    match found:
-        case (str(), int() | None, str()):
-            return True
-    return False
 
 
 def _share(item: pytest.Item, report: pytest.TestReport) -> None:
@@ -153,7 +152,7 @@ def read_warning(data: Any) -> dict[str, Any]:
     if not (isinstance(category, type) and issubclass(category, Warning)):
         category = UserWarning
     line, location = data["line"], data["location"]
-    if not (isinstance(line, str | None) and (location is None or _is_place(location))):
+    if not (isinstance(line, str | None) and (location is None or is_place(location))):
         raise wire.WireError("a warning that pytest does not know")
     message = warnings.WarningMessage(
         UserWarning(data["text"]), category, str(data["filename"]), int(data["lineno"]), line=line

@@ -98,7 +98,7 @@ class Listening:
                 talk.process_ended()
             elif not talk.read():
                 self._poller.unregister(fd)
-            elif talk.received_bytes > MAX_KEPT_BYTES and talk is not self._head and not talk.over:
+            elif talk.kept_bytes > MAX_KEPT_BYTES and talk is not self._head and not talk.over:
                 self._poller.unregister(fd)
                 self._paused[talk] = time.monotonic()
         now = time.monotonic()

@@ -96,7 +96,7 @@ class Reporter:
         """Another item: it has not been tried yet."""
         self.item = item
         self.tries, self.finished, self.failed = 0, False, False
-        self._brief.begins(item)
+        self._brief.begins()
 
     def starts(self) -> None:
         """A try starts. The parent knows of an item's first; a later one comes from an owner that repeats the item."""

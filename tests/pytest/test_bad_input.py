@@ -134,7 +134,7 @@ GARBAGE = {
     "a frame of an unknown kind": ("frame(['launch', 1])", "*a frame of kind 'launch'*"),
     "a report that is none": ("frame(['report', {'a': 1}])", "*a report that pytest does not know*"),
     "a phase that passed for ever": (
-        "frame(['passed', ['call', 1e400, 0.0, 0.0]])",
+        "frame(['passed', ['call', [1e400, 0.0, 0.0]]])",
         "*a report that pytest does not know*",
     ),
     "a report of an unknown type": (

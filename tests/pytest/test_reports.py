@@ -380,7 +380,17 @@ def test_every_field_of_every_report_is_as_it_is_plainly(
 
         def test_fails_late(fails_late): pass
         def test_skips(): pytest.skip("now")
-        """
+        def test_moves(request): request.node.location = ("other.py", 3, "moved")
+        """,
+        test_wide="""
+        import pytest
+
+        @pytest.fixture(scope="module")
+        def wide(request): request.node.add_marker("widemark")
+
+        def test_first(wide): pass
+        def test_second(wide): pass
+        """,
     )
     results = {}
     for name, run in {
@@ -389,13 +399,20 @@ def test_every_field_of_every_report_is_as_it_is_plainly(
         "plain": plain,
     }.items():
         result = run()
-        assert result.parseoutcomes()["passed"] == 7
+        assert result.parseoutcomes()["passed"] == 10
         reports = pytester.path / "reports"
         results[name] = reports.read_text().splitlines()
         reports.unlink()
-    assert len(results["plain"]) == 9 * 3
+    assert len(results["plain"]) == 12 * 3
     assert results["isolated"] == results["plain"]
     assert results["group"] == results["plain"]
+
+
+def test_what_a_hook_adds_in_the_child_is_in_every_report(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makeconftest(_REPORTS + "def pytest_isolate_child(item): item.add_marker('inchild')")
+    pytester.makepyfile("def test_it(): pass")
+    isolated().assert_outcomes(passed=1)
+    assert (pytester.path / "reports").read_text().count("'inchild': 1") == 3
 
 
 def test_a_test_that_freezes_pytests_clock_has_the_outcome_it_has_plainly(
