@@ -26,6 +26,8 @@ _LONGEST_S = 1e6
 #: More tries of one item than any plugin makes.
 _MOST_TRIES = 100_000
 _MOST_STATUS = 2**31 - 1
+#: pytest's words to itself in a report that was told, which it does not take out again.
+_LEFT_THERE = ("$report_type", "_report_type", "_subtest.context")
 _CAUSES = frozenset(cause.value for cause in Cause)
 _Words = ParamSpec("_Words")
 _Value = TypeVar("_Value")
@@ -54,7 +56,8 @@ def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
     """The report in a frame, checked as far as reporters rely on it."""
     report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
     compat.restore_subtest(report, data)
-    vars(report).pop("$report_type", None)  # pytest's word to itself, which it leaves there
+    for name in _LEFT_THERE:
+        vars(report).pop(name, None)
     if report.nodeid != item.nodeid:
         raise wire.WireError(f"a report of another test, {str(report.nodeid)[:200]}")
     if not _is_usual(report):

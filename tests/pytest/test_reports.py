@@ -392,6 +392,15 @@ def test_every_field_of_every_report_is_as_it_is_plainly(
         def test_second(wide): pass
         """,
     )
+    if _HAS_SUBTESTS:
+        pytester.makepyfile(
+            test_parts="""
+            def test_parts(subtests):
+                for i in range(2):
+                    with subtests.test("part", i=i):
+                        pass
+            """
+        )
     results = {}
     for name, run in {
         "isolated": isolated,
@@ -399,11 +408,11 @@ def test_every_field_of_every_report_is_as_it_is_plainly(
         "plain": plain,
     }.items():
         result = run()
-        assert result.parseoutcomes()["passed"] == 10
+        assert result.parseoutcomes()["passed"] == 10 + _HAS_SUBTESTS
         reports = pytester.path / "reports"
         results[name] = reports.read_text().splitlines()
         reports.unlink()
-    assert len(results["plain"]) == 12 * 3
+    assert len(results["plain"]) == 12 * 3 + (3 + 2) * _HAS_SUBTESTS
     assert results["isolated"] == results["plain"]
     assert results["group"] == results["plain"]
 

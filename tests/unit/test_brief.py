@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,9 +123,14 @@ def _disguised(config: pytest.Config, report: Any) -> None:
     return None
 
 
+class Plugin:
+    pass
+
+
 @contextlib.contextmanager
 def joined(request: pytest.FixtureRequest, **hooks: Any) -> Iterator[None]:
-    plugin = types.SimpleNamespace(**hooks)
+    plugin = Plugin()
+    vars(plugin).update(hooks)
     request.config.pluginmanager.register(plugin, "strange")
     try:
         yield
