@@ -335,3 +335,36 @@ def test_a_test_that_tells_more_than_is_kept_waits_and_its_time_stands_still(
     assert (pytester.path / "early").read_text() == "False", "all of it was read"
     result.stdout.fnmatch_lines(["*13 failed*"])
     result.stdout.no_fnmatch_line("*TIMEOUT*")
+
+
+def test_many_short_words_are_as_much_as_a_few_long_ones(pytester: pytest.Pytester, isolated: Run) -> None:
+    """A report of forty bytes on the channel is a thousand in memory."""
+    pytester.makepyfile(
+        test_it="""
+        import gc, time, pytest
+        from meeting import *
+        from pytest_isolate.runner import brief, reporter
+
+        def test_1(): waits_for("2 begins"); time.sleep(4)
+
+        def test_2(request):
+            here("2 begins")
+            teller = next(found for found in gc.get_objects() if type(found) is reporter.Reporter)
+            call = pytest.CallInfo.from_call(lambda: None, "call")
+            teller.report(pytest.TestReport.from_item_and_call(request.node, call))
+            for number in range(40_000):
+                teller.send("passed", ["call", [0.0] * len(brief._TIMES)])
+            here("2 ends")
+        """
+    )
+    pytester.makeconftest(
+        """
+        import pathlib
+        def pytest_runtest_logreport(report):
+            if report.nodeid.endswith("test_1") and report.when == "call":
+                pathlib.Path("early").write_text(str(pathlib.Path("2 ends").exists()))
+        """
+    )
+    result = isolated(JOBS, "-qq")
+    assert (pytester.path / "early").read_text() == "False", "all of it was read"
+    assert result.ret == 0
