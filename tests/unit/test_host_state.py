@@ -22,10 +22,10 @@ def test_an_untouched_host_is_the_same() -> None:
 def test_an_open_file_is_found() -> None:
     before = host_state.observe()
     with open("/dev/zero"):
-        (line,) = host_state.remains(before, SETTLE_S)
-    assert "open file" in line
-    assert "/dev/zero" in line
-    assert host_state.remains(before, SETTLE_S) == []
+        lines = host_state.remains(before, SETTLE_S)
+    assert [line for line in lines if "open file" in line and "/dev/zero" in line], lines
+    lines = host_state.remains(before, SETTLE_S)  # another run on this host may come and go meanwhile
+    assert not [line for line in lines if "/dev/zero" in line], lines
 
 
 def test_a_daemon_is_found_though_it_left_session_and_parent() -> None:
@@ -44,8 +44,8 @@ def test_a_daemon_is_found_though_it_left_session_and_parent() -> None:
 def test_a_changed_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = host_state.observe()
     monkeypatch.chdir(tmp_path)
-    (line,) = host_state.remains(before, SETTLE_S)
-    assert "working directory" in line
+    lines = host_state.remains(before, SETTLE_S)
+    assert [line for line in lines if "working directory" in line], lines
 
 
 def test_a_run_that_leaves_a_process_fails_and_says_so(pytester: pytest.Pytester) -> None:
