@@ -17,22 +17,23 @@ from pytest_isolate.runner.conversation import Conversation
 from pytest_isolate.runner.crew import Crew
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.lanes import MAX_KEPT_ITEMS, Lane
-from pytest_isolate.runner.lookahead import WIDEST, Lookahead, Order, debugs
+from pytest_isolate.runner.lookahead import WIDEST, Lookahead, debugs
 from pytest_isolate.runner.process import Verdict
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Resolver
+from pytest_isolate.runner.workers import Entry
 
 
 class Ahead:
     """The lanes ahead of the one whose turn it is. ``turn``: what is listened to at its turn."""
 
-    def __init__(self, config: pytest.Config, resolver: Resolver, host: Host, crew: Crew, order: Order) -> None:
+    def __init__(self, config: pytest.Config, resolver: Resolver, host: Host, crew: Crew) -> None:
         self._config = config
         self._resolver = resolver
         self._host = host
         self._crew = crew
-        self._order = order
-        self._lookahead = Lookahead(resolver, order)
+        self._order = crew.order
+        self._lookahead = Lookahead(resolver, crew.order)
         self._lanes: list[Lane] = []
         self._jobs = 1
         self._may_begin: bool | None = None
@@ -85,8 +86,7 @@ class Ahead:
                     return
             elif not may_run:
                 return
-            elif self._crew.open(last):
-                self._crew.order_ahead(last, last.following)
+            elif self._crew.open(last, last.following):
                 self._run(last, last.item)
             else:
                 self._lanes.remove(last)
@@ -106,7 +106,7 @@ class Ahead:
             widest = Scope.Function if group is None else WIDEST[settings.scope]
             with contextlib.suppress(*compat.FIXTURE_FAILURES):  # all made: this only links them to the item
                 compat.set_up_wide_fixtures(item, widest)
-            self._lanes.append(self._crew.start(item, self._order.after(item, group), settings, gated=True))
+            self._lanes.append(self._crew.start(item, self._order.after(item, group), settings, Entry(gated=True)))
         except IsolateError:  # tried again, and reported, at its turn
             self._lookahead.stop()
             return False

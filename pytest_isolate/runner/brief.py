@@ -20,7 +20,7 @@ PHASES = ("setup", "call", "teardown")
 #: What pytest puts into a report of its own, in this version.
 _FIELDS = vars(pytest.TestReport("", ("", None, ""), {}, "passed", None, "call")).keys()
 _TIMES = tuple(name for name in ("duration", "start", "stop") if name in _FIELDS)
-_UNKNOWN = "a report that pytest does not know"
+UNKNOWN = "a report that pytest does not know"
 
 
 class Brief:
@@ -78,10 +78,10 @@ def _is_pytests(plugin: object) -> bool:
 class Heard:
     """The parent's end: the brief reports of one item. The test may have written them itself."""
 
-    __slots__ = ("_item", "_keywords", "_location")
+    __slots__ = ("_keywords", "_location", "item")
 
     def __init__(self, item: pytest.Item) -> None:
-        self._item = item
+        self.item = item
         self._keywords: dict[str, Any] | None = None
         self._location = item.location
 
@@ -98,19 +98,19 @@ class Heard:
                 if self._keywords is not None:
                     words = dict(zip(_TIMES, times, strict=True))
                     keywords = dict(self._keywords)
-                    return pytest.TestReport(self._item.nodeid, self._location, keywords, "passed", None, when, **words)
-        raise wire.WireError(_UNKNOWN)
+                    return pytest.TestReport(self.item.nodeid, self._location, keywords, "passed", None, when, **words)
+        raise wire.WireError(UNKNOWN)
 
     def _hear(self, head: list[Any]) -> None:
         """Strings that the item has are kept once: reporters hold every report to the end of the run, in a heap that is forked."""
         match head:
             case [str(nodeid), location, list(names)] if is_place(location) and set(map(type, names)) <= {str}:
-                if nodeid != self._item.nodeid:
+                if nodeid != self.item.nodeid:
                     raise wire.WireError(f"a report of another test, {nodeid[:200]}")
-                self._location = self._item.location if location == self._item.location else location
+                self._location = self.item.location if location == self.item.location else location
                 self._keywords = dict.fromkeys(map(sys.intern, names), 1)
             case _:
-                raise wire.WireError(_UNKNOWN)
+                raise wire.WireError(UNKNOWN)
 
 
 def in_full(report: pytest.TestReport) -> Any:

@@ -196,7 +196,7 @@ class Conversation:
     def _handle(self, kind: str, data: Any) -> None:
         match kind:
             case "passed":
-                self._relay(frames.read_passed(self.item, self._heard, data))
+                self._relay(frames.read_passed(self._heard, data))
             case "report":
                 self._relay(frames.read_report(self.item, data))
             case "warning":

@@ -22,11 +22,10 @@ from pytest_isolate.runner.lookahead import Order, debugs
 from pytest_isolate.runner.process import TestProcess, Verdict
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Settings
-from pytest_isolate.runner.workers import EXIT_S, Workers
+from pytest_isolate.runner.workers import EXIT_S, Entry, Serve, Workers
 
 #: What a new interpreter may take until it begins the test, besides the test's own time; a loaded machine under ptrace is slow.
 _START_S = 60.0
-Serve = Callable[[pytest.Item, "pytest.Item | None", reporter.Link], NoReturn]
 #: Told when an item of the lane is over.
 Over = Callable[[Lane, Conversation], None]
 
@@ -48,10 +47,10 @@ class Crew:
         deadline_s: Callable[[Settings], float | None],
     ) -> None:
         self._config = config
-        self._order = order
+        self.order = order
+        self.deadline_s = deadline_s
         self._ours = ours
         self._serve = serve
-        self._deadline_s = deadline_s
         self._workers = Workers(host, self._serve_there)
         self._shared_with = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         self._threads = threads.Watch()
@@ -64,17 +63,8 @@ class Crew:
 
     # -- starting --------------------------------------------------------------------------------------------------
 
-    def start(
-        self,
-        item: pytest.Item,
-        following: pytest.Item | None,
-        settings: Settings,
-        *,
-        gated: bool,
-        tries: int = 0,
-        failure: tuple[pytest.Item, BaseException] | None = None,
-    ) -> Lane:
-        """Fork a process for ``item`` and, in a group, those after it. ``gated``: it waits for open().
+    def start(self, item: pytest.Item, following: pytest.Item | None, settings: Settings, entry: Entry) -> Lane:
+        """Fork a process for ``item`` and, in a group, those after it; a gated one waits for open().
 
         Raises:
             IsolateError: the sandbox could not be made.
@@ -83,18 +73,14 @@ class Crew:
         compat.make_base_temp(self._config)
         compat.flush(self._config)
         if settings.scope == "function":
-            self._workers.expect((len(item.session.items) - self._order.place(item)) // self._shared_with)
-        worker = self._workers.start(
-            item,
-            following,
-            settings,
-            gated=gated,
-            tries=tries,
-            dump_stacks=self._deadline_s(settings) is not None,
-            failure=failure,
-        )
-        worker.group = self._order.group_of(item)[0]
-        return Lane(worker, settings, item, following, gated=gated)
+            self._workers.expect((len(item.session.items) - self.order.place(item)) // self._shared_with)
+        dump_stacks = self.deadline_s(settings) is not None
+        worker = self._workers.start(item, following, settings, entry, dump_stacks=dump_stacks)
+        worker.group = self.order.group_of(item)[0]
+        lane = Lane(worker, settings, item, following, gated=entry.gated)
+        if not entry.gated:
+            self._order_ahead(lane, following)
+        return lane
 
     def start_fresh(self, item: pytest.Item, settings: Settings) -> Lane:
         """Start a new interpreter for ``item``; raises as start()."""
@@ -107,14 +93,15 @@ class Crew:
 
     # -- told what to run ------------------------------------------------------------------------------------------
 
-    def open(self, lane: Lane) -> bool:
-        """Let a gated child run its item; False when it died at the gate, and is buried."""
+    def open(self, lane: Lane, following: pytest.Item | None) -> bool:
+        """Let a gated child run its item, and then ``following``; False when it died at the gate, and is buried."""
         lane.gated = False
         try:
             lane.worker.orders.open_gate()
         except OSError:
             self.bury(lane, Verdict(died=True))
             return False
+        self._order_ahead(lane, following)
         return True
 
     def tell(self, lane: Lane, item: pytest.Item, following: pytest.Item | None) -> bool:
@@ -131,28 +118,28 @@ class Crew:
             except OSError:
                 return False
         orders.queued, worker.last = None, item
-        self.order_ahead(lane, following)
+        self._order_ahead(lane, following)
         return True
 
-    def order_ahead(self, lane: Lane, following: pytest.Item | None) -> None:
+    def _order_ahead(self, lane: Lane, following: pytest.Item | None) -> None:
         """Order what comes next now, so that a child whose test passed need not wait until we have told of it.
 
         Not where somebody would see or count the difference: output that is not captured, a debugger, a cgroup, a
         network policy, a plugin's hook, a strange wrapper around each item; and not where somebody else chooses the next.
         """
         worker = lane.worker
-        if following is None or any((worker.cgroup, worker.network, worker.life)) or not self._order.is_known:
+        if following is None or any((worker.cgroup, worker.network, worker.life)) or not self.order.is_known:
             return
         if self.strange_wrapper:
             return
-        if following.session.items[self._order.place(following) - 1] is not worker.last:
+        if following.session.items[self.order.place(following) - 1] is not worker.last:
             return
         with contextlib.suppress(OSError):  # it has died: whoever listens to it hears that
-            worker.orders.run(*self._places(following, self._order.after(following, worker.group)))
+            worker.orders.run(*self._places(following, self.order.after(following, worker.group)))
             worker.orders.queued = following
 
     def _places(self, item: pytest.Item, following: pytest.Item | None) -> tuple[int, int | None]:
-        return self._order.place(item), None if following is None else self._order.place(following)
+        return self.order.place(item), None if following is None else self.order.place(following)
 
     # -- one by one, or side by side -------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import pytest
 from pytest_isolate import wire
 from pytest_isolate.outcome import Cause, Leftover
 from pytest_isolate.runner import compat
-from pytest_isolate.runner.brief import PHASES, Heard, in_full, is_place, told_by_pytest_alone
+from pytest_isolate.runner.brief import PHASES, UNKNOWN, Heard, in_full, is_place, told_by_pytest_alone
 from pytest_isolate.runner.process import COSTS
 
 #: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
@@ -51,7 +51,7 @@ def _or_else(what: str) -> Callable[[Callable[_Words, _Value]], Callable[_Words,
     return decorated
 
 
-@_or_else("a report that pytest does not know")
+@_or_else(UNKNOWN)
 def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
     """The report in a frame, checked as far as reporters rely on it."""
     report: pytest.TestReport = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
@@ -61,16 +61,16 @@ def read_report(item: pytest.Item, data: Any) -> pytest.TestReport:
     if report.nodeid != item.nodeid:
         raise wire.WireError(f"a report of another test, {str(report.nodeid)[:200]}")
     if not _is_usual(report):
-        raise wire.WireError("a report that pytest does not know")
+        raise wire.WireError(UNKNOWN)
     _share(item, report)
     return report
 
 
-@_or_else("a report that pytest does not know")
-def read_passed(item: pytest.Item, heard: Heard, data: Any) -> pytest.TestReport:
+@_or_else(UNKNOWN)
+def read_passed(heard: Heard, data: Any) -> pytest.TestReport:
     """The report of a phase that passed; where a plugin takes part in how reports are told, it is asked."""
     report = heard.read(data)
-    return report if told_by_pytest_alone(item.config) else read_report(item, in_full(report))
+    return report if told_by_pytest_alone(heard.item.config) else read_report(heard.item, in_full(report))
 
 
 def _is_usual(report: pytest.TestReport) -> bool:

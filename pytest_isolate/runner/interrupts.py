@@ -29,17 +29,19 @@ def heard() -> None:
         _handle(_SIGINT, signal.default_int_handler)
 
 
-class Held:
-    """From its making until ``release``, SIGINT is only remembered."""
+class Hold:
+    """SIGINT only remembered from ``hold`` to ``release``, each of which may be said once more than needed."""
 
     __slots__ = ("_came", "_handler")
 
     def __init__(self) -> None:
         self._came: tuple[Any, ...] = ()
         self._handler: Any = None
+
+    def hold(self) -> None:
         handler = _handler_of(_SIGINT)
-        if callable(handler) and threading.current_thread() is threading.main_thread():
-            self._handler = handler
+        if self._handler is None and callable(handler) and threading.current_thread() is threading.main_thread():
+            self._came, self._handler = (), handler
             _handle(_SIGINT, self._remember)
 
     def _remember(self, *came: Any) -> None:
@@ -57,31 +59,7 @@ class Held:
         Raises:
             KeyboardInterrupt: that is what pytest's handler does.
         """
-        handler = self._handler
+        handler, came = self._handler, self._came
         self.restore()
-        if self._came and handler is not None:
-            came, self._came = self._came, ()
+        if came and handler is not None:
             handler(*came)
-
-
-class Hold:
-    """SIGINT held back from ``hold`` to ``release``, each of which may be said once more than needed."""
-
-    __slots__ = ("_held",)
-
-    def __init__(self) -> None:
-        self._held: Held | None = None
-
-    def hold(self) -> None:
-        self._held = self._held or Held()
-
-    def release(self) -> None:
-        """Raises as Held.release()."""
-        held, self._held = self._held, None
-        if held is not None:
-            held.release()
-
-    def restore(self) -> None:
-        """In a child; see Held.restore()."""
-        if self._held is not None:
-            self._held.restore()

@@ -15,8 +15,9 @@ import pytest
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause
 from pytest_isolate.runner import child, compat, crash, deadline, refusals, report, reporter, verdict
+from pytest_isolate.runner.crew import Crew
 from pytest_isolate.runner.host import Host
-from pytest_isolate.runner.lookahead import debugs, runs_isolated
+from pytest_isolate.runner.lookahead import Order, debugs, runs_isolated
 from pytest_isolate.runner.process import Verdict
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Resolver, Settings
@@ -31,7 +32,9 @@ class Isolation(reporter.Listener):
         self._resolver = resolver
         self.host = Host(config, resolver)
         self.reporter = None
-        self._turns = Turns(config, resolver, self.host, self, self._serve, self._deadline_s)
+        self._order = Order(config, resolver)
+        self._crew = Crew(config, self.host, self._order, self, self._serve, self._deadline_s)
+        self._turns = Turns(config, resolver, self.host, self._crew)
         self._timeout_s: float | None = None
         self.tally = report.Tally()
         self._told = 0
@@ -60,7 +63,7 @@ class Isolation(reporter.Listener):
         scope = "" if default.scope == "function" else f", one sandbox per {default.scope}"
         if given.mode == "fresh":
             scope = ", a new interpreter for each test"
-        if self._resolver.jobs > 1 and not self._turns.why_one_by_one():
+        if self._resolver.jobs > 1 and not self._crew.why_one_by_one():
             scope += f", {self._resolver.jobs} at once"
         line += f", eBPF by {self.host.networks.front_end}" if self.host.networks.opened else ""
         return [line + scope, *self.given_up()]
@@ -70,7 +73,7 @@ class Isolation(reporter.Listener):
         tests run one by one that were to run side by side.
         """
         texts = [f"isolate: {text}" for text in self.host.notes[self._told :]]
-        if self._resolver.jobs > 1 and not self._said_why and (why := self._turns.why_one_by_one()):
+        if self._resolver.jobs > 1 and not self._said_why and (why := self._crew.why_one_by_one()):
             self._said_why = True
             texts.append(f"isolate: one test at a time, and not {self._resolver.jobs}, because {why}")
         groups, told = self.host.groups, self._costs_told
@@ -92,7 +95,7 @@ class Isolation(reporter.Listener):
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         if self.reporter is not None:
             return None
-        self._turns.order.look_again(item)
+        self._order.look_again(item)
         settings = self._resolver.item(item)
         if not runs_isolated(settings) or self._turns.skips_here(item):
             return None
@@ -162,13 +165,13 @@ class Isolation(reporter.Listener):
         self, item: pytest.Item, nextitem: pytest.Item | None, settings: Settings, attempts: Attempts | None
     ) -> Attempts | None:
         """Run the item in a process, once; its attempts when it is to be tried again in a new one."""
-        group, _ = self._turns.order.group_of(item)
-        following = nextitem if nextitem is not None and self._turns.order.same_group(nextitem, group) else None
+        group, _ = self._order.group_of(item)
+        following = nextitem if nextitem is not None and self._order.same_group(nextitem, group) else None
         began = time.monotonic()
         try:
             talk = self._turns.take(item, following, settings, attempts)
         except IsolateError as error:
-            self._turns.release_interrupts()
+            self._crew.interrupts.release()
             self._refused(item, nextitem, error)
             return None
         talk.setup_s = time.monotonic() - began

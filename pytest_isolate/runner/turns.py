@@ -7,7 +7,6 @@ before its turn (ahead.py), and all that is said to a process (crew.py).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,32 +15,23 @@ from _pytest.scope import Scope
 from pytest_isolate.runner import compat, deadline
 from pytest_isolate.runner.ahead import Ahead
 from pytest_isolate.runner.conversation import Conversation
-from pytest_isolate.runner.crew import Crew, Serve
+from pytest_isolate.runner.crew import Crew
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.lanes import Lane
-from pytest_isolate.runner.lookahead import WIDEST, Order
+from pytest_isolate.runner.lookahead import WIDEST
 from pytest_isolate.runner.process import Verdict
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Resolver, Settings
+from pytest_isolate.runner.workers import Entry
 
 
 class Turns:
-    """The processes of a run, as the items see them. ``ours``, ``serve``, ``deadline_s``: see Crew."""
+    """The processes of a run, as the items see them."""
 
-    def __init__(
-        self,
-        config: pytest.Config,
-        resolver: Resolver,
-        host: Host,
-        ours: object,
-        serve: Serve,
-        deadline_s: Callable[[Settings], float | None],
-    ) -> None:
+    def __init__(self, config: pytest.Config, resolver: Resolver, host: Host, crew: Crew) -> None:
         self._host = host
-        self._deadline_s = deadline_s
-        self.order = Order(config, resolver)
-        self._crew = Crew(config, host, self.order, ours, serve, deadline_s)
-        self._ahead = Ahead(config, resolver, host, self._crew, self.order)
+        self._crew = crew
+        self._ahead = Ahead(config, resolver, host, crew)
         self._lane: Lane | None = None
 
     def close(self) -> None:
@@ -54,24 +44,12 @@ class Turns:
         self._ahead.stop()
         self.retire()
 
-    def why_one_by_one(self) -> str:
-        """What keeps tests from running side by side; empty where nothing does."""
-        return self._crew.why_one_by_one()
-
-    def release_interrupts(self) -> None:
-        """Let Ctrl-C act again, and what came of it meanwhile.
-
-        Raises:
-            KeyboardInterrupt: it came.
-        """
-        self._crew.interrupts.release()
-
     def skips_here(self, item: pytest.Item) -> bool:
         """A test that its marks skip runs no code of its own; a living child of its group skips it itself."""
         if self._ahead.has(item):
             return False  # looked at when it was forked
         lane = self._lane
-        if lane is not None and ((lane.talks and lane.has(item)) or _serves(lane, self.order.group_of(item)[0])):
+        if lane is not None and ((lane.talks and lane.has(item)) or _serves(lane, self._crew.order.group_of(item)[0])):
             return False
         return compat.is_skipped(item)
 
@@ -83,7 +61,7 @@ class Turns:
         Raises:
             IsolateError: the sandbox could not be made.
         """
-        group, limit = self.order.group_of(item)
+        group, limit = self._crew.order.group_of(item)
         if (lane := self._lane) is not None:
             if lane.talks and lane.has(item):
                 return lane.talks.popleft()
@@ -98,8 +76,7 @@ class Turns:
             if lane.talks:
                 return lane.talks.popleft()
             self._crew.interrupts.hold()
-            if self._crew.open(lane):
-                self._crew.order_ahead(lane, following)
+            if self._crew.open(lane, following):
                 return self._talk(lane, item, following, settings, attempts)
         if settings.mode == "fresh":
             self._crew.interrupts.hold()
@@ -113,8 +90,7 @@ class Turns:
                     failure = self._set_up(item, settings, group, limit)
             self._crew.interrupts.hold()
             made = 0 if attempts is None else attempts.made
-            self._lane = self._crew.start(item, following, settings, gated=False, tries=made, failure=failure)
-            self._crew.order_ahead(self._lane, following)
+            self._lane = self._crew.start(item, following, settings, Entry(tries=made, failure=failure))
         return self._talk(self._lane, item, following, settings, attempts)
 
     def _talk(
@@ -125,7 +101,7 @@ class Turns:
         settings: Settings,
         attempts: Attempts | None,
     ) -> Conversation:
-        return self._crew.talk(lane, item, following, attempts, self._deadline_s(settings), self._ahead.over)
+        return self._crew.talk(lane, item, following, attempts, self._crew.deadline_s(settings), self._ahead.over)
 
     def _set_up(
         self, item: pytest.Item, settings: Settings, group: Any, limit: Any
@@ -137,9 +113,9 @@ class Turns:
         widest = WIDEST[settings.scope] if group is not None else Scope.Function
         member = item
         try:
-            with deadline.at_most(self._deadline_s(settings), "a fixture wider than the test"):
+            with deadline.at_most(self._crew.deadline_s(settings), "a fixture wider than the test"):
                 compat.set_up_collectors(item, limit)
-                for member in self.order.members(item, group):
+                for member in self._crew.order.members(item, group):
                     if member is item or not compat.is_skipped(member):
                         compat.set_up_wide_fixtures(member, widest)
         except (KeyboardInterrupt, pytest.exit.Exception):

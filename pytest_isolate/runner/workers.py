@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -37,6 +38,18 @@ if TYPE_CHECKING:
 _MAX_BODIES = 4
 #: What a child that has said its last word may take to end.
 EXIT_S = 10.0
+#: What a new child does, for ever.
+Serve = Callable[[pytest.Item, "pytest.Item | None", reporter.Link], NoReturn]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """How a child begins. ``gated``: it waits for its turn, and runs the whole protocol itself; ``tries``: how often its first
+    item was run before, in processes that are gone; ``failure``: see Link."""
+
+    gated: bool = False
+    tries: int = 0
+    failure: tuple[pytest.Item, BaseException] | None = None
 
 
 class Reaper:
@@ -108,7 +121,7 @@ def _finished(worker: TestProcess, life: Life, verdict: Verdict) -> IsolateError
 class Workers:
     """All processes of the run. ``serve`` is what a new child does, for ever."""
 
-    def __init__(self, host: Host, serve: Callable[[pytest.Item, pytest.Item | None, reporter.Link], NoReturn]) -> None:
+    def __init__(self, host: Host, serve: Serve) -> None:
         self._host = host
         self._serve = serve
         self._reaper = Reaper()
@@ -124,15 +137,11 @@ class Workers:
         item: pytest.Item,
         following: pytest.Item | None,
         settings: Settings,
+        entry: Entry,
         *,
-        gated: bool,
-        tries: int,
         dump_stacks: bool,
-        failure: tuple[pytest.Item, BaseException] | None = None,
     ) -> TestProcess:
-        """Fork a child for ``item``; ``gated``: it waits for its turn, and runs the whole protocol itself.
-
-        ``tries``: how often the item was run before, in processes that are gone. ``failure``: see Link.
+        """Fork a child for ``item``.
 
         Raises:
             IsolateError: the sandbox could not be made; nothing is left.
@@ -148,12 +157,12 @@ class Workers:
             out_fd=worker.outputs.out_fd,
             err_fd=worker.outputs.err_fd,
             trace_fd=worker.outputs.trace_fd,
-            gated=gated,
-            tries=tries,
+            gated=entry.gated,
+            tries=entry.tries,
             dump_stacks=dump_stacks,
             in_pid_namespace=Namespace.PID in settings.policy.namespaces,
             limits=settings.policy.limits,
-            failure=failure,
+            failure=entry.failure,
         )
         worker.limits = settings.policy.limits
         try:

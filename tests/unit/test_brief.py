@@ -158,7 +158,7 @@ def test_a_plugin_that_joined_only_here_is_asked(
         asked.append(data["nodeid"])
 
     with joined(request, pytest_report_from_serializable=ask):
-        again = frames.read_passed(request.node, heard, told)
+        again = frames.read_passed(heard, told)
     assert vars(again) == vars(report)
     assert asked == [report.nodeid]
 
@@ -188,4 +188,4 @@ _HEAD = ["x", {"()": ["f.py", 1, "t"]}, ["k"]]
 )
 def test_what_is_no_brief_report_is_refused(request: pytest.FixtureRequest, heard: brief.Heard, data: Any) -> None:
     with pytest.raises(wire.WireError, match="a report that pytest does not know|a report of another test"):
-        frames.read_passed(request.node, heard, data)
+        frames.read_passed(heard, data)
