@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 _MOST = 256
+_MOST_RECENT = 16
 
 
 class Remembered(Generic[Value]):
@@ -34,7 +35,7 @@ class Remembered(Generic[Value]):
 
 
 class Recent(Generic[Value]):
-    """The last four answers: of the item that runs, and of those that are looked at while it does."""
+    """The last answers: of the item that runs, and of those that are looked at while it does."""
 
     __slots__ = ("_known",)
 
@@ -47,7 +48,7 @@ class Recent(Generic[Value]):
             if known is asked:
                 return answer
         answer = make()
-        self._known = ((asked, answer), *self._known[:3])
+        self._known = ((asked, answer), *self._known[: _MOST_RECENT - 1])
         return answer
 
     def forget(self, asked: object = None) -> None:

@@ -7,7 +7,6 @@ Refuses: to return: the child leaves by os._exit, so that nothing of the parent'
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 import traceback
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_isolate.runner import compat, reruns
+from pytest_isolate.runner import compat, garbage, reruns
 from pytest_isolate.runner.orders import Inbox
 from pytest_isolate.runner.reporter import (
     ENDED_BY,
@@ -57,7 +56,7 @@ def _told(error: BaseException) -> bytes:
 
 def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
     """Forget what is the parent's."""
-    _age_objects()
+    garbage.age()
     config, link = item.config, reporter.link
     compat.redirect_capture(config, link.out_fd, link.err_fd)
     fault_fd = compat.faulthandler_fd(config)
@@ -77,14 +76,6 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
         reporter.refusal = error
 
 
-def _age_objects() -> None:
-    """Let all there is count as old, and as just looked at: a collection that is due by the parent's count, not the test's,
-    would write to every page of the heap, in one child after the other. gc.collect() still sees everything.
-    """
-    gc.freeze()
-    gc.unfreeze()
-
-
 def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> None:
     orders = Inbox(reporter.link.command_fd)
     run = _run_inside if not reporter.link.gated else _run_whole
@@ -100,6 +91,7 @@ def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
         reporter.send("done", {**ending, "last": False, "held": held})
         command = orders.next(held=held)
         if command is None:
+            reporter.send("done", {"control": None, "last": False, "ends": True})
             ending = _end_group(item, reporter)
             break
         item, nextitem = _named(item.session, command)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import pytest
@@ -107,39 +107,41 @@ class Crew:
     def tell(self, lane: Lane, item: pytest.Item, following: pytest.Item | None) -> bool:
         """Let the living child of a group run ``item``; False when it died while it waited, or was told of another."""
         worker, orders = lane.worker, lane.worker.orders
-        ordered = orders.queued is item
-        if orders.queued is not None and not ordered:
+        ordered = orders.queued.popleft() if orders.queued else None
+        if ordered is not None and ordered is not item:
             return False
-        if orders.held or not ordered:
-            try:
-                orders.go_on()
-                if not ordered:
-                    orders.run(*self._places(item, following))
-            except OSError:
-                return False
-        orders.queued, worker.last = None, item
+        try:
+            orders.go_on()
+            if ordered is None:
+                orders.run(self._places([item], following))
+        except OSError:
+            return False
+        worker.last = item
         self._order_ahead(lane, following)
         return True
 
     def _order_ahead(self, lane: Lane, following: pytest.Item | None) -> None:
-        """Order what comes next now, so that a child whose test passed need not wait until we have told of it.
+        """Order what comes next, so that a child whose test passed need not wait until we have told of it.
 
         Not where somebody would see or count the difference: output that is not captured, a debugger, a cgroup, a
         network policy, a plugin's hook, a strange wrapper around each item; and not where somebody else chooses the next.
         """
-        worker = lane.worker
-        if following is None or any((worker.cgroup, worker.network, worker.life)) or not self.order.is_known:
+        worker, orders = lane.worker, lane.worker.orders
+        if following is None or not (room := orders.room()):
             return
-        if self.strange_wrapper:
+        if any((worker.cgroup, worker.network, worker.life)) or not self.order.is_known or self.strange_wrapper:
             return
-        if following.session.items[self.order.place(following) - 1] is not worker.last:
+        coming, beyond = self.order.coming(orders.queued[-1] if orders.queued else worker.last, worker.group, room)
+        if not coming or not (orders.queued or coming[0] is following):
             return
         with contextlib.suppress(OSError):  # it has died: whoever listens to it hears that
-            worker.orders.run(*self._places(following, self.order.after(following, worker.group)))
-            worker.orders.queued = following
+            orders.run(self._places(coming, beyond))
+            orders.queued += coming
 
-    def _places(self, item: pytest.Item, following: pytest.Item | None) -> tuple[int, int | None]:
-        return self.order.place(item), None if following is None else self.order.place(following)
+    def _places(self, items: list[pytest.Item], beyond: pytest.Item | None) -> Iterator[tuple[int, int | None]]:
+        """Of each item its place, and that of the one after it: ``beyond`` after the last."""
+        places = [self.order.place(item) for item in items]
+        return zip(places, (*places[1:], None if beyond is None else self.order.place(beyond)), strict=True)
 
     # -- one by one, or side by side -------------------------------------------------------------------------------
 
@@ -202,19 +204,22 @@ class Crew:
         return verdict
 
     def _heard_out(self, worker: TestProcess) -> Verdict:
-        """What a child has yet to say that was told to end; first of an item that it ran ahead of a run that was stopped."""
-        if worker.orders.runs_ahead:
-            worker.last = worker.orders.queued or worker.last
-            talk = self._last_words(worker)
-            if talk.verdict.over:
+        """What a child has yet to say that was told to end: of items that it ran ahead nothing is told, of its end all."""
+        ahead = () if worker.orders.held else worker.orders.queued
+        for item in (*ahead, worker.last):  # one of these talks hears no more than that it ends
+            talk = self._last_words(worker, item)
+            if talk.verdict.over or talk.verdict.evidence.get("last", True):
                 return talk.verdict
-        talk = self._last_words(worker)
+            if talk.verdict.evidence.get("ends"):
+                break
+            worker.last = item
+        talk = self._last_words(worker, worker.last)
         talk.telling.begin()
         talk.telling.finish(None, [])
         return talk.verdict
 
-    def _last_words(self, worker: TestProcess) -> Conversation:
-        talk = Conversation(worker.last, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
+    def _last_words(self, worker: TestProcess, item: pytest.Item) -> Conversation:
+        talk = Conversation(item, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
         self.listening.add(talk, lambda _: None)
         self.listening.until(talk)
         return talk

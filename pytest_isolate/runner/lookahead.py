@@ -95,6 +95,15 @@ class Order:
         items, place = item.session.items, self.place(item) + 1
         return items[place] if place < len(items) and self.same_group(items[place], group) else None
 
+    def coming(self, item: pytest.Item, group: Any, most: int) -> tuple[list[pytest.Item], pytest.Item | None]:
+        """The next items of the group, at most so many, and what follows those in it."""
+        found: list[pytest.Item] = []
+        beyond = self.after(item, group)
+        while beyond is not None and len(found) < most:
+            found.append(beyond)
+            beyond = self.after(beyond, group)
+        return found, beyond
+
 
 class Lookahead:
     """Goes through the items behind the one whose turn it is, as far as nothing has to be set up or torn down here."""

@@ -22,7 +22,7 @@ from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import hugepages
 from pytest_isolate.outcome import Cause, ExitStatus, Outcome
 from pytest_isolate.policy import Namespace
-from pytest_isolate.runner import crash, fresh, reporter
+from pytest_isolate.runner import crash, fresh, garbage, reporter
 from pytest_isolate.runner.host import Host, kind_of
 from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.process import TestProcess, Verdict
@@ -127,6 +127,7 @@ class Workers:
         self._reaper = Reaper()
         self._live: list[TestProcess] = []
         self._heap = hugepages.Heap()
+        self._has_forked = False
 
     def expect(self, forks: int) -> None:
         """Said before a start: so many will follow. What of the heap is not in huge pages may then be copied into them."""
@@ -147,6 +148,9 @@ class Workers:
             IsolateError: the sandbox could not be made; nothing is left.
         """
         self._reaper.collect(keep=_MAX_BODIES)
+        if not self._has_forked:
+            garbage.age()
+            self._has_forked = True
         report_fd, channel_fd = os.pipe()
         command_fd, orders_fd = os.pipe()
         worker = TestProcess(report_fd, Orders(orders_fd), crash.Outputs.make(), wire.Reader(report_fd), item)

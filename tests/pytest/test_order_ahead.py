@@ -96,3 +96,48 @@ def test_a_run_that_stops_lets_what_was_begun_ahead_finish_and_tells_nothing_of_
     result.stdout.no_fnmatch_line("*test_2*")
     assert words(diary(pytester))[-3:] == ["2", "end of_2", "end of_module"]
     assert "3" not in words(diary(pytester))
+
+
+def test_a_run_that_stops_tells_nothing_of_the_last_of_a_group_that_was_run_ahead(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    with_slow_parent(pytester, "pass", "note('2')", patience_s=20, then="SESSION[0].shouldstop = 'enough'")
+    conftest, module = pytester.path / "conftest.py", pytester.path / "test_it.py"
+    conftest.write_text(
+        conftest.read_text() + "\nSESSION = []\ndef pytest_sessionstart(session): SESSION.append(session)\n"
+    )
+    module.write_text(module.read_text().partition("def test_3")[0])
+    result = isolated(MODULE, "-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*test_2*")
+    result.stdout.no_fnmatch_line("*orted*")
+    assert {"2", "end of_2", "end of_module"} <= set(words(diary(pytester)))
+
+
+def test_many_are_ordered_ahead_and_each_is_told_at_its_turn(pytester: pytest.Pytester, isolated: Run) -> None:
+    """More than fit into the queue, a failure and a crash among them."""
+    pytester.makeconftest(
+        """
+        import pytest, time
+        def pytest_runtest_logreport(report):
+            if report.when == "teardown":
+                time.sleep(0.005)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os, pytest
+        @pytest.mark.parametrize("number", range(40))
+        def test(number):
+            assert number not in (9, 10, 23)
+            if number == 17:
+                os.abort()
+        """
+    )
+    result = isolated(MODULE, "-v")
+    result.assert_outcomes(passed=36, failed=4)
+    told = [
+        line.split("[")[1].split("]")[0] for line in result.outlines if line.startswith("test_many") and "::" in line
+    ]
+    assert told == [str(number) for number in range(40)]
+    result.stdout.fnmatch_lines(["*SIGABRT*"])
