@@ -124,15 +124,17 @@ class Ahead:
         """An item is done: bury its process or let it run the next of its group, and let others begin."""
         self._crew.interrupts.hold()
         try:
-            if talk.verdict.over or talk.following is None:
+            if talk.verdict.over:
                 self._crew.bury(lane, talk.verdict)
             elif lane.dropped:
                 self._crew.bury(lane, Verdict(died=True))
+            elif talk.following is None:
+                pass  # it knows of another, which a hook has taken out since: it is told to end at the next turn
             elif talk is not self.turn and self._kept_items() < MAX_KEPT_ITEMS:
                 if self._crew.tell(lane, talk.following, self._order.after(talk.following, lane.worker.group)):
                     self._run(lane, talk.following)
-                else:  # it died: the rest of the group begins at its turn
-                    self._crew.bury(lane, Verdict(died=True))
+                else:  # it died, or a hook has changed the items: the rest of the group begins at its turn
+                    self._crew.end_group(lane)
             self.fill()
         finally:
             self._crew.interrupts.release()

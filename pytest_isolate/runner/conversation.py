@@ -51,8 +51,9 @@ class Conversation:
         following: pytest.Item | None = None,
         idle: Callable[[float], None] = time.sleep,
         start_s: float = 0.0,
+        may_end: bool = False,
     ) -> None:
-        """``following``: what the process runs next; ``idle``: see Telling.
+        """``following``: what the process runs next; ``idle``: see Telling; ``may_end``: it was told to run nothing more.
 
         ``start_s``: what a new interpreter has, besides, until it says that the test begins; its time counts from then on.
         """
@@ -64,6 +65,7 @@ class Conversation:
         self._phase_start = time.time()
         self._deadline = None if timeout_s is None else self._began + timeout_s + start_s
         self._start_s = start_s
+        self._may_end = may_end
         self._timeout_s = timeout_s
         self._policy_timeout_s = policy_timeout_s
         self._grace_s = grace_s
@@ -219,6 +221,8 @@ class Conversation:
                 done, self.verdict.leftovers = frames.read_done(data), frames.read_leftovers(data)
                 if self._in_midst and done["control"] is None:
                     raise wire.WireError("an end before the report of its teardown")
+                if done.get("ends") and not self._may_end:
+                    raise wire.WireError("an end that nobody asked for")
                 self._done = done
             case _:
                 raise wire.WireError(f"a frame of kind {kind[:20]!r}")
@@ -271,8 +275,9 @@ class Conversation:
         """The item's last word came."""
         self.verdict.evidence = done
         self.verdict.control = done["control"]
+        self.verdict.last = bool(done.get("last", True))
         self.worker.orders.held = bool(done.get("held"))
-        if not done.get("last", True):
+        if not self.verdict.last:
             self._settle_counts()
         self.telling.say(self.telling.stop, done)
         self._ended = time.monotonic()

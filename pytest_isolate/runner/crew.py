@@ -75,7 +75,9 @@ class Crew:
         if settings.scope == "function":
             self._workers.expect((len(item.session.items) - self.order.place(item)) // self._shared_with)
         dump_stacks = self.deadline_s(settings) is not None
+        self.order.look(item.session.items)
         worker = self._workers.start(item, following, settings, entry, dump_stacks=dump_stacks)
+        worker.places = self.order.places
         worker.group = self.order.group_of(item)[0]
         lane = Lane(worker, settings, item, following, gated=entry.gated)
         if not entry.gated:
@@ -105,15 +107,20 @@ class Crew:
         return True
 
     def tell(self, lane: Lane, item: pytest.Item, following: pytest.Item | None) -> bool:
-        """Let the living child of a group run ``item``; False when it died while it waited, or was told of another."""
+        """Let the living child of a group run ``item``.
+
+        False when it died while it waited, was told of another, or does not know the item: it is to be ended then.
+        """
         worker, orders = lane.worker, lane.worker.orders
-        ordered = orders.queued.popleft() if orders.queued else None
-        if ordered is not None and ordered is not item:
+        ordered = orders.queued[0] if orders.queued else None
+        if ordered is not item and (ordered is not None or id(item) not in worker.places):
             return False
         try:
             orders.go_on()
             if ordered is None:
-                orders.run(self._places([item], following))
+                orders.run(_places(worker, [item], following))
+            else:
+                orders.queued.popleft()
         except OSError:
             return False
         worker.last = item
@@ -131,17 +138,13 @@ class Crew:
             return
         if any((worker.cgroup, worker.network, worker.life)) or not self.order.is_known or self.strange_wrapper:
             return
-        coming, beyond = self.order.coming(orders.queued[-1] if orders.queued else worker.last, worker.group, room)
-        if not coming or not (orders.queued or coming[0] is following):
+        last = orders.queued[-1] if orders.queued else worker.last
+        coming, beyond = self.order.coming(last, worker.group, room)
+        if not coming or (orders.queued or coming)[0] is not following or worker.places is not self.order.places:
             return
         with contextlib.suppress(OSError):  # it has died: whoever listens to it hears that
-            orders.run(self._places(coming, beyond))
+            orders.run(_places(worker, coming, beyond))
             orders.queued += coming
-
-    def _places(self, items: list[pytest.Item], beyond: pytest.Item | None) -> Iterator[tuple[int, int | None]]:
-        """Of each item its place, and that of the one after it: ``beyond`` after the last."""
-        places = [self.order.place(item) for item in items]
-        return zip(places, (*places[1:], None if beyond is None else self.order.place(beyond)), strict=True)
 
     # -- one by one, or side by side -------------------------------------------------------------------------------
 
@@ -199,27 +202,28 @@ class Crew:
         verdict = Verdict(died=True)
         with contextlib.suppress(OSError):
             lane.worker.orders.end()
-            verdict = self._heard_out(lane.worker)
+            verdict = self._heard_out(lane.worker, tells=not lane.dropped)
         self.bury(lane, verdict)
         return verdict
 
-    def _heard_out(self, worker: TestProcess) -> Verdict:
-        """What a child has yet to say that was told to end: of items that it ran ahead nothing is told, of its end all."""
+    def _heard_out(self, worker: TestProcess, *, tells: bool) -> Verdict:
+        """What a child has yet to say that was told to end: nothing of items that it ran ahead; its end, if it ``tells``."""
         ahead = () if worker.orders.held else worker.orders.queued
         for item in (*ahead, worker.last):  # one of these talks hears no more than that it ends
             talk = self._last_words(worker, item)
-            if talk.verdict.over or talk.verdict.evidence.get("last", True):
+            if talk.verdict.over:
                 return talk.verdict
             if talk.verdict.evidence.get("ends"):
                 break
             worker.last = item
         talk = self._last_words(worker, worker.last)
-        talk.telling.begin()
-        talk.telling.finish(None, [])
+        if tells:
+            talk.telling.begin()
+            talk.telling.finish(None, [])
         return talk.verdict
 
     def _last_words(self, worker: TestProcess, item: pytest.Item) -> Conversation:
-        talk = Conversation(item, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S)
+        talk = Conversation(item, worker, timeout_s=EXIT_S, grace_s=1.0, slow_s=EXIT_S, may_end=True)
         self.listening.add(talk, lambda _: None)
         self.listening.until(talk)
         return talk
@@ -232,15 +236,18 @@ class Crew:
         self._workers.bury(lane.worker, verdict)
 
     def drop(self, lanes: list[Lane]) -> None:
-        """End what runs in vain and tell nothing of it; running tests may tear their fixtures down, for a while."""
+        """End what runs in vain and tell nothing of it; what has begun may tear its fixtures down, for a while."""
         for lane in lanes:
             lane.dropped = True
-            if lane.alive and (not lane.talks or lane.talks[-1].over):
+            if lane.alive and not lane.talks:
                 self.bury(lane, Verdict(died=True))
         for talk in (talk for lane in lanes for talk in lane.talks):
             talk.telling.mute()
-        running = [lane.talks[-1] for lane in lanes if lane.alive]
+        running = [lane.talks[-1] for lane in lanes if lane.alive and not lane.talks[-1].over]
         try:
+            for lane in lanes:
+                if lane.alive and lane.talks[-1].over:  # between two of its items
+                    self.end_group(lane)
             for talk in running:
                 if not talk.verdict.interrupted:
                     talk.interrupt()
@@ -252,3 +259,11 @@ class Crew:
             for talk in running:
                 self.listening.until(talk)
             raise
+
+
+def _places(
+    worker: TestProcess, items: list[pytest.Item], beyond: pytest.Item | None
+) -> Iterator[tuple[int, int | None]]:
+    """Of each item its place in the worker, and that of the one after it: ``beyond`` after the last."""
+    places = [worker.places[id(item)] for item in items]
+    return zip(places, (*places[1:], worker.places.get(id(beyond))), strict=True)

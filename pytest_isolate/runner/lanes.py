@@ -72,7 +72,7 @@ class Listening:
 
     def until(self, talk: Conversation) -> None:
         """Listen to all until ``talk``, whose turn it is, is over."""
-        self._head = talk
+        before, self._head = self._head, talk
         if (since := self._paused.pop(talk, None)) is not None:
             talk.hold_time(time.monotonic() - since)
             self._poller.register(talk.worker.report_fd, select.POLLIN)
@@ -81,7 +81,7 @@ class Listening:
             while not talk.over:
                 self._step(None)
         finally:
-            self._head = None
+            self._head = before
 
     def idle(self, seconds: float) -> None:
         """Do nothing for so long, but listen."""
@@ -108,8 +108,8 @@ class Listening:
         self._settle()
 
     def _settle(self) -> None:
-        """Say what is over. Whoever is told may add the next."""
-        for talk in [talk for talk in self._ended if talk.over]:
+        """Say what is over. Whoever is told may add the next, which may be over, too, or end what others do."""
+        while (talk := next((talk for talk in self._ended if talk.over), None)) is not None:
             ended = self._ended.pop(talk)
             self._paused.pop(talk, None)
             for fd in (talk.worker.report_fd, talk.worker.process.pidfd):

@@ -30,12 +30,16 @@ def runs_isolated(settings: Settings) -> bool:
 
 
 class Order:
-    """The items as they will run, and which of them follow one another in one child."""
+    """The items as they will run, and which of them follow one another in one child.
+
+    ``places`` in session.items, which a forked child shares, by id: another value when a change of that list was found.
+    """
 
     def __init__(self, config: pytest.Config, resolver: Resolver) -> None:
         self._config = config
         self._resolver = resolver
-        self._index: dict[int, int] = {}
+        self._items: list[pytest.Item] = []
+        self.places: dict[int, int] = {}
         self._last_group: tuple[Any, range] = (None, range(0))
         self._groups = Recent[tuple[Any, Any]]()
 
@@ -64,11 +68,21 @@ class Order:
             return None, None
         return (id(node), compat.wide_parameters(item, WIDEST[settings.scope]), id(settings)), node
 
+    def look(self, items: list[pytest.Item]) -> None:
+        """Find ``places`` anew where a hook has changed the session's items."""
+        if self._items != items:
+            self._items = items.copy()
+            self.places = {id(item): place for place, item in enumerate(items)}
+            self._last_group = (None, range(0))
+
     def place(self, item: pytest.Item) -> int:
-        """The item's place in session.items, which a forked child shares."""
-        if id(item) not in self._index:
-            self._index = {id(other): place for place, other in enumerate(item.session.items)}
-        return self._index[id(item)]
+        """The item's place in session.items; their number for one that is not among them any more."""
+        items = item.session.items
+        place = self.places.get(id(item), len(items))
+        if place >= len(items) or items[place] is not item:
+            self.look(items)
+            place = self.places.get(id(item), len(items))
+        return place
 
     def same_group(self, item: pytest.Item, group: Any) -> bool:
         return group is not None and self.group_of(item)[0] == group

@@ -19,7 +19,7 @@ from pytest_isolate import wire
 
 #: So many items are ordered in advance, and again so many when half of them have had their turn: a write wakes the child, and
 #: a child that finds no order sleeps.
-MOST_QUEUED = 8
+MOST_QUEUED = 4
 
 
 class Orders:

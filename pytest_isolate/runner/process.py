@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ COSTS = ("user_s", "system_s", "max_rss_bytes")
 class TestProcess:
     """A test's process as its parent holds it. Owner of the descriptors and output files.
 
-    Reports arrive on ``report_fd``. ``view`` is what its paths mean, None where they mean what they mean here.
+    Reports arrive on ``report_fd``. ``places`` are those of the items it shares, by id, as they were when it was forked.
+    ``view`` is what its paths mean, None where they mean what they mean here.
     """
 
     __test__ = False
@@ -48,6 +50,7 @@ class TestProcess:
     process: Process = field(init=False)
     last: pytest.Item = field(init=False)
     group: Any = None
+    places: Mapping[int, int] = field(default_factory=dict)
     cgroup: Cgroup | None = None
     limits: Limits = NO_LIMITS
     network: SandboxNetwork | None = None
@@ -75,6 +78,7 @@ class Verdict:
 
     control: dict[str, Any] | None = None
     died: bool = False
+    last: bool = False
     leftovers: list[Leftover] = field(default_factory=list)
     evidence: dict[str, Any] = field(default_factory=dict)
     counted: CgroupUsage | None = None
@@ -86,4 +90,4 @@ class Verdict:
     @property
     def over(self) -> bool:
         """True when its process takes no further item."""
-        return self.died or self.control is not None
+        return self.died or self.last or self.control is not None

@@ -105,7 +105,14 @@ class Isolation(reporter.Listener):
         finally:
             compat.forget_item(item)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        if item.session.shouldstop or item.session.shouldfail:  # a reporter's wish: nothing is to run ahead meanwhile
+            self._turns.stop()
         return True
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self) -> None:
+        if self.reporter is None:
+            self._turns.stop()
 
     def pytest_sessionfinish(self) -> None:
         if self.reporter is None:

@@ -69,7 +69,6 @@ class Turns:
                 self._crew.interrupts.hold()
                 if self._crew.tell(lane, item, following):
                     return self._talk(lane, item, following, settings, attempts)
-                self._crew.bury(lane, Verdict(died=True))
         self.retire()
         if (lane := self._ahead.taken(item, attempts)) is not None:
             self._lane = lane
@@ -168,4 +167,5 @@ class Turns:
 
 
 def _serves(lane: Lane, group: Any) -> bool:
-    return lane.alive and group is not None and lane.worker.group == group
+    """True when it may be told of an item: it is the group's, and has not run ahead to another one."""
+    return lane.alive and group is not None and lane.worker.group == group and not lane.talks
