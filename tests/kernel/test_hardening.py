@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +131,21 @@ WRITE = "import os\ntry: os.close(os.open({path!r}, os.O_CREAT | os.O_WRONLY)); 
 
 
 @everyone
-def test_landlock_refuses_to_write_outside_of_the_writable_paths(who: str, tmp_path: Path) -> None:
+def test_landlock_refuses_to_write_outside_of_the_writable_paths(who: str) -> None:
     needs_landlock(3)
-    for folder in (tmp_path, tmp_path / "open", tmp_path / "shut"):
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o777)
-    for parent in tmp_path.parents[:-2]:
-        parent.chmod(parent.stat().st_mode | 0o005)
-    allowed, refused = WRITE.format(path=str(tmp_path / "open/a")), WRITE.format(path=str(tmp_path / "shut/a"))
+    # Not tmp_path: any other run of pytest shuts its parents to other users.
+    with tempfile.TemporaryDirectory(prefix="isolate-landlock-", dir="/tmp") as name:
+        place = Path(name)
+        for folder in (place, place / "open", place / "shut"):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o777)
+        _refuses_outside(place / "open", place / "shut", who)
+
+
+def _refuses_outside(inside: Path, outside: Path, who: str) -> None:
+    allowed, refused = WRITE.format(path=str(inside / "a")), WRITE.format(path=str(outside / "a"))
     assert (said(allowed, who), said(refused, who)) == (0, 0)
-    locked = Landlock(write=(str(tmp_path / "open"),))
+    locked = Landlock(write=(str(inside),))
     assert (said(allowed, who, landlock=locked), said(refused, who, landlock=locked)) == (0, errno.EACCES)
 
 
