@@ -18,7 +18,6 @@ from pytest_isolate.runner.crew import Crew
 from pytest_isolate.runner.host import Host
 from pytest_isolate.runner.lanes import MAX_KEPT_ITEMS, Lane
 from pytest_isolate.runner.lookahead import WIDEST, Lookahead, debugs
-from pytest_isolate.runner.process import Verdict
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.settings import Resolver
 from pytest_isolate.runner.workers import Entry
@@ -57,7 +56,10 @@ class Ahead:
     def taken(self, item: pytest.Item, attempts: Attempts | None) -> Lane | None:
         """The item's lane, if it has one; lanes of items whose turn will not come any more are dropped."""
         place = self._order.place(item) if self._lanes else 0
-        passed = [lane for lane in self._lanes if self._order.place(lane.item) < place]
+        gone = len(item.session.items)
+        passed = [
+            lane for lane in self._lanes if self._order.place(lane.item) < place or self._order.place(lane.item) == gone
+        ]
         if passed:
             self._drop(passed)
         if attempts is not None and self._jobs == 1:  # a crash was counted here: who was forked before has not seen it
@@ -126,15 +128,13 @@ class Ahead:
         try:
             if talk.verdict.over:
                 self._crew.bury(lane, talk.verdict)
-            elif lane.dropped:
-                self._crew.bury(lane, Verdict(died=True))
-            elif talk.following is None:
-                pass  # it knows of another, which a hook has taken out since: it is told to end at the next turn
+            elif lane.dropped or talk.following is None:
+                pass  # it knows of another, whose turn will not come: whoever drops it, or the next turn, tells it to end
             elif talk is not self.turn and self._kept_items() < MAX_KEPT_ITEMS:
                 if self._crew.tell(lane, talk.following, self._order.after(talk.following, lane.worker.group)):
                     self._run(lane, talk.following)
                 else:  # it died, or a hook has changed the items: the rest of the group begins at its turn
-                    self._crew.end_group(lane)
+                    self._crew.abandon(lane)
             self.fill()
         finally:
             self._crew.interrupts.release()

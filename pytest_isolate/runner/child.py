@@ -89,7 +89,10 @@ def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
             break
         held = bool(reporter.failed or ending["shouldstop"] or ending["shouldfail"])
         reporter.send("done", {**ending, "last": False, "held": held})
-        command = orders.next(held=held)
+        try:
+            command = orders.next(held=held)
+        except KeyboardInterrupt:  # between two items: nothing more is to be run
+            command = None
         if command is None:
             reporter.send("done", {"control": None, "last": False, "ends": True})
             ending = _end_group(item, reporter)

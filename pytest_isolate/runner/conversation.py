@@ -221,7 +221,7 @@ class Conversation:
                 done, self.verdict.leftovers = frames.read_done(data), frames.read_leftovers(data)
                 if self._in_midst and done["control"] is None:
                     raise wire.WireError("an end before the report of its teardown")
-                if done.get("ends") and not self._may_end:
+                if done.get("ends") and not (self._may_end or self.verdict.interrupted):
                     raise wire.WireError("an end that nobody asked for")
                 self._done = done
             case _:

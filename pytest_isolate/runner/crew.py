@@ -206,6 +206,11 @@ class Crew:
         self.bury(lane, verdict)
         return verdict
 
+    def abandon(self, lane: Lane) -> None:
+        """End the child of a group that others go on with: it died, or a hook has changed what comes. Nothing of it is told."""
+        lane.dropped = True
+        self.end_group(lane)
+
     def _heard_out(self, worker: TestProcess, *, tells: bool) -> Verdict:
         """What a child has yet to say that was told to end: nothing of items that it ran ahead; its end, if it ``tells``."""
         ahead = () if worker.orders.held else worker.orders.queued
@@ -245,14 +250,14 @@ class Crew:
             talk.telling.mute()
         running = [lane.talks[-1] for lane in lanes if lane.alive and not lane.talks[-1].over]
         try:
-            for lane in lanes:
-                if lane.alive and lane.talks[-1].over:  # between two of its items
-                    self.end_group(lane)
             for talk in running:
                 if not talk.verdict.interrupted:
                     talk.interrupt()
             for talk in running:
                 self.listening.until(talk)
+            for lane in lanes:
+                if lane.alive:  # between two of its items
+                    self.end_group(lane)
         except KeyboardInterrupt:
             for talk in running:
                 talk.worker.kill()

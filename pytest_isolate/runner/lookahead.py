@@ -89,8 +89,10 @@ class Order:
 
     def rest(self, item: pytest.Item, group: Any) -> range:
         """The places of ``item`` and, in a group, of those that follow it in the same child."""
-        place, items = self.place(item), item.session.items
-        if group is None:
+        items = item.session.items
+        self.look(items)
+        place = self.place(item)
+        if group is None or place == len(items):
             return range(place, place + 1)
         known, places = self._last_group
         if known != group or place not in places:
@@ -102,7 +104,8 @@ class Order:
 
     def members(self, item: pytest.Item, group: Any) -> list[pytest.Item]:
         """``item`` and, in a group, those that follow it in the same child."""
-        return [item.session.items[place] for place in self.rest(item, group)]
+        items = item.session.items
+        return [items[place] for place in self.rest(item, group) if place < len(items)] or [item]
 
     def after(self, item: pytest.Item, group: Any) -> pytest.Item | None:
         """The next item of the group."""

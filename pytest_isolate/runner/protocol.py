@@ -109,7 +109,7 @@ class Isolation(reporter.Listener):
             self._turns.stop()
         return True
 
-    @pytest.hookimpl(tryfirst=True)
+    @pytest.hookimpl(trylast=True)
     def pytest_keyboard_interrupt(self) -> None:
         if self.reporter is None:
             self._turns.stop()

@@ -69,6 +69,7 @@ class Turns:
                 self._crew.interrupts.hold()
                 if self._crew.tell(lane, item, following):
                     return self._talk(lane, item, following, settings, attempts)
+                self._crew.abandon(lane)
         self.retire()
         if (lane := self._ahead.taken(item, attempts)) is not None:
             self._lane = lane

@@ -26,6 +26,11 @@ _CONFTEST = """
 
     mod = wide("mod", "module")
 
+    @pytest.fixture(scope="module")
+    def fails():
+        yield
+        raise RuntimeError("in a tear-down")
+
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(report):
         items = SESSION[0].items
@@ -44,9 +49,9 @@ _MODULE = """
     from diarist import note
 
     @pytest.mark.parametrize("number", range(12))
-    def test(number, mod):
+    def test(number, mod{more}):
         time.sleep(0.01)
-        note(f"{__name__} {number}")
+        note(__name__ + f" {{number}}")
         assert number != 8 or __name__ != "test_b"
 """
 
@@ -61,8 +66,9 @@ def told_by(run: Run, pytester: pytest.Pytester, *args: str) -> tuple[list[str],
     return found
 
 
-def suite(pytester: pytest.Pytester, *, change: str = "pass", stop: str = "pass") -> None:
-    pytester.makepyfile(diarist=_DIARY, test_a=_MODULE, test_b=_MODULE)
+def suite(pytester: pytest.Pytester, *, change: str = "pass", stop: str = "pass", more: str = "") -> None:
+    module = _MODULE.format(more=more)
+    pytester.makepyfile(diarist=_DIARY, test_a=module, test_b=module)
     pytester.makeconftest(_CONFTEST.format(change=change, stop=stop))
 
 
@@ -88,6 +94,36 @@ def test_items_that_a_hook_changes_are_told_of_as_plainly(
     found, found_status, notes = told_by(isolated, pytester, MODULE, f"--isolate-jobs={jobs}")
     assert (found, found_status) == (expected, status)
     assert notes.count("make mod") == notes.count("end mod"), notes
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_the_teardown_of_a_process_that_is_given_up_is_not_told(
+    pytester: pytest.Pytester, plain: Run, isolated: Run, jobs: str
+) -> None:
+    suite(pytester, change="items[6], items[7] = items[7], items[6]", more=", fails")
+    expected, status, _ = told_by(plain, pytester)
+    found, found_status, _ = told_by(isolated, pytester, MODULE, f"--isolate-jobs={jobs}")
+    assert (found, found_status) == (expected, status)
+
+
+@pytest.mark.parametrize("scope", ["module", "function"])
+@pytest.mark.parametrize("change", ["session.items.clear()", "del session.items[::2]"])
+def test_a_loop_of_its_own_may_empty_the_list(
+    pytester: pytest.Pytester, plain: Run, isolated: Run, change: str, scope: str
+) -> None:
+    suite(pytester)
+    conftest = pytester.path / "conftest.py"
+    loop = f"""
+def pytest_runtestloop(session):
+    items = list(session.items)
+    {change}
+    for item, following in zip(items, [*items[1:], None]):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+    return True
+"""
+    conftest.write_text(conftest.read_text() + loop)
+    expected, status, _ = told_by(plain, pytester)
+    assert told_by(isolated, pytester, f"--isolate-scope={scope}")[:2] == (expected, status)
 
 
 @pytest.mark.parametrize("stop", ["SESSION[0].shouldstop = 'enough'", "SESSION[0].shouldfail = 'enough'"])
@@ -121,8 +157,9 @@ def test_a_stop_with_two_lanes_is_told_as_plainly(
     suite(pytester, stop=stop)
     expected, status, _ = told_by(plain, pytester, *args)
     for _ in range(3):
-        found, found_status, _ = told_by(isolated, pytester, MODULE, "--isolate-jobs=2", *args)
+        found, found_status, notes = told_by(isolated, pytester, MODULE, "--isolate-jobs=2", *args)
         assert (found, found_status) == (expected, status)
+        assert notes.count("make mod") == notes.count("end mod"), notes
 
 
 def test_an_end_that_nobody_asked_for_is_the_tests_fault(pytester: pytest.Pytester, isolated: Run) -> None:
