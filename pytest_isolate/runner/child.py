@@ -78,29 +78,34 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
 
 def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> None:
     orders = Inbox(reporter.link.command_fd)
-    run = _run_inside if not reporter.link.gated else _run_whole
     if reporter.link.gated and not orders.await_gate():
         return
+    ending = None
+    with contextlib.suppress(KeyboardInterrupt):  # between two items: nothing more is to be run
+        ending = _run_all(item, nextitem, orders, reporter, ours)
+    if ending is None:
+        reporter.send("done", {"control": None, "last": False, "ends": True})
+        ending = _end_group(reporter.item or item, reporter)
+    _leave_tidily(reporter)
+    reporter.send("done", {**ending, "last": True, **evidence(reporter.link)})
+
+
+def _run_all(
+    item: pytest.Item, nextitem: pytest.Item | None, orders: Inbox, reporter: Reporter, ours: object
+) -> dict[str, Any] | None:
+    """Run ``item`` and all that is ordered; how the last one ended, None when more was expected than was ordered."""
+    run = _run_inside if not reporter.link.gated else _run_whole
     while True:
         reporter.begins(item)
         ending = _run_one(item, nextitem, run, ours)
-        last = nextitem is None or ending["control"] is not None
-        if last:
-            break
+        if nextitem is None or ending["control"] is not None:
+            return ending
         held = bool(reporter.failed or ending["shouldstop"] or ending["shouldfail"])
         reporter.send("done", {**ending, "last": False, "held": held})
-        try:
-            command = orders.next(held=held)
-        except KeyboardInterrupt:  # between two items: nothing more is to be run
-            command = None
-        if command is None:
-            reporter.send("done", {"control": None, "last": False, "ends": True})
-            ending = _end_group(item, reporter)
-            break
+        if (command := orders.next(held=held)) is None:
+            return None
         item, nextitem = _named(item.session, command)
         run = _run_whole
-    _leave_tidily(reporter)
-    reporter.send("done", {**ending, "last": True, **evidence(reporter.link)})
 
 
 def _named(session: pytest.Session, command: dict[str, Any]) -> tuple[pytest.Item, pytest.Item | None]:
