@@ -56,10 +56,8 @@ class Ahead:
     def taken(self, item: pytest.Item, attempts: Attempts | None) -> Lane | None:
         """The item's lane, if it has one; lanes of items whose turn will not come any more are dropped."""
         place = self._order.place(item) if self._lanes else 0
-        gone = len(item.session.items)
-        passed = [
-            lane for lane in self._lanes if self._order.place(lane.item) < place or self._order.place(lane.item) == gone
-        ]
+        items = item.session.items
+        passed = [lane for lane in self._lanes if not place <= self._order.place(lane.item) < len(items)]
         if passed:
             self._drop(passed)
         if attempts is not None and self._jobs == 1:  # a crash was counted here: who was forked before has not seen it

@@ -104,8 +104,8 @@ class Order:
 
     def members(self, item: pytest.Item, group: Any) -> list[pytest.Item]:
         """``item`` and, in a group, those that follow it in the same child."""
-        items = item.session.items
-        return [items[place] for place in self.rest(item, group) if place < len(items)] or [item]
+        places = self.rest(item, group)
+        return [item, *item.session.items[places.start + 1 : places.stop]]
 
     def after(self, item: pytest.Item, group: Any) -> pytest.Item | None:
         """The next item of the group."""

@@ -159,7 +159,7 @@ class Turns:
         lane, self._lane = self._lane, None
         if lane is None or not lane.alive:
             return
-        if lane.talks and not lane.talks[-1].over:  # it ran ahead of a run that was stopped
+        if lane.talks:  # it ran ahead of a run that was stopped, or of items that a hook has changed
             self._crew.drop([lane])
             return
         verdict = self._crew.end_group(lane)

@@ -14,6 +14,10 @@ _SLOW_PARENT = """
     import time
     from diarist import *
 
+    SESSION = []
+    def pytest_sessionstart(session):
+        SESSION.append(session)
+
     def begun():
         return DIARY.exists() and "make of_2" in DIARY.read_text()
 
@@ -28,6 +32,9 @@ _SLOW_PARENT = """
     of_module = wide("of_module", "module")
     of_2 = wide("of_2", "function")
 """
+
+
+_STOP = "SESSION[0].shouldstop = 'enough'"
 
 
 def with_slow_parent(pytester: pytest.Pytester, test_1: str, test_2: str, patience_s: float, then: str = "") -> None:
@@ -85,12 +92,7 @@ def test_a_crash_of_a_test_that_was_begun_ahead_is_its_own(pytester: pytest.Pyte
 def test_a_run_that_stops_lets_what_was_begun_ahead_finish_and_tells_nothing_of_it(
     pytester: pytest.Pytester, isolated: Run
 ) -> None:
-    stop = "SESSION[0].shouldstop = 'enough'"
-    with_slow_parent(pytester, "pass", "time.sleep(0.3); note('2')", patience_s=20, then=stop)
-    conftest = pytester.path / "conftest.py"
-    conftest.write_text(
-        conftest.read_text() + "\nSESSION = []\ndef pytest_sessionstart(session): SESSION.append(session)\n"
-    )
+    with_slow_parent(pytester, "pass", "time.sleep(0.3); note('2')", patience_s=20, then=_STOP)
     result = isolated(MODULE, "-v")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*test_2*")
@@ -101,11 +103,8 @@ def test_a_run_that_stops_lets_what_was_begun_ahead_finish_and_tells_nothing_of_
 def test_a_run_that_stops_tells_nothing_of_the_last_of_a_group_that_was_run_ahead(
     pytester: pytest.Pytester, isolated: Run
 ) -> None:
-    with_slow_parent(pytester, "pass", "note('2')", patience_s=20, then="SESSION[0].shouldstop = 'enough'")
-    conftest, module = pytester.path / "conftest.py", pytester.path / "test_it.py"
-    conftest.write_text(
-        conftest.read_text() + "\nSESSION = []\ndef pytest_sessionstart(session): SESSION.append(session)\n"
-    )
+    with_slow_parent(pytester, "pass", "note('2')", patience_s=20, then=_STOP)
+    module = pytester.path / "test_it.py"
     module.write_text(module.read_text().partition("def test_3")[0])
     result = isolated(MODULE, "-v")
     result.assert_outcomes(passed=1)

@@ -97,10 +97,11 @@ def test_items_that_a_hook_changes_are_told_of_as_plainly(
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("place", [6, 18])
 def test_the_teardown_of_a_process_that_is_given_up_is_not_told(
-    pytester: pytest.Pytester, plain: Run, isolated: Run, jobs: str
+    pytester: pytest.Pytester, plain: Run, isolated: Run, place: int, jobs: str
 ) -> None:
-    suite(pytester, change="items[6], items[7] = items[7], items[6]", more=", fails")
+    suite(pytester, change=f"items[{place}], items[{place + 1}] = items[{place + 1}], items[{place}]", more=", fails")
     expected, status, _ = told_by(plain, pytester)
     found, found_status, _ = told_by(isolated, pytester, MODULE, f"--isolate-jobs={jobs}")
     assert (found, found_status) == (expected, status)
