@@ -32,6 +32,7 @@ from pytest_isolate.running import Running
 from pytest_isolate.sandbox import Sandbox
 
 PLAN = Plan()
+NAME = "gw0-test_module.py::test_function"
 #: What the first runs of a process cost more (caches, lazy imports) is no part of a growth.
 WARM_UP = 200
 LIMITS: dict[str, dict[str, int | float]] = {
@@ -65,7 +66,7 @@ def sandboxed(manager: CgroupManager, limits: Limits, *, later: bool, marks: lis
     """One sandbox's whole life, in the order a runner goes through it."""
     mark = marks.append if marks is not None else _ignore
     mark(time.perf_counter_ns())
-    cgroup = manager.create("gw0-test_module.py::test_function", limits)
+    cgroup = manager.create(NAME, limits)
     mark(time.perf_counter_ns())
     child = start(cgroup)
     cgroup.started()
@@ -113,7 +114,7 @@ def show(name: str, costs: list[tuple[float, float]], base: list[tuple[float, fl
     cells: list[float] = []
     for mine, other in zip(zip(*costs, strict=True), zip(*base, strict=True), strict=True):
         cells += [statistics.median(mine) - statistics.median(other), p99(mine) - p99(other)]
-    print(f"  {name:30} {cells[0]:8.0f} {cells[1]:9.0f} {cells[2]:8.0f} {cells[3]:9.0f}")
+    print(f"  {name:32} {cells[0]:8.0f} {cells[1]:9.0f} {cells[2]:8.0f} {cells[3]:9.0f}")
 
 
 def p99(values: Sequence[float]) -> float:
@@ -152,16 +153,17 @@ def added(mode: str, rounds: int, gap_s: float) -> None:
             with_it.append(timed(sandboxed, manager, limits, later=False, marks=marks))
             phases.append([(b - a) / 1000 for a, b in itertools.pairwise(marks)])
             time.sleep(gap_s)
+            manager.make_ready(NAME, limits)  # this, and tidy(), sandbox.run does while the program before runs
             lagging.append(timed(sandboxed, manager, limits, later=True))
-            manager.tidy()  # what a runner does while the next child runs
+            manager.tidy()
         create, run, read, close = (statistics.median(column) for column in zip(*phases, strict=True))
         join = run - statistics.median(wall for wall, _ in without)
         print(f"{label}; {gap_s * 1000:g} ms between sandboxes")
-        print(f"  {'us':30} {'by the clock':>18} {'CPU time':>18}")
-        print(f"  {'':30} {'median':>8} {'p99':>9} {'median':>8} {'p99':>9}")
+        print(f"  {'us':32} {'by the clock':>18} {'CPU time':>18}")
+        print(f"  {'':32} {'median':>8} {'p99':>9} {'median':>8} {'p99':>9}")
         show("the same start without", without, [(0.0, 0.0)])
         show("added", with_it, without)
-        show("added, removal left to tidy()", lagging, without)
+        show("added, made ready, removed later", lagging, without)
         show("floor: mkdir, write, rmdir", least, [(0.0, 0.0)])
         cost, base, bare = (statistics.median(cpu for _, cpu in column) for column in (with_it, without, least))
         print(f"  added, CPU time: {(cost - base) / base:.2f} of a bare start, {(cost - base) / bare:.2f} of the floor")
@@ -232,6 +234,7 @@ def whole_growth(mode: str, count: int) -> None:
     for runs, label in runs_there(mode):
         for _ in range(WARM_UP):
             runs.limited()
+        runs.manager.drop_ready()
         fds = len(os.listdir("/proc/self/fd"))
         costs, bases = [], []
         for number in range(count):
@@ -329,6 +332,7 @@ def at_once(mode: str, count: int) -> None:
 
 
 def remaining(manager: CgroupManager) -> int:
+    manager.drop_ready()
     manager.tidy()
     return sum(entry.is_dir() for branch in manager.branches for entry in os.scandir(branch.path))
 

@@ -49,6 +49,8 @@ class Groups:
         self._manager: CgroupManager | None = None
         self._uncounted: str | None = None
         self._settled: Remembered[Policy] = Remembered()
+        self._asked: tuple[str, Limits] | None = None  # of the last sandbox
+        self._again = False  # the one before it asked for the same
 
     def manager(self) -> CgroupManager:
         """The run's manager; made, and dead runs swept, at the first call.
@@ -99,6 +101,8 @@ class Groups:
         if limits.memory_fallback == "rlimit":
             limits = replace(limits, memory_bytes=None)
         if limits.needs_cgroup or (self.account and self.why_not_counted() == ""):
+            before, self._asked = self._asked, (name, limits)
+            self._again = before is not None and before[0] == name and before[1] is limits
             return self.manager().create(name, limits, accounting=self._accounting())
         return self.bare(name) if policy.network.counted else None
 
@@ -194,6 +198,18 @@ class Groups:
         """Remove what closed groups left; for idle moments."""
         if self._manager is not None:
             self._manager.tidy()
+
+    def make_ready(self) -> None:
+        """Make the next group in advance when one sandbox is started again and again; for idle moments."""
+        if self._again and self._asked is not None and self._manager is not None:
+            name, limits = self._asked
+            self._manager.make_ready(name, limits, accounting=self._accounting())
+
+    def drop_ready(self) -> None:
+        """Nothing more is started here, for now: remove what was made in advance."""
+        self._asked, self._again = None, False
+        if self._manager is not None:
+            self._manager.drop_ready()
 
     def close(self) -> None:
         """End and remove every group of the run.

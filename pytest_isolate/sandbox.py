@@ -235,7 +235,8 @@ class Sandbox:
         return self._private
 
     def _meanwhile(self) -> None:
-        """What can be done while a program runs: remove the groups of earlier ones, make a network for the next."""
+        """What can be done while a program runs: remove the groups of earlier ones, make group and network for the next."""
+        self._groups.make_ready()
         self._groups.tidy()
         POOL.fill()
 
@@ -304,6 +305,7 @@ class Sandbox:
     def close(self) -> None:
         """End what still runs, last started first. What one end raises is raised when all has ended."""
         with contextlib.ExitStack() as ends:
+            ends.callback(self._groups.drop_ready)
             let_go, self._let_go = self._let_go, None
             if let_go is not None:
                 ends.callback(let_go)

@@ -151,6 +151,14 @@ class Cgroup:
             self._procs_fds = tuple(self._open_procs(place) for place in ordered)
         return self._procs_fds
 
+    def open(self) -> None:
+        """Open now what a child will join by.
+
+        Raises:
+            SetupError: step ``cgroup tasks``.
+        """
+        _ = self.dir_fd, self.procs_fds
+
     def _open_procs(self, place: Place) -> int:
         try:
             return os.open(f"{self.name}/{JOIN_FILE[place.version]}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=place.dir_fd)

@@ -1,6 +1,7 @@
 """The cgroups of one pytest run: where they can be, making one per sandbox, and leaving nothing behind.
 
-Owns: the run's directory in each hierarchy, the removal that had to wait, and what this host can enforce and why not.
+Owns: the run's directory in each hierarchy, the removal that had to wait, the one cgroup that is made in advance, and
+what this host can enforce and why not.
 Refuses: to enforce less than asked: a limit without its controller is an error that names the remedy.
 """
 
@@ -89,6 +90,7 @@ class CgroupManager:
         self._home: dict[str, Branch] = {}
         self._live: dict[str, Cgroup] = {}
         self._doomed: deque[Place] = deque()
+        self._ready: deque[tuple[str, Recipe, Cgroup]] = deque()  # at most one
         self._serial = itertools.count(1)
         self._recipes: dict[tuple[int, frozenset[str]], Recipe] = {}
         self._owner = os.getpid()
@@ -181,11 +183,43 @@ class CgroupManager:
         if self._closed:
             raise SetupError("cgroup create", 9, detail="(the run's cgroups are closed)")
         recipe = self.recipe(limits or _NOTHING, accounting)
+        return self._take_ready(name, recipe) or self._make(name, recipe)
+
+    def _make(self, name: str, recipe: Recipe) -> Cgroup:
         serial = next(self._serial)
         cgroup = Cgroup(f"{serial}-{stale.safe(name, _NAME_LENGTH)}", self._home, self._forget)
         cgroup.make(recipe)
         self._live[cgroup.name] = cgroup
         return cgroup
+
+    def make_ready(self, name: str, limits: Limits, *, accounting: frozenset[str] = ACCOUNTING) -> None:
+        """Make in advance what create() will be asked for in the same words: for moments in which the caller would only wait.
+
+        One is kept, until create() is asked for it or for another. What cannot be made now is left for create() to say.
+        """
+        if self._closed or self._ready or os.getpid() != self._owner:
+            return
+        with contextlib.suppress(IsolateError):
+            recipe = self.recipe(limits, accounting)
+            cgroup = self._make(name, recipe)
+            self._ready.append((name, recipe, cgroup))
+            cgroup.open()
+
+    def _take_ready(self, name: str, recipe: Recipe) -> Cgroup | None:
+        """The one made in advance, if it is such a one. Another is removed at once: it may hold the last place there is."""
+        try:
+            its_name, its_recipe, cgroup = self._ready.pop()
+        except IndexError:
+            return None
+        if its_name == name and its_recipe is recipe and os.getpid() == self._owner:
+            return cgroup
+        cgroup.close()
+        return None
+
+    def drop_ready(self) -> None:
+        """Remove what was made in advance: it will not be asked for."""
+        with contextlib.suppress(IndexError):
+            self._ready.pop()[-1].close()
 
     def recipe(self, limits: Limits, accounting: frozenset[str] = ACCOUNTING) -> Recipe:
         """What to make and to write for ``limits``: a run has few of them, and many sandboxes of each.
