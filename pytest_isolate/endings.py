@@ -27,9 +27,10 @@ GRACE_S = 0.25
 POLL_S = 0.005
 #: CPU time that a program spent and its cgroup did not see: less than this, and a quarter, is spent before it joins.
 _UNSEEN_S = 0.2
-#: The kernel checks RLIMIT_CPU by whole clock ticks, and reports exact time: killed at 1 s was 0.80 to 1.0 s, measured, and
-#: on a guest whose host is busy less, for time that was stolen counts as ticks.
-_TICKS_RUN_AHEAD = 0.5
+#: The kernel checks RLIMIT_CPU by whole clock ticks, and reports exact time: killed at 1 s was 0.80 to 1.0 s, measured. On a
+#: guest whose host is busy it is less, for time that was stolen counts as ticks: at the least limit there is, a few of them.
+_TICKS_RUN_AHEAD = 0.75
+_TICKS_RUN_AHEAD_S = 0.5
 
 
 def living(process: Process, cgroup: Cgroup | None, others: bool) -> list[Leftover]:
@@ -149,7 +150,7 @@ def status_verdicts(exited: Exited | None, limits: Limits) -> list[tuple[Cause, 
 def hard_cpu_text(used_s: float, limits: Limits) -> str:
     """What a SIGKILL after ``used_s`` of CPU time means; empty when no hard limit on it was near."""
     hard = next((hard for number, _, hard in compile_rlimits(limits) if number == number_of("CPU")), UNLIMITED)
-    if hard == UNLIMITED or used_s < hard * _TICKS_RUN_AHEAD:
+    if hard == UNLIMITED or used_s < min(hard * _TICKS_RUN_AHEAD, hard - _TICKS_RUN_AHEAD_S):
         return ""
     return f"CPU: killed after {format_seconds(used_s)} of CPU time at the hard limit RLIMIT_CPU = {hard} s (SIGKILL)"
 

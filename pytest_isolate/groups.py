@@ -1,6 +1,6 @@
 """The cgroups of this process's run: opened at the first need, one group per sandbox, closed at the end.
 
-Owns: the one CgroupManager of the process, and the decision which memory limit holds: the group's, else the rlimit's.
+Owns: the one CgroupManager of the process and of this mode, and the decision which memory limit holds: the group's, else the rlimit's.
 Refuses: to let a group limit go unenforced: ``settle`` raises where nothing can hold it.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import threading
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,10 +49,12 @@ class Groups:
         self.account = account  # give every sandbox a group, limited or not, to know its cost
         self._run_id = run_id or "run"
         self._manager: CgroupManager | None = None
+        self._opening = threading.Lock()
         self._uncounted: str | None = None
         self._settled: Remembered[Policy] = Remembered()
         self._asked: tuple[str, Limits] | None = None  # of the last sandbox
         self._again = False  # the one before it asked for the same
+        _all.add(self)
 
     def manager(self) -> CgroupManager:
         """The run's manager; made, and dead runs swept, at the first call.
@@ -58,14 +62,31 @@ class Groups:
         Raises:
             BackendUnavailable: the mode asked for is not to be had on this host.
         """
-        if self._manager is None:
-            from pytest_isolate.kernel.cgroups import open_manager
+        manager = self._manager
+        if manager is None or not manager.is_ours:
+            manager = self._open()
+        return manager
 
-            if self.mode == "none":
-                raise BackendUnavailable("cgroups", "they are switched off (--isolate-cgroup=none)", "use auto")
-            self._manager = open_manager(self._run_id, mode=self.mode)  # type: ignore[arg-type]
-            atexit.register(self.close)
-        return self._manager
+    def _open(self) -> CgroupManager:
+        from pytest_isolate.kernel.cgroups import open_manager
+
+        if self.mode == "none":
+            raise BackendUnavailable("cgroups", "they are switched off (--isolate-cgroup=none)", "use auto")
+        if self._manager is not None and not self._manager.is_ours:
+            self.leave_in_child()
+        with self._opening:
+            if self._manager is None:
+                self._manager = open_manager(self._run_id, mode=self.mode)  # type: ignore[arg-type]
+                atexit.register(self.close)
+            return self._manager
+
+    def leave_in_child(self) -> None:
+        """In a forked child: what was made before is the parent's; sandboxes that start here get groups of their own."""
+        manager, self._manager = self._manager, None
+        self._opening = threading.Lock()
+        if manager is not None:
+            atexit.unregister(self.close)
+            manager.leave_in_child()
 
     def settle(self, policy: Policy) -> Policy:
         """``policy`` with its memory limit's holder decided: a cgroup where there is one, else, if allowed, the rlimit.
@@ -223,6 +244,8 @@ class Groups:
             manager.close()
 
 
+#: Of this process, and of the one it was forked from.
+_all: weakref.WeakSet[Groups] = weakref.WeakSet()
 _process: Groups | None = None
 _owner = 0
 
@@ -239,3 +262,9 @@ def close_those_of_this_process() -> None:
     """Close the Groups that sandboxes of this process used, if there were any."""
     if _process is not None and _owner == os.getpid():
         _process.close()
+
+
+def leave_in_child() -> None:
+    """In a forked child, before anything else runs there: no Groups of the parent's is a way to the parent's cgroups."""
+    for each in tuple(_all):
+        each.leave_in_child()

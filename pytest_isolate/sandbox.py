@@ -58,8 +58,7 @@ class Sandbox:
         self._item = item
         self._backends = tuple(backends)
         self._name = name
-        self._groups = cgroups or groups.of_this_process()
-        self._networks = networks.of_this_process()
+        self._given_groups = cgroups
         self._private: networks.PrivateNetwork | None = None
         self._varied: dict[str, Policy] = {}
         self._chosen: dict[tuple[int, int], Backend] = {}
@@ -205,6 +204,7 @@ class Sandbox:
                     process = backend.fork(chosen, joined(cgroup, network))
                 if process is None:
                     self._networks.leave_in_child()
+                    groups.leave_in_child()
                     call_and_leave(function, args, kwargs, write_fd, files)
                 if cgroup is not None:
                     cgroup.started()
@@ -220,6 +220,15 @@ class Sandbox:
                 return result(running, wire.Reader(channel.fileno()))
         finally:
             self._end(running)
+
+    @property
+    def _groups(self) -> groups.Groups:
+        """Asked for each time: a wide sandbox is used in tests, each in a process of its own."""
+        return self._given_groups or groups.of_this_process()
+
+    @property
+    def _networks(self) -> networks.Networks:
+        return networks.of_this_process()
 
     @property
     def network(self) -> networks.PrivateNetwork:

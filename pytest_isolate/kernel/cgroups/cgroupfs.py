@@ -6,6 +6,7 @@ Refuses: to know controllers or layouts. One openat per operation: this is the h
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -45,6 +46,32 @@ def fault(step: str, error: OSError, path: str, value: str = "") -> SetupError:
 def open_directory(path: str, dir_fd: int | None = None) -> int:
     """Open a cgroup as a directory fd, which the caller owns."""
     return os.open(path, _DIRECTORY, dir_fd=dir_fd)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[int]:
+    """The cgroup ``path`` as a directory fd, for a moment: a fd that stays open is handed on to every forked child.
+
+    Raises:
+        SetupError: step ``cgroup open``.
+    """
+    try:
+        fd = open_directory(path)
+    except OSError as error:
+        raise fault("open", error, path) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def exists(dir_fd: int, name: str) -> bool:
+    """Whether the cgroup ``name`` is below ``dir_fd``."""
+    try:
+        os.stat(name, dir_fd=dir_fd)
+    except OSError:
+        return False
+    return True
 
 
 def make(dir_fd: int, name: str, shown: str = "") -> None:

@@ -73,44 +73,48 @@ def _words(directory: str, file: str) -> list[str]:
 
 def step_aside(own: str, undo: ExitStack) -> None:
     """Move this process to a leaf: a v2 cgroup with controllers for its children may hold no process itself."""
-    fd = cgroupfs.open_directory(own)
-    undo.callback(os.close, fd)
-    try:
-        os.mkdir(_LEAF, 0o755, dir_fd=fd)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise cgroupfs.fault("mkdir", error, f"{own}/{_LEAF}") from error
-    undo.callback(cgroupfs.remove, fd, _LEAF)
-    cgroupfs.write(fd, f"{_LEAF}/cgroup.procs", "0")
-    undo.callback(_move_back, fd)
+    with cgroupfs.opened(own) as fd:
+        try:
+            os.mkdir(_LEAF, 0o755, dir_fd=fd)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise cgroupfs.fault("mkdir", error, f"{own}/{_LEAF}") from error
+        undo.callback(_remove_leaf, own)
+        cgroupfs.write(fd, f"{_LEAF}/cgroup.procs", "0")
+        undo.callback(_move_back, own)
 
 
-def _move_back(fd: int) -> None:
+def _remove_leaf(own: str) -> None:
+    with contextlib.suppress(SetupError), cgroupfs.opened(own) as fd:
+        cgroupfs.remove(fd, _LEAF)
+
+
+def _move_back(own: str) -> None:
     """Return to where we came from. Refused (EBUSY) while another run needs the controllers: then we stay."""
-    with contextlib.suppress(SetupError):
+    with contextlib.suppress(SetupError), cgroupfs.opened(own) as fd:
         cgroupfs.write(fd, "cgroup.procs", "0")
 
 
 def enabler(own: str, undo: ExitStack) -> Callable[[frozenset[str]], None]:
     """What turns controllers on for the children of ``own``, and off again at the end if nobody else is there."""
-    fd = cgroupfs.open_directory(own)
-    undo.callback(os.close, fd)
     turned_on: list[str] = []
-    undo.callback(_disable, fd, turned_on)
+    undo.callback(_disable, own, turned_on)
 
     def enable(wanted: frozenset[str]) -> None:
-        missing = wanted - frozenset((cgroupfs.read(fd, "cgroup.subtree_control") or "").split()) - {"freezer"}
-        for name in sorted(missing):
-            cgroupfs.write(fd, "cgroup.subtree_control", f"+{name}")
-            turned_on.append(name)
+        with cgroupfs.opened(own) as fd:
+            missing = wanted - frozenset((cgroupfs.read(fd, "cgroup.subtree_control") or "").split()) - {"freezer"}
+            for name in sorted(missing):
+                cgroupfs.write(fd, "cgroup.subtree_control", f"+{name}")
+                turned_on.append(name)
 
     return enable
 
 
-def _disable(fd: int, names: list[str]) -> None:
+def _disable(own: str, names: list[str]) -> None:
     """A leaf of somebody else's would silently lose its limits: only when nobody but our own leaf is there."""
-    for name in names:
-        if {os.path.basename(child) for child in cgroupfs.children(fd, ".")} <= {_LEAF}:
-            with contextlib.suppress(SetupError):
-                cgroupfs.write(fd, "cgroup.subtree_control", f"-{name}")
+    with contextlib.suppress(SetupError), cgroupfs.opened(own) as fd:
+        for name in names:
+            if {os.path.basename(child) for child in cgroupfs.children(fd, ".")} <= {_LEAF}:
+                with contextlib.suppress(SetupError):
+                    cgroupfs.write(fd, "cgroup.subtree_control", f"-{name}")

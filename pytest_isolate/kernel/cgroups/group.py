@@ -151,14 +151,6 @@ class Cgroup:
             self._procs_fds = tuple(self._open_procs(place) for place in ordered)
         return self._procs_fds
 
-    def open(self) -> None:
-        """Open now what a child will join by.
-
-        Raises:
-            SetupError: step ``cgroup tasks``.
-        """
-        _ = self.dir_fd, self.procs_fds
-
     def _open_procs(self, place: Place) -> int:
         try:
             return os.open(f"{self.name}/{JOIN_FILE[place.version]}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=place.dir_fd)
@@ -180,6 +172,17 @@ class Cgroup:
         fds, self._procs_fds = self._procs_fds or (), None
         for fd in fds:
             os.close(fd)
+
+    def close_descriptors(self) -> None:
+        """Close what a child joins by; opened again when asked for."""
+        self.release_procs_fds()
+        fd, self._dir_fd = self._dir_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def is_there(self) -> bool:
+        """False once one of its directories was removed from outside."""
+        return all(cgroupfs.exists(place.dir_fd, place.name) for place in self._places.values())
 
     def holds(self, pid: int) -> bool:
         """True while ``pid`` is inside, in every hierarchy."""
@@ -306,10 +309,7 @@ class Cgroup:
 
         ``later``: leave the removal (80 us on v1) to CgroupManager.tidy, called while there is nothing else to do.
         """
-        self.release_procs_fds()
-        fd, self._dir_fd = self._dir_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self.close_descriptors()
         places = list(self._places.values())
         self._places.clear()
         if os.getpid() != self._owner:

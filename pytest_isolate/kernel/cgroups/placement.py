@@ -57,6 +57,17 @@ class Branch:
         for file, value in self.inherited.items():
             cgroupfs.write(self.fd, f"{name}/{file}", value)
 
+    def reopen(self) -> None:
+        """Have ``fd`` mean what the path means to this process, a forked child with another view; where it means nothing, the
+        fd is of a directory without cgroups.
+        """
+        try:
+            fd = cgroupfs.open_directory(self.path)
+        except OSError:
+            fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.dup2(fd, self.fd, inheritable=False)
+        os.close(fd)
+
     def enable(self, wanted: frozenset[str]) -> None:
         """Give the children the controllers in ``wanted`` (v2: cgroup.subtree_control); fine when they have them."""
         missing = (wanted & self.controllers) - self.enabled - {"freezer"}
@@ -143,15 +154,16 @@ def _own_directory(hierarchy: Hierarchy) -> str:
 
 def _make_run(branch: Branch) -> None:
     """Make and open the run's directory."""
-    try:
-        parent_fd = cgroupfs.open_directory(branch.parent)
-    except OSError as error:
-        raise cgroupfs.fault("open", error, branch.parent) from error
-    branch.undo.callback(os.close, parent_fd)
-    cgroupfs.make(parent_fd, branch.name, branch.path)
-    branch.undo.callback(cgroupfs.remove, parent_fd, branch.name)
-    branch.fd = cgroupfs.open_directory(branch.name, parent_fd)
-    branch.undo.callback(os.close, branch.fd)
+    with cgroupfs.opened(branch.parent) as parent_fd:
+        cgroupfs.make(parent_fd, branch.name, branch.path)
+        branch.undo.callback(_remove_run, branch)
+        branch.fd = cgroupfs.open_directory(branch.name, parent_fd)
+        branch.undo.callback(os.close, branch.fd)
+
+
+def _remove_run(branch: Branch) -> None:
+    with contextlib.suppress(SetupError), cgroupfs.opened(branch.parent) as parent_fd:
+        cgroupfs.remove(parent_fd, branch.name)
 
 
 def _try_out(branch: Branch, neutral: dict[str, tuple[str, str]], volunteer: Volunteer) -> None:
@@ -170,12 +182,8 @@ def _cpuset_of(parent: str) -> dict[str, str]:
         ("cpuset.mems", "cpuset.effective_mems"),
         ("cpuset.cpus", "cpuset.effective_cpus"),
     ):
-        with contextlib.suppress(OSError):
-            fd = cgroupfs.open_directory(parent)
-            try:
-                found[file] = (cgroupfs.read(fd, effective) or cgroupfs.read(fd, file) or "").strip()
-            finally:
-                os.close(fd)
+        with contextlib.suppress(SetupError), cgroupfs.opened(parent) as fd:
+            found[file] = (cgroupfs.read(fd, effective) or cgroupfs.read(fd, file) or "").strip()
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ class CgroupManager:
         self._live: dict[str, Cgroup] = {}
         self._doomed: deque[Place] = deque()
         self._ready: deque[tuple[str, Recipe, Cgroup]] = deque()  # at most one
+        self._making_ready = threading.Lock()
         self._serial = itertools.count(1)
         self._recipes: dict[tuple[int, frozenset[str]], Recipe] = {}
         self._owner = os.getpid()
@@ -197,21 +199,25 @@ class CgroupManager:
 
         One is kept, until create() is asked for it or for another. What cannot be made now is left for create() to say.
         """
-        if self._closed or self._ready or os.getpid() != self._owner:
+        if self._closed or not self.is_ours or not self._making_ready.acquire(blocking=False):
             return
-        with contextlib.suppress(IsolateError):
-            recipe = self.recipe(limits, accounting)
-            cgroup = self._make(name, recipe)
-            self._ready.append((name, recipe, cgroup))
-            cgroup.open()
+        try:
+            with contextlib.suppress(IsolateError):
+                if not self._ready:
+                    recipe = self.recipe(limits, accounting)
+                    self._ready.append((name, recipe, self._make(name, recipe)))
+        finally:
+            self._making_ready.release()
 
     def _take_ready(self, name: str, recipe: Recipe) -> Cgroup | None:
-        """The one made in advance, if it is such a one. Another is removed at once: it may hold the last place there is."""
+        """The one made in advance, if it is such a one, and still there. Another is removed at once: it may hold the last place
+        there is.
+        """
         try:
             its_name, its_recipe, cgroup = self._ready.pop()
         except IndexError:
             return None
-        if its_name == name and its_recipe is recipe and os.getpid() == self._owner:
+        if its_name == name and its_recipe is recipe and self.is_ours and cgroup.is_there():
             return cgroup
         cgroup.close()
         return None
@@ -219,7 +225,23 @@ class CgroupManager:
     def drop_ready(self) -> None:
         """Remove what was made in advance: it will not be asked for."""
         with contextlib.suppress(IndexError):
-            self._ready.pop()[-1].close()
+            while True:
+                self._ready.pop()[-1].close()
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a forked child, which inherits all this and is to have cgroups of its own."""
+        return os.getpid() == self._owner
+
+    def leave_in_child(self) -> None:
+        """In a forked child: give up the descriptors of cgroup directories, each a way around a read-only /sys of the child's.
+
+        What can still be looked at is looked at by its path, as the child sees it.
+        """
+        for cgroup in tuple(self._live.values()):
+            cgroup.close_descriptors()
+        for branch in self.branches:
+            branch.reopen()
 
     def recipe(self, limits: Limits, accounting: frozenset[str] = ACCOUNTING) -> Recipe:
         """What to make and to write for ``limits``: a run has few of them, and many sandboxes of each.
@@ -262,10 +284,11 @@ class CgroupManager:
 
     def tidy(self) -> None:
         """Try once to remove what close() left: for the moments in which the caller would only wait."""
-        for _ in range(len(self._doomed)):
-            place = self._doomed.popleft()
-            if not cgroupfs.remove(place.dir_fd, place.name):
-                self._doomed.append(place)
+        with contextlib.suppress(IndexError):  # another thread was faster
+            for _ in range(len(self._doomed)):
+                place = self._doomed.popleft()
+                if not cgroupfs.remove(place.dir_fd, place.name):
+                    self._doomed.append(place)
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Kill what still runs, remove every directory, give back what was changed. Waits at most ``deadline_s``.
@@ -273,7 +296,7 @@ class CgroupManager:
         Raises:
             CleanupError: names the directories that remain, and who is in them.
         """
-        if self._closed or os.getpid() != self._owner:
+        if self._closed or not self.is_ours:
             return
         self._closed = True
         end = time.monotonic() + deadline_s
