@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import difflib
 import enum
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+from pytest_isolate import ranges
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.hardening import Landlock, SeccompProfile
+from pytest_isolate.units import shown
 
 
 class Namespace(str, enum.Enum):
@@ -56,7 +60,13 @@ UNLIMITED = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IoLimit:
-    """Bounds on one block device, ``path`` being the device or any file on it. None: no bound."""
+    """Bounds on one block device, ``path`` being the device or any file on it. None: no bound.
+
+    Bytes and operations a second, whole numbers: see ranges.IO.
+
+    Raises:
+        PolicyError: a number outside of its range, or a path that is none.
+    """
 
     path: str
     read_bps: int | None = None
@@ -65,16 +75,20 @@ class IoLimit:
     write_iops: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("read_bps", "write_bps", "read_iops", "write_iops"):
-            _positive(f"io {name}", getattr(self, name))
+        _check_path(self.path)
+        _check(self, ranges.IO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Process limits (``rlimits``, inherited by each process) and group limits (one cgroup for the whole tree).
 
-    ``rlimits`` maps a name of RLIMIT_UNITS to ``(soft, hard)``, UNLIMITED (-1) meaning no limit.
+    ``rlimits`` maps a name of RLIMIT_UNITS to ``(soft, hard)``, UNLIMITED (-1) meaning no limit. ``cpuset`` is a list of CPUs
+    (``0-3,8``), ``hugetlb_bytes`` by size (``2MB``). The numbers that each takes are in ranges.py.
     ``memory_fallback="rlimit"`` allows RLIMIT_DATA where there is no memory cgroup; it cannot see MAP_SHARED.
+
+    Raises:
+        PolicyError: a value outside of its range or of another type. It names the limit by its word (profile.WORDS).
     """
 
     memory_bytes: int | None = None
@@ -91,19 +105,14 @@ class Limits:
     memory_fallback: Literal["none", "rlimit"] = "none"
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "memory_high_bytes", "pids", "cpu_cores", "cpu_time_s"):
-            _positive(name, getattr(self, name))
-        if self.swap_bytes is not None and self.swap_bytes < 0:
-            raise PolicyError("swap_bytes", f"{self.swap_bytes} is negative", "write 0 to forbid swap")
-        if self.cpu_weight is not None and not 1 <= self.cpu_weight <= 10000:
-            raise PolicyError("cpu_weight", f"{self.cpu_weight} is out of range", "write 1 to 10000, 100 is usual")
-        for name, (soft, hard) in self.rlimits.items():
-            if name not in RLIMIT_UNITS:
-                raise unknown("rlimit", name, RLIMIT_UNITS)
-            if soft < UNLIMITED or hard < UNLIMITED:
-                raise PolicyError(f"rlimit {name}", f"({soft}, {hard}) is negative", "write -1 for no limit")
-            if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
-                raise PolicyError(f"rlimit {name}", f"soft {soft} is above hard {hard}", "raise the hard limit")
+        _check(self, ranges.LIMITS)
+        _check_cpus(self.cpuset)
+        object.__setattr__(self, "io", _io_limits(self.io))
+        for size, most in self.hugetlb_bytes.items():
+            ranges.of_huge_pages(size).check(most)
+        _choice("memory_fallback", self.memory_fallback, ("none", "rlimit"))
+        for name, pair in self.rlimits.items():
+            _check_rlimit(name, pair)
         object.__setattr__(self, "rlimits", MappingProxyType(dict(self.rlimits)))
         object.__setattr__(self, "hugetlb_bytes", MappingProxyType(dict(self.hugetlb_bytes)))
 
@@ -285,9 +294,9 @@ class Policy:
     grace_s: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive("timeout_s", self.timeout_s)
-        if self.grace_s < 0:
-            raise PolicyError("grace_s", f"{self.grace_s} is negative", "write 0 to kill at once")
+        if self.timeout_s is not None:
+            ranges.TIMEOUT.check(self.timeout_s)
+        ranges.GRACE.check(self.grace_s)
         if self.hostname is not None:
             if Namespace.UTS not in self.namespaces:
                 raise PolicyError("hostname", "it would rename the host", "add the uts namespace")
@@ -335,9 +344,45 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> PolicyError:
     )
 
 
-def _positive(what: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise PolicyError(what, f"{value} is not positive", "leave it out for no limit")
+#: The kernel's list format: numbers, ranges, and of a range ``used/group``. Source: bitmap_parselist, cpuset(7).
+_CPU = r"\s*[0-9]+(-[0-9]+(:[0-9]+/[0-9]+)?)?\s*"
+_CPUS = re.compile(f"{_CPU}(,{_CPU})*")
+
+
+def _check(value: Any, fields: Mapping[str, ranges.Range]) -> None:
+    for name, admissible in fields.items():
+        if (number := getattr(value, name)) is not None:
+            admissible.check(number)
+
+
+def _check_rlimit(name: str, pair: Any) -> None:
+    if name not in RLIMIT_UNITS:
+        raise unknown("rlimit", name, RLIMIT_UNITS)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise PolicyError(f"rlimit {name}", f"{shown(pair)} is not (soft, hard)", "write two numbers")
+    for number in pair:
+        if type(number) is not int or number != UNLIMITED:
+            ranges.of_rlimit(name, RLIMIT_UNITS[name]).check(number)
+    soft, hard = pair
+    if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
+        raise PolicyError(f"rlimit {name}", f"soft {soft} is above hard {hard}", "raise the hard limit")
+
+
+def _check_path(path: Any) -> None:
+    if not path or not isinstance(path, str | os.PathLike):
+        raise PolicyError("io path", f"{shown(path)} is no path", "name a block device or a file on it")
+
+
+def _check_cpus(cpuset: Any) -> None:
+    if cpuset is not None and not (isinstance(cpuset, str) and _CPUS.fullmatch(cpuset)):
+        raise PolicyError("cpuset", f"{shown(cpuset)} is not a list of CPUs", "write their numbers, such as 0-3,8")
+
+
+def _io_limits(value: Any) -> tuple[IoLimit, ...]:
+    found = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    if all(isinstance(limit, IoLimit) for limit in found):
+        return found
+    raise PolicyError("io", f"{shown(value)} is no list of IoLimit", 'write [IoLimit(path="/", read_bps=1_000_000)]')
 
 
 _C = TypeVar("_C", bound=str)

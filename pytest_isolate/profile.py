@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from pytest_isolate import units
+from pytest_isolate import ranges, units
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.hardening import Landlock, SeccompProfile
 from pytest_isolate.policy import (
@@ -167,6 +167,11 @@ def _umask(value: Any) -> int:
 _WARNED_FIRST = {"CPU": 1, "RTTIME": 1_000_000}
 
 
+def _hard(name: str, soft: int) -> int:
+    most = ranges.of_rlimit(name, RLIMIT_UNITS[name]).most
+    return soft if soft == UNLIMITED else min(soft + _WARNED_FIRST.get(name, 0), most)
+
+
 def _rlimits(policy: Policy, value: Mapping[str, Any]) -> Policy:
     """``{"NOFILE": 64}`` sets soft and hard; ``{"NOFILE": (64, 128)}`` each; "64M" where the unit is bytes."""
     if not isinstance(value, Mapping):
@@ -180,8 +185,7 @@ def _rlimits(policy: Policy, value: Mapping[str, Any]) -> Policy:
         if len(both) not in (1, 2):
             raise PolicyError(f"rlimit {key}", f"{pair!r} is not one value or (soft, hard)", "write one or two values")
         soft, *rest = (_rlimit_value(key, part) for part in both)
-        hard = rest[0] if rest else soft if soft == UNLIMITED else soft + _WARNED_FIRST.get(key, 0)
-        found[key] = (soft, hard)
+        found[key] = (soft, rest[0] if rest else _hard(key, soft))
     return _limits(policy, rlimits=found)
 
 
@@ -194,23 +198,31 @@ def _hugetlb(policy: Policy, value: Mapping[str, Any]) -> Policy:
 
 
 def _rlimit_value(name: str, value: Any) -> int:
-    if value in (None, UNLIMITED, "unlimited", "infinity"):
+    if value in (None, "unlimited", "infinity"):
         return UNLIMITED
-    if RLIMIT_UNITS[name] == "bytes":
-        return 0 if value in (0, "0") else units.size_bytes(value, what=f"rlimit {name}")
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise PolicyError(f"rlimit {name}", f"{value!r} is not a number", f"write {RLIMIT_UNITS[name]}") from None
+    admissible = ranges.of_rlimit(name, RLIMIT_UNITS[name])
+    if RLIMIT_UNITS[name] == "bytes" and isinstance(value, str) and not value.strip().isdecimal():
+        return units.size_bytes(value, what=admissible.what)
+    return units.count(value, what=admissible.what, write=admissible.write)
+
+
+def _whole(field: str, value: Any) -> int:
+    admissible = ranges.LIMITS[field]
+    return units.count(value, what=admissible.what, write=admissible.write)
+
+
+def _is_zero(value: Any) -> bool:
+    """What its grammar does not have and the limit does."""
+    return value in (0, "0") and value is not False
 
 
 def _cores(value: Any) -> float:
     try:
         cores = float(value)
-    except (TypeError, ValueError):
-        raise PolicyError("cpu", f"{value!r} is not a number of cores", "write a share such as 0.5 or 2") from None
-    if not 0.001 <= cores <= 10_000:
-        raise PolicyError("cpu", f"{value!r} is out of range", "write a share of cores such as 0.5 or 2")
+    except (TypeError, ValueError, OverflowError):
+        cores = None
+    if cores is None or isinstance(value, bool | bytes):
+        raise PolicyError("cpu", f"{units.shown(value)} is not a number of cores", ranges.LIMITS["cpu_cores"].write)
     return cores
 
 
@@ -240,17 +252,17 @@ WORDS: Mapping[str, Callable[[Policy, Any], Policy]] = MappingProxyType(
         "memory": lambda p, v: _limits(p, memory_bytes=units.size_bytes(v, what="memory")),
         "memory_high": lambda p, v: _limits(p, memory_high_bytes=units.size_bytes(v, what="memory_high")),
         "memory_fallback": lambda p, v: _limits(p, memory_fallback=v),
-        "swap": lambda p, v: _limits(p, swap_bytes=0 if v in (0, "0") else units.size_bytes(v, what="swap")),
-        "pids": lambda p, v: _limits(p, pids=units.count(v, what="pids")),
+        "swap": lambda p, v: _limits(p, swap_bytes=0 if _is_zero(v) else units.size_bytes(v, what="swap")),
+        "pids": lambda p, v: _limits(p, pids=_whole("pids", v)),
         "cpu": lambda p, v: _limits(p, cpu_cores=_cores(v)),
-        "cpu_weight": lambda p, v: _limits(p, cpu_weight=units.count(v, what="cpu_weight")),
+        "cpu_weight": lambda p, v: _limits(p, cpu_weight=_whole("cpu_weight", v)),
         "cpuset": lambda p, v: _limits(p, cpuset=str(v)),
-        "io": lambda p, v: _limits(p, io=tuple(v)),
+        "io": lambda p, v: _limits(p, io=v),
         "hugetlb": _hugetlb,
         "cpu_time": lambda p, v: _limits(p, cpu_time_s=units.duration_s(v, what="cpu_time")),
         "rlimits": _rlimits,
         "timeout": lambda p, v: replace(p, timeout_s=units.duration_s(v, what="timeout")),
-        "grace": lambda p, v: replace(p, grace_s=0.0 if v in (0, "0") else units.duration_s(v, what="grace")),
+        "grace": lambda p, v: replace(p, grace_s=0.0 if _is_zero(v) else units.duration_s(v, what="grace")),
         "hostname": lambda p, v: replace(p, hostname=str(v), namespaces=p.namespaces | {Namespace.UTS}),
         "capabilities": _capabilities,
         "no_new_privs": lambda p, v: _hardening(p, no_new_privs=truth(v, what="no_new_privs")),

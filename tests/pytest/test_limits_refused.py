@@ -118,3 +118,49 @@ def test_a_limit_in_which_no_fork_of_pytest_starts_is_refused_with_the_measured_
             "ERROR: pytest-isolate: memory limit of 1 MiB: a process forked from this one does not even start in it, and takes * MiB*"
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ('rlimits={"NOFILE": 2**70}', f"rlimit NOFILE: {2**70} is out of range. Write 0 to *, or 'unlimited'."),
+        ('rlimits={"NOFILE": 2**64 - 1}', f"rlimit NOFILE: {2**64 - 1} is out of range. Write 0 to *, or 'unlimited'."),
+        ('rlimits={"NOFILE": 1.5}', "rlimit NOFILE: 1.5 is not a whole number. Write 0 to *, or 'unlimited'."),
+        ('rlimits={"NOFILE": True}', "rlimit NOFILE: True is not a whole number. Write 0 to *, or 'unlimited'."),
+        ('rlimits={"CPU": float("inf")}', "rlimit CPU: inf is not a whole number. Write 1 to 9223372036 (seconds), *"),
+        ('rlimits={"CPU": 2**64}', f"rlimit CPU: {2**64} is out of range. Write 1 to 9223372036 (seconds), *"),
+        ('rlimits={"CPU": 0}', "rlimit CPU: 0 is out of range. Write 1 to 9223372036 (seconds), *"),
+        ("cpu_limit=2**62", "cpu_time: * is out of range. Write 0.000001 to 9223372036 seconds."),
+        ('io="/dev/vda"', "io: '/dev/vda' is no list of IoLimit. Write *"),
+        ("io=5", "io: 5 is no list of IoLimit. Write *"),
+        ('cpuset=""', "cpuset: '' is not a list of CPUs. Write *"),
+        ('cpuset=" "', "cpuset: ' ' is not a list of CPUs. Write *"),
+        ('pids=float("inf")', "pids: inf is not a whole number. Write 1 to 4194304 processes."),
+        ('cpu=float("nan")', "cpu: nan is out of range. Write 0.001 to 10000 cores."),
+        ("cpu_weight=-1", "cpu_weight: -1 is out of range. Write 1 to 10000 (100 is usual)."),
+        ("timeout=-1", "timeout: -1 is not a positive, finite time. Write seconds, *"),
+        ("memory=10**5000", "memory: a number of thousands of digits is more than the kernel can count. *"),
+    ],
+    ids=lambda value: value.partition("=")[0],
+)
+def test_a_marker_with_a_value_that_no_limit_takes_is_one_clear_line(
+    pytester: pytest.Pytester, plain: Run, words: str, line: str
+) -> None:
+    pytester.makepyfile(f"import pytest\n@pytest.mark.isolate({words})\ndef test_it(): pass")
+    result = plain()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "INTERNALERROR" not in f"{result.stdout}{result.stderr}"
+    said = line.replace("[", "[[]")
+    result.stderr.fnmatch_lines([f"ERROR: pytest-isolate: marker isolate of *::test_it: {said}"])
+
+
+@pytest.mark.parametrize(
+    "setting", ["cpuset=", "io=/dev/vda", "pids=-1", "cpu=nan", "rlimits=5", "cpu_time=1h, timeout=0"]
+)
+def test_a_profile_of_the_ini_file_is_held_to_the_same(pytester: pytest.Pytester, isolated: Run, setting: str) -> None:
+    pytester.makeini(f"[pytest]\nisolate_profiles = mine: standard, {setting}")
+    pytester.makepyfile("def test_it(): pass")
+    result = isolated("--isolate-profile=mine")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    word = setting.rpartition(", ")[2].partition("=")[0]
+    result.stderr.fnmatch_lines([f"ERROR: pytest-isolate: {word}: *"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pytest_isolate.errors import PolicyError
 from pytest_isolate.policy import Limits
 
 #: The kernel's default period; quotas below its minimum of 1 ms get the longest period, 1 s (cpu.max, cgroup-v2.rst).
@@ -37,16 +36,11 @@ Table = Callable[[Limits, Limits], list[Setting]]
 
 
 def cpu_quota(cores: float) -> tuple[int, int]:
-    """(quota, period) in microseconds for a number of cores.
-
-    Raises:
-        PolicyError: less than a thousandth of a core, which the kernel cannot give.
-    """
-    for period in (CPU_PERIOD_USEC, _LONGEST_PERIOD_USEC):
-        quota = int(cores * period)
-        if quota >= _LEAST_QUOTA_USEC:
-            return quota, period
-    raise PolicyError("cpu_cores", f"{cores} is less than the kernel can give", "write at least 0.001")
+    """(quota, period) in microseconds for a number of cores: at least a thousandth of one, as Limits has it."""
+    quota = int(cores * CPU_PERIOD_USEC)
+    if quota >= _LEAST_QUOTA_USEC:
+        return quota, CPU_PERIOD_USEC
+    return max(int(cores * _LONGEST_PERIOD_USEC), _LEAST_QUOTA_USEC), _LONGEST_PERIOD_USEC
 
 
 def controllers_for(limits: Limits) -> frozenset[str]:

@@ -183,8 +183,9 @@ def test_the_quota_of_a_share_of_a_core(cores, quota):
 
 
 def test_a_share_too_small_for_the_kernel_is_refused():
-    with pytest.raises(PolicyError, match=r"write at least 0\.001|Write at least 0\.001"):
-        settings.cpu_quota(0.0001)
+    assert settings.cpu_quota(0.001) == (1000, 1000000)
+    with pytest.raises(PolicyError, match=r"^cpu: 0\.0009 is out of range\. Write 0\.001 to 10000 cores"):
+        Limits(cpu_cores=0.0009)
 
 
 @pytest.mark.parametrize(("weight", "shares"), [(1, 10), (100, 1024), (10000, 102400)])

@@ -67,6 +67,33 @@ def test_a_share_of_cores_without_meaning_is_refused(box: Sandbox, cpu: Any) -> 
         box.run(["/bin/true"], cpu=cpu)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"io": "/dev/vda"},
+        {"io": 5},
+        {"cpuset": ""},
+        {"cpuset": " "},
+        {"cpu_weight": 0},
+        {"pids": 2**22 + 1},
+        {"memory": 2**64},
+        {"hugetlb": {"2MB": -1}},
+    ],
+    ids=str,
+)
+def test_a_value_that_no_group_limit_takes_is_refused_at_the_start_and_while_it_runs(
+    box: Sandbox, words: dict[str, Any]
+) -> None:
+    controller("pids")
+    (word,) = words
+    with pytest.raises(PolicyError, match=rf"^{word}( 2MB)?: "):
+        box.run(["/bin/true"], **words)
+    with box.spawn(["/bin/sleep", "60"], pids=10) as running:
+        with pytest.raises(PolicyError, match=rf"^{word}( 2MB)?: "):
+            running.limits.update(**words)
+        assert running.limits.pids == 10
+
+
 def test_a_limit_below_what_the_sandbox_itself_needs_is_said_in_words(box: Sandbox) -> None:
     controller("memory")
     with pytest.raises(PolicyError, match=r"memory limit of 4 KiB: the sandbox itself does not fit into it .*ENOMEM"):
