@@ -17,6 +17,8 @@ from pytest_isolate.errors import SetupError
 from pytest_isolate.kernel import abi, library
 from pytest_isolate.kernel.child import Child, Exited, Rusage
 from pytest_isolate.kernel.compiled import Arg, Joined, Memory, launch
+from pytest_isolate.kernel.rlimits import name_of
+from pytest_isolate.policy import UNLIMITED
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.plan import Plan
@@ -35,6 +37,9 @@ _REMEDIES: Mapping[tuple[str, int], str] = {
         errno.EPERM,
     ): "map only your own ids, or have CAP_SETUID and CAP_SETGID; uid 0 needs CAP_SETFCAP to map itself (Linux 5.12)",
     ("proc", errno.ESRCH): "mount a /proc of this PID namespace, or give the sandbox a PID namespace",
+    ("rlimits", errno.EPERM): (
+        "write no hard limit above the one this process has (ulimit -H), or have CAP_SYS_RESOURCE; NOFILE is never above fs.nr_open"
+    ),
     ("landlock", errno.ENOENT): "name only paths that the sandbox has",
     ("securebits", errno.EPERM): "securebits take CAP_SETPCAP: run as root, or add a user namespace",
     ("init", errno.EACCES): "isolate-init must be executable and not on a noexec mount",
@@ -50,6 +55,9 @@ def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> 
     elif step == "landlock" and plan.landlock is not None and 0 <= failure.index < len(plan.landlock.rules):
         rule = plan.landlock.rules[failure.index]
         detail = f"({rule.path or f'port {rule.port}'})"
+    elif step == "rlimits" and 0 <= failure.index < len(plan.rlimits):
+        number, _, hard = plan.rlimits[failure.index]
+        detail = f"({name_of(number)}, hard limit {'unlimited' if hard == UNLIMITED else hard})"
     elif step == "exec" and argv:
         detail = f"({os.fsdecode(argv[0])})"
     return SetupError(step, failure.err, failure.index, detail, _remedy(step, failure.err, failure.index))

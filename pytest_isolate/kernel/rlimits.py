@@ -10,7 +10,7 @@ import math
 import resource
 
 from pytest_isolate.errors import PolicyError
-from pytest_isolate.policy import Limits
+from pytest_isolate.policy import RLIMIT_UNITS, Limits
 from pytest_isolate.units import format_bytes
 
 #: RLIMIT_SIGPENDING and friends of getrlimit(2), asm-generic numbering, for those that `resource` does not name.
@@ -20,6 +20,11 @@ _MISSING = {"LOCKS": 10}
 def number_of(name: str) -> int:
     """The RLIMIT_* number of a name such as ``NOFILE``. Source: asm-generic/resource.h."""
     return int(getattr(resource, f"RLIMIT_{name}", _MISSING.get(name, -1)))
+
+
+def name_of(number: int) -> str:
+    """The name of an RLIMIT_* number, such as ``NOFILE``; the number itself where there is none."""
+    return next((name for name in RLIMIT_UNITS if number_of(name) == number), str(number))
 
 
 def compile_rlimits(limits: Limits) -> tuple[tuple[int, int, int], ...]:

@@ -53,7 +53,7 @@ def test_an_impossible_limit_names_its_index(names: tuple[str, ...]) -> None:
     limits = ((resource.RLIMIT_CORE, 0, 0), (99, 1, 1))
     errors = refused(plan(*names, rlimits=limits))
     assert places(errors) == ("rlimits", errno.EINVAL, 1)
-    assert "rlimits[1]: EINVAL" in str(errors[0])
+    assert "rlimits[1] (99, hard limit 1): EINVAL" in str(errors[0])
 
 
 @EVERYWHERE
