@@ -31,6 +31,13 @@ _UNSEEN_S = 0.2
 #: guest whose host is busy it is less, for time that was stolen counts as ticks: at the least limit there is, a few of them.
 _TICKS_RUN_AHEAD = 0.75
 _TICKS_RUN_AHEAD_S = 0.5
+#: What a Python interpreter starts in, generously: 13 MB of address space, 1 MB of data, 100 KB of stack, measured.
+_STARTS_IN = {"AS": 64 << 20, "DATA": 16 << 20, "STACK": 256 << 10, "NOFILE": 8}
+_FIRST_MOMENTS_S = 1.0
+#: Pages touched: /bin/true 50, a killed exec 1 to 9, a loader that failed 25, measured.
+_FAULTS_OF_A_START = 40
+_KILLS = (signals.SIGSEGV, signals.SIGBUS, signals.SIGKILL)
+_LOADER_FAILED = 127
 
 
 def living(process: Process, cgroup: Cgroup | None, others: bool) -> list[Leftover]:
@@ -145,6 +152,29 @@ def status_verdicts(exited: Exited | None, limits: Limits) -> list[tuple[Cause, 
     if number == signals.SIGXFSZ:
         return [(Cause.FSIZE, "FSIZE: a file grew over the limit on file size (SIGXFSZ)")]
     return []
+
+
+def too_low_to_start(exited: Exited | None, limits: Limits, wall_s: float) -> list[str]:
+    """That a program died in its first moments under an rlimit that is below what programs start in; a line, or none.
+
+    An exec for which the new image, or its stack, does not fit is killed by the kernel, and a loader that cannot map or open
+    its libraries leaves with 127; both before they have touched much. Source: execve(2), begin_new_exec in fs/exec.c.
+    """
+    if exited is None or wall_s > _FIRST_MOMENTS_S:
+        return []
+    status, untouched = exited.status, 0 < exited.rusage.minor_faults < _FAULTS_OF_A_START
+    if status.signal in _KILLS:
+        names = ("AS", "DATA", "STACK")
+    elif status.code == _LOADER_FAILED and untouched:
+        names = ("AS", "DATA", "NOFILE")
+    else:
+        return []
+    softs = {name: limits.rlimits.get(name, (UNLIMITED, UNLIMITED))[0] for name in names}
+    low = [f"{name} = {soft}" for name, soft in softs.items() if soft != UNLIMITED and soft < _STARTS_IN[name]]
+    if not low:
+        return []
+    how = "is too low for the program to start" if untouched else "may be too low for the program"
+    return [f"rlimit {', '.join(low)} {how}: {status} after {format_seconds(wall_s)}"]
 
 
 def hard_cpu_text(used_s: float, limits: Limits) -> str:

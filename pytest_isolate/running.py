@@ -39,6 +39,7 @@ from pytest_isolate.endings import (
     runaway,
     status_verdicts,
     strays,
+    too_low_to_start,
     usage_of,
 )
 
@@ -85,6 +86,7 @@ class Running:
         self._outcome: Outcome | None = None
         self._concluding = threading.Lock()
         self._causes: list[tuple[Cause, str]] = []
+        self._asked_to_end = False
 
     @property
     def pid(self) -> int:
@@ -221,6 +223,7 @@ class Running:
 
     def _terminate(self, signum: int) -> Exited | None:
         """Ask, wait for the policy's grace, then kill the tree. What is frozen hears nothing: it is thawed first."""
+        self._asked_to_end = True
         if self._cgroup is not None:
             self._cgroup.thaw()
         self._process.signal(signum)
@@ -272,13 +275,14 @@ class Running:
         causes = [*self._causes, *verdicts, *refusals]
         if leftovers:
             causes.append((Cause.LEAK, f"LEAK: {len(leftovers)} left running: {'; '.join(map(str, leftovers))}"))
+        low = [] if causes or self._asked_to_end else too_low_to_start(exited, self.policy.limits, usage.wall_s)
         self._outcome = Outcome(
             args=self.args,
             status=exited.status if exited is not None else ExitStatus(signal=signals.SIGKILL),
             stdout=self._output.text(1),
             stderr=self._output.text(2),
             causes=tuple(cause for cause, _ in causes),
-            detail=(*(text for _, text in causes), *self._output.cut()),
+            detail=(*(text for _, text in causes), *low, *self._output.cut()),
             usage=usage,
             leftovers=tuple(leftovers),
             files_changed=self._files_changed(),

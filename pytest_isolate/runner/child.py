@@ -58,10 +58,7 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
     """Forget what is the parent's."""
     garbage.age()
     config, link = item.config, reporter.link
-    compat.redirect_capture(config, link.out_fd, link.err_fd)
-    fault_fd = compat.faulthandler_fd(config)
-    if fault_fd >= 0:
-        os.dup2(link.trace_fd, fault_fd)
+    take_outputs(config, link.out_fd, link.err_fd, link.trace_fd)
     if link.dump_stacks:
         dump_stacks_on_signal(link.trace_fd)
     compat.forget_finalizers(item.session)
@@ -74,6 +71,14 @@ def _become_child(item: pytest.Item, reporter: Reporter, ours: object) -> None:
         item.ihook.pytest_isolate_child(item=item)
     except Exception as error:
         reporter.refusal = error
+
+
+def take_outputs(config: pytest.Config, out_fd: int, err_fd: int, trace_fd: int) -> None:
+    """What the test writes, and its stacks at a crash, go into files of the parent's. Raises OSError: no descriptor to be had."""
+    compat.redirect_capture(config, out_fd, err_fd)
+    fault_fd = compat.faulthandler_fd(config)
+    if fault_fd >= 0:
+        os.dup2(trace_fd, fault_fd)
 
 
 def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, ours: object) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from pytest_isolate import wire
-from pytest_isolate.endings import cpu_text, hard_cpu_text, living, of_group
+from pytest_isolate.endings import cpu_text, hard_cpu_text, living, of_group, too_low_to_start
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.outcome import Cause, ExitStatus
-from pytest_isolate.runner import brief, compat, crash, frames, junit, network, reporter, verdict
+from pytest_isolate.runner import brief, compat, crash, frames, junit, network, reporter, trial, verdict
 from pytest_isolate.runner.process import COSTS, TestProcess
 from pytest_isolate.runner.report import say_slow
 from pytest_isolate.runner.reruns import Attempts
@@ -317,7 +317,8 @@ class Conversation:
         if refusal is not None and not self._timed_out:
             self._blame(when, crash.Ending(text=f"pytest-isolate: {refusal}", cause=Cause.SETUP))
         else:
-            self._blame(when, self._ending(status, when))
+            low = too_low_to_start(exited, self.worker.limits, self.wall_s) if self._start_s else []
+            self._blame(when, crash.Ending(text=low[0], cause=Cause.SETUP) if low else self._ending(status, when))
 
     def _ending(self, status: ExitStatus, when: crash.When) -> crash.Ending:
         if self._timed_out:
@@ -344,7 +345,8 @@ class Conversation:
         if status.signal == signal.SIGKILL and (text := hard_cpu_text(used_s, self.worker.limits)):
             return crash.Ending(text=f"{text}, during {when}", cause=Cause.CPU)
         mistake = self.worker.outputs.mistake()
-        return crash.ended_early(status, when, garbage=self._garbage, mistake=mistake)
+        limited = trial.in_words(self.worker.limits)
+        return crash.ended_early(status, when, garbage=self._garbage, mistake=mistake, limited=limited)
 
     def _blame(self, when: crash.When, ending: crash.Ending) -> None:
         sections = [*(self._sections or compat.report_sections(self.item)), *self.worker.outputs.sections(when)]

@@ -102,8 +102,11 @@ class Ending:
     cause: Cause | None = None
 
 
-def ended_early(status: ExitStatus, when: When, *, garbage: str, mistake: str) -> Ending:
-    """Words for a process that ended, or was ended, without having said so; ``mistake`` as of Outputs."""
+def ended_early(status: ExitStatus, when: When, *, garbage: str, mistake: str, limited: str = "") -> Ending:
+    """Words for a process that ended, or was ended, without having said so; ``mistake`` as of Outputs.
+
+    ``limited``: the rlimits, in words, that could have kept it from reporting.
+    """
     if garbage:
         return Ending(text=f"the test wrote to pytest-isolate's report channel during {when}: {garbage}")
     if status.code == reporter.EXIT_CHANNEL_GONE:
@@ -111,8 +114,9 @@ def ended_early(status: ExitStatus, when: When, *, garbage: str, mistake: str) -
             text=f"the test closed pytest-isolate's report channel during {when}: a descriptor it did not open"
         )
     if status.code == reporter.EXIT_OUR_FAULT and mistake:
+        limits = f"{limited} may be too low for pytest itself. Or the" if limited else "The"
         return Ending(
-            text=f"the test's process could not go on to report, during {when}: {mistake}\nThe test may have changed what pytest "
+            text=f"the test's process could not go on to report, during {when}: {mistake}\n{limits} test may have changed what pytest "
             "and pytest-isolate run on (a builtin, sys, a library); if it has not, please report this with the traceback below"
         )
     if status.signal is not None:

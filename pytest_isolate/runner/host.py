@@ -23,7 +23,7 @@ from pytest_isolate.networks import Networks
 from pytest_isolate.policy import Namespace, Policy
 from pytest_isolate.profile import MINIMAL
 from pytest_isolate.registry import candidates
-from pytest_isolate.runner import compat
+from pytest_isolate.runner import compat, trial
 from pytest_isolate.runner.settings import Resolver, Settings
 
 _NOT_SHARED = "this plugin does not share out GPUs between tests"
@@ -68,6 +68,7 @@ class Host:
             found = candidates(settled, settings.backends, kind=kind_of(settings), hooks=self.hooks)
             if settings.mode == "fork":
                 self.groups.check_room(settled, found[0])
+                trial.check(self._config, settled, found[0])
             self._take(settings, given, found)
         except BackendUnavailable as error:
             return self._missing(settings, error)

@@ -213,16 +213,17 @@ class Workers:
             backend = self._host.backend(settings, item)
             worker.view = view_of(backend, settings.policy)
             worker.life = self._begin(item, settings, backend)
-            worker.process = backend.spawn(
-                settings.policy,
-                fresh.command(item),
-                env=fresh.environment(hidden=_hides(backend, settings), timeout_s=settings.policy.timeout_s),
-                cwd=str(item.config.invocation_params.dir),
-                joined=joined(worker.cgroup, worker.network),
-                stdin_fd=channel_fd,
-                stdout_fd=outputs.out_fd,
-                stderr_fd=outputs.err_fd,
-            )
+            with no_room_said(settings.policy.limits):
+                worker.process = backend.spawn(
+                    settings.policy,
+                    fresh.command(item),
+                    env=fresh.environment(hidden=_hides(backend, settings), timeout_s=settings.policy.timeout_s),
+                    cwd=str(item.config.invocation_params.dir),
+                    joined=joined(worker.cgroup, worker.network),
+                    stdin_fd=channel_fd,
+                    stdout_fd=outputs.out_fd,
+                    stderr_fd=outputs.err_fd,
+                )
             if worker.cgroup is not None:
                 worker.cgroup.started()
             if worker.life is not None:

@@ -164,3 +164,71 @@ def test_a_profile_of_the_ini_file_is_held_to_the_same(pytester: pytest.Pytester
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     word = setting.rpartition(", ")[2].partition("=")[0]
     result.stderr.fnmatch_lines([f"ERROR: pytest-isolate: {word}: *"])
+
+
+@pytest.mark.parametrize(("rlimits", "named"), [('{"NOFILE": 3}', "3"), ('{"NOFILE": 0, "AS": "8G", "CPU": 9}', "0")])
+def test_an_rlimit_under_which_no_fork_of_pytest_starts_is_refused_and_named(
+    pytester: pytest.Pytester, plain: Run, rlimits: str, named: str
+) -> None:
+    pytester.makepyfile(f"import pytest\n@pytest.mark.isolate(rlimits={rlimits})\ndef test_it(): pass")
+    result = plain()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    line = (
+        "a process forked from this one, which has * files open, does not even start under it (EBADF). Write several *"
+    )
+    result.stderr.fnmatch_lines([f"ERROR: pytest-isolate: rlimit NOFILE = {named}: {line}"])
+
+
+def test_low_rlimits_under_which_a_test_runs_are_not_refused(pytester: pytest.Pytester, plain: Run) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.isolate(rlimits={"NOFILE": 64, "AS": "1M", "STACK": "64K", "FSIZE": 0, "CPU": 9})
+        def test_it(): pass
+        """
+    )
+    plain().assert_outcomes(passed=1)
+
+
+def test_only_rlimits_that_can_prevent_a_start_cost_a_fork(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makeconftest(
+        """
+        from pytest_isolate.runner import trial
+        real = trial._start
+        def told(config, policy, backend):
+            print("TRIED", sorted(policy.limits.rlimits))
+            return real(config, policy, backend)
+        trial._start = told
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        def test_plain(): pass
+        @pytest.mark.isolate(rlimits={"CPU": 60, "CORE": 0, "FSIZE": "1G"}, cpu_time=60)
+        def test_cpu(): pass
+        @pytest.mark.isolate(rlimits={"NOFILE": 64})
+        @pytest.mark.parametrize("n", range(3))
+        def test_files(n): pass
+        """
+    )
+    result = isolated("-s")
+    assert str(result.stdout).count("TRIED") == 1, str(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("rlimits", "line"),
+    [
+        ('{"AS": "1M"}', "rlimit AS = 1048576 is too low for the program to start: *"),
+        ('{"STACK": 1}', "rlimit STACK = 1 is too low for the program to start: killed by SIGSEGV after *"),
+        ('{"NOFILE": 3}', "rlimit NOFILE = 3 is too low for the program to start: exited with status 127 after *"),
+        ('{"NOFILE": 0}', "pytest-isolate: rlimit NOFILE of 0: the program does not start under it *"),
+    ],
+)
+def test_an_rlimit_under_which_no_new_interpreter_starts_is_named(
+    pytester: pytest.Pytester, plain: Run, rlimits: str, line: str
+) -> None:
+    pytester.makepyfile(f"import pytest\n@pytest.mark.isolate(mode='fresh', rlimits={rlimits})\ndef test_it(): pass")
+    result = plain()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([line])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_isolate.errors import PolicyError
+from pytest_isolate.errors import IsolateError, PolicyError, SetupError
 from pytest_isolate.outcome import Cause
+from pytest_isolate.running import ProgramFailed
 from pytest_isolate.sandbox import Sandbox
 from tests.kernel.limits.programs import (
     MIB,
@@ -108,3 +111,72 @@ def test_a_limit_below_what_the_sandbox_itself_needs_is_said_in_words(box: Sandb
     controller("pids")
     with pytest.raises(PolicyError, match=r"limit of 1 processes: the sandbox itself needs more"):
         box.run(["/bin/true"], pids=1)
+
+
+TRUE = ["/bin/true"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "held"),
+    [
+        (python("pass"), "AS", "1M"),
+        (python("pass"), "DATA", 0),
+        (python("pass"), "STACK", 1),
+        (TRUE, "AS", "1M"),
+        (TRUE, "STACK", 1),
+        (TRUE, "NOFILE", 3),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_an_rlimit_too_low_for_a_program_to_start_is_named(box: Sandbox, argv: list[str], name: str, held: Any) -> None:
+    """The kernel kills it in execve, or its loader gives up; a bare SIGSEGV told nothing."""
+    assert box.run(argv).ok
+    found = box.run(argv, rlimits={name: held})
+    assert found.status.code != 0
+    assert found.causes == ()
+    (line,) = found.detail
+    assert line.startswith(f"rlimit {name} = "), line
+    assert " is too low for the program to start: " in line
+    with pytest.raises(ProgramFailed, match=f"rlimit {name} = "):
+        box.run(argv, rlimits={name: held}, check=True)
+
+
+def test_only_the_low_one_of_several_rlimits_is_named(box: Sandbox) -> None:
+    (line,) = box.run(python("pass"), rlimits={"AS": "8G", "STACK": 1, "NOFILE": 4, "CPU": 5}).detail
+    assert line.startswith("rlimit STACK = 1 is too low")
+
+
+def test_a_death_of_the_programs_own_making_is_not_the_limits(box: Sandbox) -> None:
+    dies = python("import os; os.kill(os.getpid(), 11)")
+    assert box.run(dies, rlimits={"AS": "4G", "STACK": "8M", "NOFILE": 64}).detail == ()
+    assert box.run(dies).detail == ()
+    assert box.run(["/bin/sh", "-c", "exit 127"], rlimits={"NOFILE": 6, "AS": "32M"}).detail == ()
+    late = box.run(["/bin/sh", "-c", "sleep 1.2; kill -SEGV $$"], rlimits={"STACK": "128K"})
+    assert late.detail == (), "not in its first moments"
+    with box.spawn(["/bin/sleep", "60"], rlimits={"STACK": "128K"}) as running:
+        assert running.terminate(signal.SIGKILL).detail == (), "we did"
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_limit_on_files_that_not_even_standard_streams_fit_into_is_named(box: Sandbox, most: int) -> None:
+    with pytest.raises(
+        PolicyError, match=rf"^rlimit NOFILE of {most}: the program does not start under it .*stdio\[{most}\]: EBADF"
+    ):
+        box.run(TRUE, rlimits={"NOFILE": most})
+    with pytest.raises(SetupError, match=r"stdio\[0\]: EBADF"):  # that is the caller's descriptor
+        box.run(TRUE, stdin=9999, rlimits={"NOFILE": 64})
+
+
+def test_a_stack_that_the_arguments_do_not_fit_into_is_named(box: Sandbox) -> None:
+    assert box.run(TRUE, env={"A": "x" * 60_000}).ok
+    with pytest.raises(PolicyError, match=r"^rlimit STACK of 16384: the program does not start under it .*E2BIG"):
+        box.run(TRUE, env={"A": "x" * 60_000}, rlimits={"STACK": "16K"})
+    with pytest.raises(SetupError, match="E2BIG"):  # one text of 200 kB is refused under any limit
+        box.run(TRUE, env={"A": "x" * 200_000}, rlimits={"STACK": "4M"})
+
+
+def test_a_hard_limit_that_may_not_be_raised_is_named() -> None:
+    above = int(Path("/proc/sys/fs/nr_open").read_text()) + 1  # not even root may, setrlimit(2)
+    named = rf"rlimits\[0\] \(NOFILE, hard limit {above}\): EPERM"
+    with Sandbox(backends=["native"]) as box, pytest.raises(IsolateError, match=named):
+        box.run(TRUE, rlimits={"NOFILE": above})
