@@ -298,7 +298,11 @@ class Sandbox:
 
     def _vary(self, words: Mapping[str, Any]) -> Policy:
         """The settled policy for a call; the same words give the same value, so that its plan is compiled once."""
-        key = repr(sorted(words.items())) if words else ""
+        try:
+            key = repr(sorted(words.items())) if words else ""
+        except ValueError:  # an int of more digits than Python writes out: vary says to which word
+            vary(self.policy, **words)
+            raise
         if key not in self._varied:
             policy = self._groups.settle(vary(self.policy, **words))
             tier = self._networks.settle(policy, lambda other: choose(other, self._backends))

@@ -29,9 +29,20 @@ def descriptors() -> int:
         (["true"], {"pids": 1.5}),
         (["true"], {"timeout": 10**400}),
         (["true"], {"memory": "1" * 5000}),
+        (["true"], {"pids": 10**5000}),
         (["true"], {"fs": "minimal", "namespaces": "nothing"}),
     ],
-    ids=["NUL in argv", "NUL in env", "NUL in cwd", "PIPE", "half a process", "for ever", "too large", "namespaces"],
+    ids=[
+        "NUL in argv",
+        "NUL in env",
+        "NUL in cwd",
+        "PIPE",
+        "half a process",
+        "for ever",
+        "too large",
+        "too many",
+        "namespaces",
+    ],
 )
 def test_what_has_no_meaning_is_refused(sandbox: Sandbox, argv: list[str], words: dict[str, Any]) -> None:
     sandbox.run(["true"])

@@ -232,3 +232,30 @@ def test_an_rlimit_under_which_no_new_interpreter_starts_is_named(
     result = plain()
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([line])
+
+
+@pytest.mark.parametrize(
+    ("rlimits", "line"),
+    [
+        (
+            '{"NOFILE": 64, "STACK": "8M", "CPU": 9}',
+            "rlimit NOFILE = 64, STACK = 8388608 may be too low for pytest itself. Or the *",
+        ),
+        ('{"CPU": 9}', "The test may have changed what pytest and pytest-isolate run on *"),
+    ],
+)
+def test_a_process_that_cannot_report_under_rlimits_names_them_before_it_asks_for_a_report(
+    pytester: pytest.Pytester, plain: Run, rlimits: str, line: str
+) -> None:
+    pytester.makepyfile(
+        f"""
+        import json, pytest
+        @pytest.mark.isolate(rlimits={rlimits})
+        def test_it():
+            def no_room(*_, **__): raise MemoryError
+            json.JSONEncoder.encode = no_room
+        """
+    )
+    result = plain()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["the test's process could not go on to report, during call: MemoryError*", line])
