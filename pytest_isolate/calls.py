@@ -6,6 +6,7 @@ Owns: both ends of that channel. Refuses: to start the process (sandbox.py), and
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
 import select
@@ -33,6 +34,7 @@ def call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_f
     try:
         os.dup2(files.out_fd, 1)
         os.dup2(files.err_fd, 2)
+        _reopen_streams()
         if faulthandler.is_enabled():
             faulthandler.enable(files.err_fd)
         try:
@@ -48,6 +50,18 @@ def call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_f
         code = 0
     finally:
         os._exit(code)
+
+
+def _reopen_streams() -> None:
+    """Where close_fds took what Python's streams write to, as pytest's capture has them, they are 1 and 2 again."""
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        try:
+            os.fstat(getattr(sys, name).fileno())
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                setattr(sys, name, open(fd, "w", buffering=1, closefd=False, errors="backslashreplace"))  # noqa: SIM115
+        except (AttributeError, ValueError):  # None, or in memory
+            pass
 
 
 def result(running: Running, reader: wire.Reader) -> Any:

@@ -200,8 +200,9 @@ class Sandbox:
                 life = self._begin("tests", (name,), chosen, backend)
                 if life is not None:
                     undo.callback(life.close)
+                kept = (write_fd, files.out_fd, files.err_fd) if chosen.hardening.close_fds else ()
                 with no_room_said(chosen.limits):
-                    process = backend.fork(chosen, joined(cgroup, network))
+                    process = backend.fork(chosen, joined(cgroup, network, kept))
                 if process is None:
                     self._networks.leave_in_child()
                     groups.leave_in_child()

@@ -71,9 +71,11 @@ def view_of(backend: Backend, policy: Policy) -> MountPlan | None:
     return view
 
 
-def joined(cgroup: Cgroup | None, network: SandboxNetwork | None = None) -> Joined | None:
-    """The descriptors through which a child starts in the group and in its network."""
+def joined(
+    cgroup: Cgroup | None, network: SandboxNetwork | None = None, keep_fds: tuple[int, ...] = ()
+) -> Joined | None:
+    """The descriptors through which a child starts in the group and in its network; ``keep_fds`` it has open then."""
     netns_fd = -1 if network is None else network.netns_fd
     if cgroup is None:
-        return None if netns_fd < 0 else Joined(netns_fd=netns_fd)
-    return Joined(cgroup.dir_fd, cgroup.procs_fds, netns_fd)
+        return Joined(netns_fd=netns_fd, keep_fds=keep_fds) if netns_fd >= 0 or keep_fds else None
+    return Joined(cgroup.dir_fd, cgroup.procs_fds, netns_fd, keep_fds)

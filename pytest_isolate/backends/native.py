@@ -6,6 +6,7 @@ Refuses: to weaken anything: what the kernel does not give is reported by ``lack
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -145,8 +146,9 @@ class _Network:
         return replace(self._joined or native.Joined(), netns_fd=self._fd)
 
     def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:  # the child is in it, or there is none; a forked child has a copy of the descriptor
-            os.close(self._fd)
+        if self._fd >= 0:  # the child is in it, or there is none; a forked child has a copy, or with close_fds has not
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,12 @@ def _landlock_row(memory: Memory, rule: LandlockRule) -> tuple[int, ...]:
     return (rule.rights, memory.text(rule.path), rule.port, int(rule.optional))
 
 
+def _kept(fds: Sequence[int]) -> Any:
+    """In order, as the C library closes what is between them; it leaves the first three alone."""
+    numbers = sorted({fd for fd in fds if fd > 2})
+    return (ctypes.c_int32 * len(numbers))(*numbers)
+
+
 def _flags(plan: Plan) -> int:
     chosen = {
         abi.Flag.NEW_SESSION: plan.new_session,
@@ -96,7 +102,7 @@ def compile_plan(plan: Plan) -> Compiled:
     if len(plan.seccomp) % 8:
         raise ValueError(f"plan.seccomp has {len(plan.seccomp)} bytes: a struct sock_filter has 8")
     memory = Memory()
-    keep = sorted({fd for fd in plan.keep_fds if fd > 2})
+    keep = _kept(plan.keep_fds)
     limits = [(resource, 0, soft & _ALL_ONES, hard & _ALL_ONES) for resource, soft, hard in plan.rlimits]
     landlock = plan.landlock or LandlockRuleset()
     compiled = abi.Plan(
@@ -113,7 +119,7 @@ def compile_plan(plan: Plan) -> Compiled:
         rlimits=memory.structs(abi.Rlimit, limits),
         joins=memory.structs(abi.Join, plan.join_fds),
         cgroup_procs_fds=memory.array((ctypes.c_int32 * len(plan.cgroup_procs_fds))(*plan.cgroup_procs_fds)),
-        keep_fds=memory.array((ctypes.c_int32 * len(keep))(*keep)),
+        keep_fds=memory.array(keep),
         seccomp=memory.array(ctypes.create_string_buffer(plan.seccomp, max(1, len(plan.seccomp)))),
         uid_map_count=len(plan.uid_map),
         gid_map_count=len(plan.gid_map),
@@ -146,11 +152,13 @@ class Joined:
         dir_fd: v2 directory for CLONE_INTO_CGROUP, or -1.
         procs_fds: v1 files the child writes itself into.
         netns_fd: network namespace to enter, or -1. The plan then makes none, has nothing to do in it, and joins nothing else.
+        keep_fds: what stays open although the plan closes descriptors; they replace the plan's own.
     """
 
     dir_fd: int = -1
     procs_fds: tuple[int, ...] = ()
     netns_fd: int = -1
+    keep_fds: tuple[int, ...] = ()
 
     def applied(self, ready: abi.Plan) -> tuple[abi.Plan, Any]:
         """A copy of ``ready`` that joins, and the memory it points to."""
@@ -159,13 +167,18 @@ class Joined:
         plan.cgroup_fd_plus1 = self.dir_fd + 1
         plan.cgroup_procs_fds = ctypes.addressof(fds)
         plan.cgroup_procs_fds_count = len(self.procs_fds)
-        if self.netns_fd < 0:
-            return plan, fds
-        joins = (abi.Join * 1)(abi.Join(self.netns_fd, CLONE_NEWNET))
-        plan.joins, plan.joins_count = ctypes.addressof(joins), 1
-        plan.namespaces &= ~CLONE_NEWNET
-        plan.flags &= ~int(abi.Flag.LOOPBACK_UP)
-        return plan, (fds, joins)
+        alive: list[Any] = [fds]
+        if self.keep_fds:
+            kept = _kept(self.keep_fds)
+            plan.keep_fds, plan.keep_fds_count = ctypes.addressof(kept), len(kept)
+            alive.append(kept)
+        if self.netns_fd >= 0:
+            joins = (abi.Join * 1)(abi.Join(self.netns_fd, CLONE_NEWNET))
+            plan.joins, plan.joins_count = ctypes.addressof(joins), 1
+            plan.namespaces &= ~CLONE_NEWNET
+            plan.flags &= ~int(abi.Flag.LOOPBACK_UP)
+            alive.append(joins)
+        return plan, alive
 
 
 _known: Remembered[Compiled] = Remembered()

@@ -87,8 +87,10 @@ _living: weakref.WeakSet[NetnsPool] = weakref.WeakSet()
 
 
 def _forget() -> None:
+    """In a forked child, which may have been started with every descriptor closed: one that is gone ends the loop."""
     for pool in _living:
-        pool.close()
+        with contextlib.suppress(OSError):
+            pool.close()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from pytest_isolate import CallFailed, PolicyError, ProgramFailed, Sandbox
+from pytest_isolate.kernel import probe
 from pytest_isolate.policy import Filesystem, Tmpfs
+from tests.conftest import require
 
 
 def descriptors() -> int:
@@ -104,6 +107,41 @@ def test_a_call_may_have_more_time_than_poll_can_count(sandbox: Sandbox) -> None
     assert sandbox.python(int, "7", policy={"timeout": 3e6}) == 7
     with pytest.raises(CallFailed, match="TIMEOUT"):
         sandbox.python(time.sleep, 60, policy={"timeout": 0.2, "grace": 0.1})
+
+
+def _speaks(found: list[int]) -> list[int]:
+    print("out")
+    print("err", file=sys.stderr, flush=True)
+    return [fd for fd in found if os.path.exists(f"/proc/self/fd/{fd}")]
+
+
+@pytest.mark.parametrize("words", [{}, {"memory": "200M"}, {"net": "none"}], ids=["alone", "group", "network"])
+def test_a_call_that_closes_what_it_inherits_answers_and_is_heard(
+    sandbox: Sandbox, words: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    if "memory" in words:
+        feature = probe.feature("cgroup_memory")
+        require("cgroup-memory", feature.available, feature.reason)
+    sandbox.run(["true"], **words)  # what is made ready for a next one is open now, and closed inside
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    try:
+        assert sandbox.python(_speaks, fds, policy=words) == fds
+        assert sandbox.python(_speaks, fds, policy={"close_fds": True, **words}) == []
+        with pytest.raises(CallFailed, match="invalid literal"):
+            sandbox.python(int, "seven", policy={"close_fds": True, **words})
+        with pytest.raises(CallFailed, match=r"exited with status 3 said before"):
+            sandbox.python(_leaves, policy={"close_fds": True, **words})
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert capfd.readouterr().err == "err\n", (
+        "of the first alone, whose streams were pytest's; nothing of what was closed"
+    )
+
+
+def _leaves() -> None:
+    os.write(2, b"said before")
+    os._exit(3)
 
 
 def test_all_who_wait_are_given_the_one_outcome(sandbox: Sandbox) -> None:

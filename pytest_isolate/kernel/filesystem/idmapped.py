@@ -7,6 +7,7 @@ it is done before the child is in a user namespace, by us.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -95,9 +96,10 @@ def _carrier(ids: tuple[int, int, int, int]) -> int:
 
 
 def forget() -> None:
-    """Give the carriers back; a forked child does, for they are its parent's."""
+    """Give the carriers back; a forked child does, for they are its parent's, where it was left them open."""
     while _carriers:
-        os.close(_carriers.popitem()[1])
+        with contextlib.suppress(OSError):
+            os.close(_carriers.popitem()[1])
 
 
 os.register_at_fork(after_in_child=forget)
