@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from pytest_isolate.backend import Process
 from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
 from pytest_isolate.kernel.native import Exited
 from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Traffic, Usage
-from pytest_isolate.policy import Policy
+from pytest_isolate.policy import Limits, Policy
 from pytest_isolate.profile import vary
 from pytest_isolate.units import format_seconds
 
@@ -43,8 +43,21 @@ from pytest_isolate.endings import (
     usage_of,
 )
 
-#: Words that ``Running.update`` takes: those a cgroup holds. An rlimit belongs to each process that has inherited it.
-LIVE_WORDS = ("memory", "memory_high", "swap", "pids", "cpu", "cpu_weight", "cpuset", "io", "hugetlb")
+#: Words that ``Running.update`` takes: those a cgroup holds, each with its field of Limits. An rlimit belongs to each process
+#: that has inherited it.
+LIVE_WORDS = {
+    "memory": "memory_bytes",
+    "memory_high": "memory_high_bytes",
+    "swap": "swap_bytes",
+    "pids": "pids",
+    "cpu": "cpu_cores",
+    "cpu_weight": "cpu_weight",
+    "cpuset": "cpuset",
+    "io": "io",
+    "hugetlb": "hugetlb_bytes",
+}
+#: The value of a word that lifts its limit.
+LIFTED = "unlimited"
 
 
 class ProgramFailed(subprocess.CalledProcessError):
@@ -117,11 +130,14 @@ class Running:
         return LiveLimits(self)
 
     def update(self, **words: Any) -> None:
-        """Change group limits of the running program: ``update(memory="128M", pids=20)``.
+        """Change group limits of the running program: ``update(memory="128M", pids=20)``; all of them, or on an error none.
+
+        The value ``"unlimited"`` lifts a limit; None changes nothing. Without a memory limit there is none on swap.
 
         Raises:
             PolicyError: the program was started without a group limit, a word that cannot change while it runs, or a
                 value without meaning. SetupError: the kernel refused (EBUSY: more is in use than the new limit).
+            BackendUnavailable: a limit that nothing on this host can hold.
         """
         cgroup = self._living_cgroup("limits")
         for word in words:
@@ -129,7 +145,7 @@ class Running:
                 raise PolicyError(
                     f"update({word}=...)", "it cannot change while the program runs", f"of use: {', '.join(LIVE_WORDS)}"
                 )
-        policy = vary(self.policy, **words)
+        policy = _lifted(vary(self.policy, **{word: value for word, value in words.items() if value != LIFTED}), words)
         cgroup.update(policy.limits)
         self.policy = policy
 
@@ -347,6 +363,22 @@ class Running:
         self.terminate()
 
 
+def _lifted(policy: Policy, words: Mapping[str, Any]) -> Policy:
+    """``policy`` without the limits that ``words`` lift.
+
+    Raises:
+        PolicyError: swap beside a memory limit, for which the lack of the word means none.
+    """
+    nothing = Limits()
+    fields = {field: getattr(nothing, field) for word, field in LIVE_WORDS.items() if words.get(word) == LIFTED}
+    limits = replace(policy.limits, **fields)
+    if "swap_bytes" in fields and limits.memory_bytes:
+        raise PolicyError(
+            "update(swap='unlimited')", "a memory limit without a word on swap means no swap", "write a size"
+        )
+    return replace(policy, limits=limits)
+
+
 class LiveLimits:
     """The limits of a running program: attributes as those of Limits; ``update`` changes them."""
 
@@ -359,5 +391,5 @@ class LiveLimits:
         return getattr(self._running.policy.limits, name)
 
     def update(self, **words: Any) -> None:
-        """As ``Running.update``."""
+        """As ``Running.update``: ``update(memory="unlimited")`` lifts a limit."""
         self._running.update(**words)

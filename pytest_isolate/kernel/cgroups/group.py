@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_isolate.errors import CleanupError, SetupError
+from pytest_isolate.errors import BackendUnavailable, CleanupError, SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes
 from pytest_isolate.kernel.cgroups.counters import VERSIONS, Counters
 from pytest_isolate.kernel.cgroups.devices import check_huge_pages
@@ -211,19 +211,42 @@ class Cgroup:
     # Limits
 
     def update(self, limits: Limits) -> None:
-        """Make ``limits`` the limits of this cgroup, live; those it had and ``limits`` has not are lifted.
+        """Make ``limits`` the limits of this cgroup, live, all of them or none; those it had and ``limits`` has not are lifted.
 
         Raises:
-            SetupError: step ``cgroup <file>``; EBUSY when v1 memory in use is above the new limit.
+            SetupError: step ``cgroup <file>``; EBUSY when v1 memory in use is above the new limit. Those that held hold on.
+            BackendUnavailable: a limit whose controller cannot be used here. Nothing is changed.
         """
         needed = controllers_for(limits)
+        for name in sorted(needed - self._branch_of.keys()):
+            raise BackendUnavailable(
+                f"cgroup controller {name}", "it cannot be used here", "see `pytest-isolate doctor`"
+            )
         touched = needed | self.counters.limited  # those of the new limits, and of those that held until now
         table = table_of(self._branch_of, touched, limits, self.limits)
+        back = table_of(self._branch_of, touched, self.limits, limits)
         for name in touched:
             self._reach(self._branch_of[name], name)
-        for branch, setting in table:
-            self._write(branch, setting)
+        try:
+            for branch, setting in table:
+                self._write(branch, setting)
+        except SetupError as error:
+            if lost := self._written_back(back):
+                error.remedy += (
+                    f"{'; ' if error.remedy else ''}besides, what held before could not be set again: {lost}"
+                )
+            raise
         self._hold(limits, needed)
+
+    def _written_back(self, table: list[tuple[Branch, Setting]]) -> str:
+        """Write every file of ``table``, whatever the kernel says to others; what it refuses, in words."""
+        refused = []
+        for branch, setting in table:
+            try:
+                self._write(branch, setting)
+            except SetupError as error:
+                refused.append(f"{setting.file} ({error.why})")
+        return ", ".join(refused)
 
     def _write(self, branch: Branch, setting: Setting) -> None:
         value = setting.value or branch.inherited.get(setting.file, "")

@@ -62,6 +62,8 @@ def _cpu(limits: Limits, old: Limits) -> list[Setting]:
         table.append(Setting("cpu", "cpu.cfs_quota_us", str(quota)))
     elif old.cpu_cores:
         table.append(Setting("cpu", "cpu.cfs_quota_us", "-1"))
+        if cpu_quota(old.cpu_cores)[1] != CPU_PERIOD_USEC:  # the next quota is written for the usual one
+            table.append(Setting("cpu", "cpu.cfs_period_us", str(CPU_PERIOD_USEC)))
     if limits.cpu_weight or old.cpu_weight:
         table.append(Setting("cpu", "cpu.shares", str(shares(limits.cpu_weight or 100))))
     return table

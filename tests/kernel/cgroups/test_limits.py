@@ -309,3 +309,13 @@ def test_a_live_sandbox_can_be_given_a_controller_it_was_made_without(manager, n
         time.sleep(0.6)
         assert cgroup.events().nr_throttled > before.nr_throttled
         cgroup.kill()
+
+
+def test_an_update_to_what_cannot_be_held_here_says_so(manager):
+    missing = [name for name in ("pids", "cpu", "memory") if not manager.capabilities()[name].available]
+    limits = {"pids": {"pids": 5}, "cpu": {"cpu_cores": 1}, "memory": {"memory_bytes": 64 * MIB}}
+    with manager.create("gw0-cannot", accounting=frozenset()) as cgroup:
+        for name in missing:
+            with pytest.raises(BackendUnavailable, match=f"cgroup controller {name}"):
+                cgroup.update(Limits(**limits[name]))
+        assert cgroup.limits == Limits()

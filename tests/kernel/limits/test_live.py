@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_isolate.errors import PolicyError
+from pytest_isolate.errors import PolicyError, SetupError
 from pytest_isolate.outcome import Cause
 from pytest_isolate.sandbox import Sandbox
 from tests.kernel.limits.programs import (
@@ -95,3 +95,70 @@ def test_what_cannot_change_while_it_runs_is_refused_and_changes_nothing(box: Sa
         assert running.limits.memory_bytes == 64 * MIB
     with box.spawn(["/bin/sleep", "60"]) as running, pytest.raises(PolicyError, match=r"the program has no cgroup"):
         running.update(memory="64M")
+
+
+def test_an_update_that_the_kernel_refuses_changes_nothing(box: Sandbox) -> None:
+    for name in ("memory", "pids", "cpu"):
+        controller(name)
+    with box.spawn(python(HOLD), memory="128M", cpu=1, pids=20) as running:
+        assert running._cgroup is not None
+        running.wait_for_line("held")
+        read = running._cgroup.counters.read
+        files = {"pids": "pids.max"}
+        if running._cgroup.counters._version("cpu") == 1:
+            files |= {"cpu": "cpu.cfs_quota_us"}
+        else:
+            files |= {"cpu": "cpu.max"}
+        before = {file: read(name, file) for name, file in files.items()}
+        if running._cgroup.counters._version("memory") == 1:
+            words, why = {"memory": "64K"}, "EBUSY"
+        else:  # there the kernel takes any size, and kills
+            words, why = {"cpuset": "9999"}, "E(INVAL|RANGE|NOSPC)"
+        with pytest.raises(SetupError, match=why):
+            running.update(cpu=0.5, pids=5, **words)
+        assert (running.limits.cpu_cores, running.limits.pids, running.limits.memory_bytes) == (1.0, 20, 128 * MIB)
+        assert {file: read(name, file) for name, file in files.items()} == before
+        running.update(cpu=0.5, pids=5)
+        assert all(read(name, file) != before[file] for name, file in files.items())
+
+
+HOLD = TOUCH + "import time; held = touch(8 << 20, mmap.MAP_PRIVATE); print('held', flush=True); time.sleep(60)"
+
+
+def test_a_limit_is_lifted_while_it_runs(box: Sandbox) -> None:
+    controller("memory")
+    controller("pids")
+    read_fd, write_fd = os.pipe()
+    source = WAIT_THEN_TOUCH + "; import threading; [threading.Thread(target=input).start() for _ in range(9)]"
+    try:
+        running = box.spawn(python(source), memory="64M", pids=5, stdin=read_fd, timeout=30)
+        running.limits.update(memory="unlimited", pids="unlimited")
+        assert (running.limits.memory_bytes, running.limits.pids) == (None, None)
+        running.limits.update(memory=None)
+        os.write(write_fd, b"go\n" * 10)
+        outcome = running.wait()
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
+    assert outcome.ok, outcome
+    assert box.run(python(source), memory="64M", pids=5, input="go\n" * 10).causes == (Cause.OOM,)
+
+
+def test_swap_is_lifted_together_with_memory_or_not_at_all(box: Sandbox) -> None:
+    controller("memory")
+    with box.spawn(["/bin/sleep", "60"], memory="64M", swap="64M") as running:
+        with pytest.raises(PolicyError, match=r"swap='unlimited'.*means no swap"):
+            running.update(swap="unlimited")
+        running.update(swap="unlimited", memory="unlimited")
+        assert (running.limits.swap_bytes, running.limits.memory_bytes) == (None, None)
+
+
+def test_a_lifted_quota_of_little_does_not_change_what_the_next_one_means(box: Sandbox) -> None:
+    controller("cpu")
+    with box.spawn(["/bin/sleep", "60"], cpu=0.5) as running:
+        assert running._cgroup is not None
+        file = "cpu.cfs_period_us" if running._cgroup.counters._version("cpu") == 1 else "cpu.max"
+        usual = running._cgroup.counters.read("cpu", file)
+        for cores in (0.005, "unlimited", 0.5):
+            running.update(cpu=cores)
+        assert running._cgroup.counters.read("cpu", file) == usual
