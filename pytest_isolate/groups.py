@@ -55,6 +55,7 @@ class Groups:
         self._asked: tuple[str, Limits] | None = None  # of the last sandbox
         self._again = False  # the one before it asked for the same
         _all.add(self)
+        self._bereaved = False
 
     def manager(self) -> CgroupManager:
         """The run's manager; made, and dead runs swept, at the first call.
@@ -232,12 +233,21 @@ class Groups:
         if self._manager is not None:
             self._manager.drop_ready()
 
+    def bereave(self) -> None:
+        """A forked child of ours died, or left company: what it held its own sandboxes by is removed at the end."""
+        self._bereaved = True
+
     def close(self) -> None:
-        """End and remove every group of the run.
+        """End and remove every group of the run, and those of children that did not live to do so.
 
         Raises:
             CleanupError: names the directories that remain.
         """
+        bereaved, self._bereaved = self._bereaved, False
+        if bereaved:
+            from pytest_isolate.kernel.cgroups import sweep
+
+            sweep()  # now, while we are where they were forked; what does not go is left to the next run's start
         manager, self._manager = self._manager, None
         if manager is not None:
             atexit.unregister(self.close)

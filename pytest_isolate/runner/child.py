@@ -92,7 +92,10 @@ def _work(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
         reporter.send("done", {"control": None, "last": False, "ends": True})
         ending = _end_group(reporter.item or item, reporter)
     _leave_tidily(reporter)
-    reporter.send("done", {**ending, "last": True, **evidence(reporter.link)})
+    known = evidence(reporter.link)
+    reporter.send("done", {**ending, "last": True, **known})
+    if known["alone"]:
+        _close_sandboxes()
 
 
 def _run_all(
@@ -178,6 +181,14 @@ def _leave_tidily(reporter: Reporter) -> None:
                 with contextlib.suppress(OSError, ValueError):
                     handler.flush()
     compat.flush(reporter._config)
+
+
+def _close_sandboxes() -> None:
+    """Remove what the test's own sandboxes were held by; the parent goes on meanwhile. Whoever is left in one is the parent's to
+    find and to name."""
+    if (networks := sys.modules.get("pytest_isolate.networks")) is not None:
+        with contextlib.suppress(Exception):  # all is said; what does not go now is swept by the next run
+            networks.close_those_of_this_process()
 
 
 def _save_coverage(coverage: Any) -> None:

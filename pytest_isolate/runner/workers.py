@@ -258,6 +258,8 @@ class Workers:
         self._live.remove(worker)
         worker.close()
         process = worker.process
+        if verdict.died or not verdict.evidence.get("alone"):
+            self._host.groups.bereave()
         if verdict.died:
             worker.kill()
         elif not verdict.evidence.get("alone"):

@@ -98,3 +98,36 @@ def test_a_test_that_leaves_its_cgroup_and_so_its_limits_does_not_pass(
     result.stdout.fnmatch_lines(
         ["*.py ..S*", "the limits did not hold: the program left its cgroup: of * its cgroup saw *"]
     )
+
+
+def _cgroups_named(text: str) -> list[str]:
+    return [path for path, _, _ in os.walk("/sys/fs/cgroup") if text in os.path.basename(path)]
+
+
+@pytest.mark.parametrize(
+    "ends", ["pass", "assert 0", "os._exit(3)", "os.kill(os.getpid(), 9)", "time.sleep(60)", "leave_one_running()"]
+)
+def test_the_cgroups_of_a_tests_own_sandboxes_are_gone_with_the_run(
+    pytester: pytest.Pytester, isolated: Run, ends: str
+) -> None:
+    controller("memory")
+    pytester.makepyfile(
+        f"""
+        import os, subprocess, time
+
+        def leave_one_running():
+            subprocess.Popen(["sleep", "6803"])
+
+        def test_it(sandbox):
+            assert sandbox.run(["/bin/true"], memory="64M").ok
+            made = [path for path, _, _ in os.walk("/sys/fs/cgroup") if f"sandbox-{{os.getpid()}}-" in path]
+            with open("seen", "w") as file:
+                print(os.getpid(), len(made), file=file)
+            {ends}
+        """
+    )
+    isolated("--isolate-timeout=2")
+    pid, made = map(int, (pytester.path / "seen").read_text().split())
+    assert made > 0, "the test saw none of its own, so this test shows nothing"
+    assert _cgroups_named(f"-sandbox-{pid}-") == []
+    assert not living(b"sleep\0006803")

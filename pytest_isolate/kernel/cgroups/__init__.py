@@ -12,7 +12,7 @@ Standard library only; jeepney is imported when mode="systemd" asks for it.
 from pytest_isolate.kernel.cgroups.evidence import throttling, verdicts
 from pytest_isolate.kernel.cgroups.group import Cgroup
 from pytest_isolate.kernel.cgroups.layout import Hierarchy, Layout, discover
-from pytest_isolate.kernel.cgroups.run import ACCOUNTING, MODES, Capability, CgroupManager, open_manager
+from pytest_isolate.kernel.cgroups.run import ACCOUNTING, MODES, Capability, CgroupManager, open_manager, sweep
 from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage, Pressure
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Pressure",
     "discover",
     "open_manager",
+    "sweep",
     "throttling",
     "verdicts",
 ]

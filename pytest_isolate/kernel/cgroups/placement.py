@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs, delegation, stale, v1, v2
-from pytest_isolate.kernel.cgroups.layout import CONTROLLERS, Hierarchy, is_machine_root
+from pytest_isolate.kernel.cgroups.layout import CONTROLLERS, Hierarchy, Layout, is_machine_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,6 +123,19 @@ def place_v2(hierarchy: Hierarchy, run: str, volunteer: Volunteer, elsewhere: fr
             return branch
     assert first is not None  # there is always at least our own
     raise first
+
+
+def sweep(layout: Layout) -> list[str]:
+    """Remove what dead runs left wherever this process would look for a place. Returns the paths that could not be removed."""
+    left: list[str] = []
+    for hierarchy in layout.v1:
+        if hierarchy.directory is not None and not hierarchy.read_only:
+            left += stale.sweep(hierarchy.directory, 1, hierarchy.controllers)
+    if layout.v2 is not None and layout.v2.directory is not None and not layout.v2.read_only:
+        elsewhere = frozenset().union(*(hierarchy.controllers for hierarchy in layout.v1))
+        for place in delegation.candidates(layout.v2.directory, layout.v2.mount):
+            left += stale.sweep(place, 2, frozenset({"pids"}) - elsewhere)
+    return left
 
 
 def _grow(parent: str, own: str, run: str, volunteer: Volunteer, elsewhere: frozenset[str]) -> Branch:

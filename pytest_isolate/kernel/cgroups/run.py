@@ -80,6 +80,11 @@ def open_manager(run_id: str, *, mode: Mode = "auto", layout: Layout | None = No
     return manager
 
 
+def sweep() -> list[str]:
+    """Remove what dead runs left beside where this process's own is or would be; the paths that could not be removed."""
+    return placement.sweep(discover())
+
+
 class CgroupManager:
     """Maker and remover of one run's cgroups. Context manager; in a forked child it is inert."""
 

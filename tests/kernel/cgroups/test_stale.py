@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from pytest_isolate.groups import Groups
 from pytest_isolate.kernel.cgroups import open_manager, stale
 
 _RUN_THAT_DIES = """
@@ -47,6 +48,25 @@ def test_a_dead_runs_directory_is_swept_with_the_process_in_it_and_a_live_ones_i
     with open_manager("next", mode=mode) as manager:
         assert not any(map(os.path.exists, paths))
         assert manager.left_behind == []
+    until(lambda: not _runs(orphan))
+
+
+def test_groups_sweep_at_their_end_only_where_a_child_died(version, open_run, until):
+    with open_run(version, "before"):
+        pass
+    groups = Groups()
+    command = [sys.executable, "-c", _RUN_THAT_DIES, f"v{version}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        orphan, *paths = run.stdout.readline().split()
+        until(lambda: all(_holds(path, orphan) for path in paths))
+        groups.bereave()
+        groups.close()
+        assert all(map(os.path.isdir, paths)), "a living run was swept"
+    groups.close()
+    assert all(map(os.path.isdir, paths)), "nobody died that it knows of"
+    groups.bereave()
+    groups.close()
+    assert not any(map(os.path.exists, paths))
     until(lambda: not _runs(orphan))
 
 
