@@ -253,12 +253,24 @@ class Conversation:
             self._in_midst = report.when != "teardown"
             self._phase_start = time.time()
             self._sections = list(report.sections)
-            if report.failed and not hasattr(report, "isolate_cause"):
-                verdict.mark(report, verdict.of_group(self.worker.cgroup, self._events))
+            if report.failed:
+                self._explain(report)
             if hasattr(report, "isolate_cause"):
                 self.verdict.cause = (report.isolate_cause, verdict.line_of(report))
             self._traffic.tell(report)
+        self.verdict.failed = self.verdict.failed or report.failed
         self.telling.say(self.telling.report, report)
+
+    def _explain(self, report: pytest.TestReport) -> None:
+        """An exception of the test's, which it may have explained itself: what do the counters of its group say?"""
+        if hasattr(report, "isolate_cause"):
+            self.worker.told.add(Cause(report.isolate_cause))
+            return
+        causes = verdict.of_group(self.worker.cgroup, self._events)
+        verdict.mark_failure(report, causes)
+        self.worker.told.update(cause for cause, _ in causes)
+        if causes and not hasattr(report, "isolate_cause"):
+            self.verdict.beside = self.verdict.beside or verdict.line_of(report)
 
     def _restart(self, *, finished: bool) -> None:
         """The protocol's owner repeats the item: each try that it had finished before has the policy's time."""
@@ -340,6 +352,7 @@ class Conversation:
             text = f"FSIZE: a file grew over the limit on file size (SIGXFSZ), during {when}"
             return crash.Ending(text=text, cause=Cause.FSIZE)
         if causes := verdict.of_group(self.worker.cgroup, self._events):
+            self.worker.told.update(cause for cause, _ in causes)
             text = "\n".join(line for _, line in causes)
             return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
         if status.signal == signal.SIGKILL and (text := hard_cpu_text(used_s, self.worker.limits)):
@@ -353,7 +366,9 @@ class Conversation:
         if (lost := compat.lost_output(self.item.config)) is not None:
             sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self.item, when, ending, start=self._phase_start, sections=sections)
+        self.verdict.failed = True
         if ending.cause is not None:
             self.verdict.cause = (ending.cause.value, ending.text.partition("\n")[0])
+            self.worker.told.add(ending.cause)
         self._traffic.tell(report)
         self.telling.say(self.telling.blame, report, self._tries)

@@ -20,6 +20,7 @@ from pytest_isolate.outcome import Cause, Leftover
 from pytest_isolate.runner import compat
 from pytest_isolate.runner.brief import PHASES, UNKNOWN, Heard, in_full, is_place, told_by_pytest_alone
 from pytest_isolate.runner.process import COSTS
+from pytest_isolate.runner.verdict import FITS
 
 #: A timer beyond this is no timer; poll(2) counts milliseconds in an int.
 _LONGEST_S = 1e6
@@ -80,7 +81,7 @@ def _is_usual(report: pytest.TestReport) -> bool:
     known = known and all(tuple(map(type, pair)) == (str, str) for pair in report.sections)
     known = known and all(len(pair) == 2 for pair in report.user_properties)
     known = known and type(report.keywords) is dict and is_place(report.location)
-    known = known and fields.get("isolate_cause") in (None, *_CAUSES)
+    known = known and all(fields.get(name) in (None, *_CAUSES) for name in ("isolate_cause", FITS))
     known = known and isinstance(fields.get("wasxfail", ""), str)
     if report.outcome == "skipped" and "wasxfail" not in fields:
         known = known and is_place(report.longrepr)

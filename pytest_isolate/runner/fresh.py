@@ -19,7 +19,7 @@ import pytest
 from pytest_isolate.endings import after_grace
 from pytest_isolate.kernel import processes
 from pytest_isolate.outcome import Leftover
-from pytest_isolate.runner import compat, reporter
+from pytest_isolate.runner import compat, reporter, verdict
 
 #: Names the descriptors for reports and for stacks, to the plugin inside: ``REPORT:TRACE``.
 CHANNEL = "PYTEST_ISOLATE_CHANNEL"
@@ -142,6 +142,12 @@ class Fresh(reporter.Listener):
                 after_s = max(self._timeout_s - _BEFORE_S, self._timeout_s / 2)
                 faulthandler.dump_traceback_later(after_s, file=self.reporter.link.trace_fd)
         super().pytest_runtest_logstart()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:
+        outcome: Any = yield
+        if call.excinfo is not None and (report := outcome.get_result()).failed:
+            verdict.say_fitting(call.excinfo.value, report)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         self._control = reporter.control_of(excinfo.value)

@@ -15,7 +15,7 @@ import pytest
 
 from pytest_isolate import wire
 from pytest_isolate.backend import Process
-from pytest_isolate.outcome import Leftover
+from pytest_isolate.outcome import Cause, Leftover
 from pytest_isolate.policy import NO_LIMITS, Limits
 from pytest_isolate.runner import crash
 from pytest_isolate.runner.orders import Orders
@@ -37,7 +37,7 @@ class TestProcess:
     """A test's process as its parent holds it. Owner of the descriptors and output files.
 
     Reports arrive on ``report_fd``. ``places`` are those of the items it shares, by id, as they were when it was forked.
-    ``view`` is what its paths mean, None where they mean what they mean here.
+    ``view`` is what its paths mean, None where they mean what they mean here. ``told``: causes told of, of whatever item.
     """
 
     __test__ = False
@@ -56,6 +56,7 @@ class TestProcess:
     network: SandboxNetwork | None = None
     life: Life | None = None
     view: MountPlan | None = None
+    told: set[Cause] = field(default_factory=set)
     began: float = field(default_factory=time.monotonic)
 
     def kill(self) -> None:
@@ -85,6 +86,9 @@ class Verdict:
     interrupted: bool = False
     again: bool = False
     cause: tuple[str, str] | None = None
+    failed: bool = False
+    #: The line of a limit that was reached and did not explain the test's failure.
+    beside: str = ""
     complaint: IsolateError | None = None
 
     @property

@@ -135,6 +135,7 @@ class Isolation(reporter.Listener):
             verdict.mark(report, [cause])
         elif report.failed:
             refusals.name(call.excinfo.value, report)
+            verdict.say_fitting(call.excinfo.value, report)
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> bool | None:
@@ -190,6 +191,7 @@ class Isolation(reporter.Listener):
         if result.leftovers and settings.leaks != "ignore":
             telling.leaked(result.leftovers, fail=settings.leaks == "fail", scope=settings.scope)
         telling.unheld()
+        telling.reached(settings.scope)
         telling.note(talk.wall_s)
         if result.again and not stop:
             telling.finish(None, [])

@@ -31,8 +31,9 @@ _LETTERS = {
 }
 
 
-#: Title of the section of a report that names what was left behind.
+#: Title of the section of a report that names what was left behind, and of the one that says which limits were reached.
 LEAK_SECTION = "Leaked processes"
+LIMITS_SECTION = "Limits reached"
 
 
 @dataclass(slots=True)
@@ -40,12 +41,15 @@ class Tally:
     """What the run has seen, for the summary at its end."""
 
     leaks: list[tuple[str, list[str]]] = field(default_factory=list)
+    limits: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def note(self, report: Any) -> None:
-        """Remember the leaks a report tells of, whichever process or xdist worker it came from."""
+        """Remember what a report tells of that is shown nowhere else, whichever process or xdist worker it came from."""
         for title, text in report.sections:
             if title == LEAK_SECTION:
                 self.leaks.append((report.nodeid, text.splitlines()[1:]))
+            elif title == LIMITS_SECTION and report.passed:
+                self.limits.append((report.nodeid, text.splitlines()))
 
 
 def status(report: Any) -> tuple[str, str, str] | None:
@@ -56,18 +60,24 @@ def status(report: Any) -> tuple[str, str, str] | None:
     letter = _LETTERS[Cause(cause)]
     if report.failed:
         return ("failed" if report.when == "call" else "error"), letter, str(cause)
-    return "", letter if cause == Cause.LEAK else "", str(cause) if cause == Cause.LEAK else ""
+    told = report.when == "teardown"  # a leak, or a limit that was reached: beside the word of the outcome
+    return "", letter if told else "", str(cause) if told else ""
 
 
 def summarize(terminal: Any, tally: Tally) -> None:
-    """Name, at the end of the run, what tests left behind: a test that passed shows its sections nowhere else."""
-    if not tally.leaks or compat.verbosity(terminal.config) < 0:
+    """Name, at the end of the run, what tests left behind and reached: a test that passed shows its sections nowhere else."""
+    if compat.verbosity(terminal.config) < 0:
         return
-    terminal.section("leaked processes (killed)", yellow=True)
-    for nodeid, lines in tally.leaks:
-        terminal.line(nodeid)
-        for line in lines:
-            terminal.line(f"    {line}")
+    for title, found in (
+        ("leaked processes (killed)", tally.leaks),
+        ("limits reached besides", tally.limits),
+    ):
+        if found:
+            terminal.section(title, yellow=True)
+        for nodeid, lines in found:
+            terminal.line(nodeid)
+            for line in lines:
+                terminal.line(f"    {line}")
 
 
 def _by_rlimit(policy: Policy) -> str:

@@ -188,8 +188,39 @@ class Telling:
                 self._held.sections.append(("Limits", text))
             self._explain(cause.value, text)
 
+    def reached(self, scope: str) -> None:
+        """Name the limits of its group that were reached and of which nothing was told: a fact, and no outcome.
+
+        Of a test that failed by itself it is no cause either. Of tests that share a process, which runs ahead of what we hear of
+        it, it is told at the last, as a leak is.
+        """
+        counted, cgroup = self.verdict.counted, self._worker.cgroup
+        if self._held is None or counted is None or cgroup is None or not (scope == "function" or self.verdict.over):
+            return
+        whose = "" if scope == "function" else f"a test of this {scope}, which ran in one process: "
+        told = self._worker.told
+        found = [
+            (cause, whose + text) for cause, text in cgroup.verdicts(usage=counted, surely=True) if cause not in told
+        ]
+        if not found:
+            return
+        verdict.add_section(self._held, found)
+        cause, line = found[0]
+        if self.verdict.failed or self._held.failed:
+            self.verdict.beside = self.verdict.beside or line
+            return
+        if not hasattr(self._held, "isolate_cause"):
+            self._held.isolate_cause = cause.value  # type: ignore[attr-defined]
+        self._explain(cause.value, line)
+
     def _explain(self, cause: str, text: str) -> None:
         self.verdict.cause = self.verdict.cause or (cause, text)
+
+    def _why(self) -> list[tuple[str, str]]:
+        """Cause and line of the test; without a cause the line of a limit that was reached beside its failure."""
+        if self.verdict.cause is not None:
+            return list(zip(("isolate_cause", "isolate_detail"), self.verdict.cause, strict=True))
+        return [("isolate_detail", self.verdict.beside)] if self.verdict.beside else []
 
     def note(self, wall_s: float) -> None:
         """Put cause and cost of the test on its last report, where junit and other reporters find them."""
@@ -201,6 +232,6 @@ class Telling:
             ("isolate_wall_s", round(wall_s, 6)),
             *((f"isolate_{name}", evidence[name]) for name in COSTS if name in evidence),
             *costs.of_group(self.verdict.counted, self._before),
-            *zip(("isolate_cause", "isolate_detail"), self.verdict.cause or (), strict=False),
+            *self._why(),
             *self._traffic.properties(),
         ]

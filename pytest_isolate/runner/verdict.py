@@ -7,12 +7,13 @@ Refuses: to guess: an EMFILE without a limit of ours on open files is the test's
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.outcome import Cause, Outcome
 from pytest_isolate.policy import UNLIMITED, Limits
-from pytest_isolate.runner.report import LEAK_SECTION
+from pytest_isolate.runner.report import LEAK_SECTION, LIMITS_SECTION
 from pytest_isolate.units import format_bytes
 
 if TYPE_CHECKING:
@@ -27,14 +28,31 @@ _BY_ERRNO = {
     errno.EAGAIN: (("NPROC",), Cause.PIDS),
 }
 _STARTERS = frozenset({"fork", "forkpty", "_fork_exec", "fork_exec", "posix_spawn", "posix_spawnp"})
-#: Title of the section of a report that says which limits were reached.
-LIMITS_SECTION = "Limits reached"
+#: What the child calls on a report the value of fitting().
+FITS = "isolate_fits"
+_EXPLAINS_ALL = (Cause.OOM, Cause.SETUP)
 _NO_THREAD = "can't start new thread"  # RuntimeError of _thread.start_new_thread; it drops the errno
 
 
 def of_exception(error: BaseException, limits: Limits) -> tuple[Cause, str] | None:
     """In the child: the cause of an exception that one of our rlimits explains; chained exceptions are looked at."""
     return next((found for one in chain(error) if (found := _of_one(one, limits)) is not None), None)
+
+
+def fitting(error: BaseException) -> Cause | None:
+    """In the child: the group limit that ``error`` may come of, if one was reached: a refused fork or thread, SIGXCPU of a program."""
+    for one in chain(error):
+        if _errno_of(one) == errno.EAGAIN and _starts_a_process(one):
+            return Cause.PIDS
+        if getattr(one, "returncode", None) == -signal.SIGXCPU:
+            return Cause.CPU
+    return None
+
+
+def say_fitting(error: BaseException, report: Any) -> None:
+    """In the child: note on the report of ``error`` what mark_failure() will ask for."""
+    if (cause := fitting(error)) is not None:
+        setattr(report, FITS, cause.value)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -93,16 +111,36 @@ def mark(report: Any, causes: list[tuple[Cause, str]]) -> None:
     if not causes:
         return
     report.isolate_cause = causes[0][0].value
-    report.sections.append((LIMITS_SECTION, "\n".join(text for _, text in causes)))
+    add_section(report, causes)
+
+
+def mark_failure(report: Any, causes: list[tuple[Cause, str]]) -> None:
+    """Put what the group's counters say on the report of an exception. What does not explain it has its line, and names nothing.
+
+    An OOM kill explains any: of what its victim left undone the test may complain in any way. A refused fork does not,
+    nor does CPU time that the tree used up together, of which no process was told: there the exception must fit.
+    """
+    fits = vars(report).pop(FITS, None)
+    explain = [found for found in causes if found[0] in _EXPLAINS_ALL or found[0].value == fits]
+    if explain:
+        report.isolate_cause = explain[0][0].value
+    add_section(report, [*explain, *(found for found in causes if found not in explain)])
+
+
+def add_section(report: Any, causes: list[tuple[Cause, str]]) -> None:
+    """Say which limits were reached, a line for each; nothing where none was."""
+    if causes:
+        report.sections.append((LIMITS_SECTION, "\n".join(text for _, text in causes)))
 
 
 def line_of(report: Any) -> str:
-    """The first line of evidence on a report that ``mark`` has marked."""
+    """The first line of evidence on a report that was marked."""
     return next((text.partition("\n")[0] for title, text in report.sections if title == LIMITS_SECTION), "")
 
 
 def outcome_of(report: Any) -> Outcome:
     """What a report with a cause tells, for hooks: how its process ended is known only later."""
-    told = (text for title, text in report.sections if title in (LIMITS_SECTION, LEAK_SECTION))
+    its = LEAK_SECTION if report.isolate_cause == Cause.LEAK.value else LIMITS_SECTION
+    told = (text for title, text in report.sections if title == its)
     line = next(told, str(report.longrepr or "")).partition("\n")[0]
     return Outcome(args=(report.nodeid,), causes=(Cause(report.isolate_cause),), detail=(line,) if line else ())

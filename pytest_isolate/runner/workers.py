@@ -102,13 +102,17 @@ def _undo(worker: TestProcess) -> None:
 def _finished(worker: TestProcess, life: Life, verdict: Verdict) -> IsolateError | None:
     """Tell the plugins that take part how it ended; what one objects."""
     exited = worker.process.wait(EXIT_S)
+    causes = [] if verdict.cause is None else [(Cause(verdict.cause[0]), verdict.cause[1])]
+    if worker.cgroup is not None:
+        reached = worker.cgroup.verdicts(usage=verdict.counted, surely=True)
+        causes += [found for found in reached if found[0] not in {cause for cause, _ in causes}]
     try:
         life.finished(
             Outcome(
                 args=life.launch.args,
                 status=ExitStatus(signal=signal.SIGKILL) if exited is None else exited.status,
-                causes=() if verdict.cause is None else (Cause(verdict.cause[0]),),
-                detail=() if verdict.cause is None else (verdict.cause[1],),
+                causes=tuple(cause for cause, _ in causes),
+                detail=tuple(text for _, text in causes),
                 usage=usage_of(exited, time.monotonic() - worker.began),
                 leftovers=tuple(verdict.leftovers),
             )

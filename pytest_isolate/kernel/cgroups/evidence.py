@@ -28,18 +28,21 @@ def verdicts(
     *,
     usage: CgroupUsage | None = None,
     largest: Victim | None = None,
+    surely: bool = False,
 ) -> list[Verdict]:
     """Causes with a line of evidence each, the gravest first; empty when no limit was hit.
 
     Args:
         before: of a cgroup made for this sandbox, ``CgroupEvents()``.
         usage: for peaks in the text. largest: for the name of the one that was killed.
+        surely: leave out what a limit inside the sandbox, as of one that it has made itself, may have done: some
+            counters are those of the whole subtree.
     """
     cost = usage or CgroupUsage()
     return [
         *(_lost(name) for name in after.lost),
-        *_oom(before, after, limits, cost, largest),
-        *_pids(before, after, limits, cost),
+        *_oom(before, after, limits, cost, largest, surely=surely),
+        *_pids(before, after, limits, cost, surely=surely),
         *_hugetlb(before, after, limits),
         *_cpu_time(before, after, limits),
     ]
@@ -65,13 +68,23 @@ def _lost(controller: str) -> Verdict:
 
 
 def _oom(
-    before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: CgroupUsage, largest: Victim | None
+    before: CgroupEvents,
+    after: CgroupEvents,
+    limits: Limits,
+    cost: CgroupUsage,
+    largest: Victim | None,
+    *,
+    surely: bool,
 ) -> list[Verdict]:
     # Only whether, not how many: with memory.oom.group the kernel counts the first victim twice.
     if not _grown(before.oom_kill, after.oom_kill):
         return []
+    if largest is not None and largest.inner_limit:  # whose limit it was is told of it
+        return []
     hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0
     hit = hit or (after.oom is None and _at_limit(limits, cost))
+    if surely and largest is None and not (hit and (cost.memory_peak_bytes is None or _at_limit(limits, cost))):
+        return []
     own = limits.memory_bytes and (largest.own_limit if largest is not None else hit)
     limit = format_bytes(limits.memory_bytes or 0)
     peak = f"peak {format_bytes(cost.memory_peak_bytes)}" if cost.memory_peak_bytes is not None else ""
@@ -91,7 +104,9 @@ def _at_limit(limits: Limits, cost: CgroupUsage) -> bool:
     return cost.memory_peak_bytes > limits.memory_bytes - _BATCH_BYTES
 
 
-def _pids(before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: CgroupUsage) -> list[Verdict]:
+def _pids(
+    before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: CgroupUsage, *, surely: bool
+) -> list[Verdict]:
     refused = _grown(before.pids_max, after.pids_max)
     if not refused:
         return []
@@ -99,6 +114,8 @@ def _pids(before: CgroupEvents, after: CgroupEvents, limits: Limits, cost: Cgrou
     reached = cost.pids_peak is None or limits.pids is None or cost.pids_peak >= limits.pids
     if limits.pids is not None and reached:
         return [(Cause.PIDS, f"{forks}: the limit of {limits.pids} processes and threads was reached")]
+    if surely:
+        return []
     return [(Cause.PIDS, f"{forks} by a pids limit above the sandbox, or inside it")]
 
 

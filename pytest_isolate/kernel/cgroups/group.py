@@ -316,14 +316,18 @@ class Cgroup:
         """
         return self.counters.usage(current=current, pressure=pressure)
 
-    def verdicts(self, before: CgroupEvents | None = None, usage: CgroupUsage | None = None) -> list[Verdict]:
-        """What the limits caught since ``before`` (default: since it was made), from ``usage`` or read now."""
+    def verdicts(
+        self, before: CgroupEvents | None = None, usage: CgroupUsage | None = None, *, surely: bool = False
+    ) -> list[Verdict]:
+        """What the limits caught since ``before`` (default: since it was made), from ``usage`` or read now.
+
+        With ``usage`` a cgroup that is closed answers, too. ``surely``: see evidence.verdicts.
+        """
         start, cost = before or CgroupEvents(), usage or self.usage(current=False)
-        found = verdicts(start, cost.events, self.limits, usage=cost)
+        killed = None
         if (cost.events.oom_kill or 0) > (start.oom_kill or 0):  # only then is the kernel's log worth reading
             killed = kernel_log.victim(f"/{self._branch_of['memory'].name}/{self.name}")
-            found = verdicts(start, cost.events, self.limits, usage=cost, largest=killed)
-        return found
+        return verdicts(start, cost.events, self.limits, usage=cost, largest=killed, surely=surely)
 
     # End
 

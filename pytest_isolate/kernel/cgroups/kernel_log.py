@@ -30,13 +30,15 @@ _KILLED = re.compile(
 class Victim:
     """A process the OOM killer chose, the largest there was. ``pid`` is the host's number.
 
-    ``own_limit``: the limit that was hit is that of the cgroup asked about, not of one above or the host's memory.
+    ``own_limit``: the limit that was hit is that of the cgroup asked about, not of one above or the host's memory;
+    ``inner_limit``: it is that of a cgroup inside it.
     """
 
     pid: int
     name: str
     rss_bytes: int
     own_limit: bool
+    inner_limit: bool = False
 
 
 def victim(cgroup: str) -> Victim | None:
@@ -53,16 +55,22 @@ def victim(cgroup: str) -> Victim | None:
 
 def parse(lines: Iterable[str], cgroup: str) -> Victim | None:
     """Pure half of ``victim``: pair each ``oom-kill:`` line of our cgroup with the ``Killed process`` line after it."""
-    waiting: dict[int, tuple[str, bool]] = {}
+    waiting: dict[int, tuple[str, str]] = {}
     found: Victim | None = None
     for line in lines:
         if (context := _CONTEXT.search(line)) and f"{cgroup}/" in context["cgroup"] + "/":
-            waiting[int(context["pid"])] = context["name"], f"{cgroup}/" in f"{context['limit']}/"
+            waiting[int(context["pid"])] = context["name"], context["limit"] or ""
         elif (killed := _KILLED.search(line)) and int(killed["pid"]) in waiting:
             pid = int(killed["pid"])
-            name, own = waiting.pop(pid)
+            name, limit = waiting.pop(pid)
             rss_kib = int(killed["anon"]) + int(killed["file"]) + int(killed["shmem"])
-            found = Victim(pid=pid, name=name, rss_bytes=rss_kib * 1024, own_limit=own)
+            found = Victim(
+                pid=pid,
+                name=name,
+                rss_bytes=rss_kib * 1024,
+                own_limit=limit.endswith(cgroup),
+                inner_limit=f"{cgroup}/" in limit,
+            )
     return found
 
 

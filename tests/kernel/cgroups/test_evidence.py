@@ -63,6 +63,18 @@ def test_the_victim_is_named_and_the_kernels_word_on_whose_limit_it_was_outweigh
     assert text.startswith("OOM-killed by the host, or by a limit above the sandbox")
 
 
+def test_a_limit_inside_the_sandbox_is_told_of_whose_it_is():
+    inside = kernel_log.parse(log(memcg="oom_memcg=/run/1-a/inner", task="/run/1-a/inner"), "/run/1-a")
+    assert (inside.own_limit, inside.inner_limit) == (False, True)
+    after, low = CgroupEvents(oom=1, oom_kill=1, pids_max=1), CgroupUsage(memory_peak_bytes=40 * MIB, pids_peak=7)
+    assert [cause for cause, _ in verdicts(NONE, after, LIMITS, usage=low, largest=inside)] == [Cause.PIDS]
+    assert verdicts(NONE, after, LIMITS, usage=low, surely=True) == []
+    assert [cause for cause, _ in verdicts(NONE, after, LIMITS, usage=PEAK, surely=True)] == [Cause.OOM, Cause.PIDS]
+    above = Victim(pid=41, name="python3", rss_bytes=412 * MIB, own_limit=False)
+    ((_, text),) = verdicts(NONE, CgroupEvents(oom_kill=1), LIMITS, usage=low, largest=above, surely=True)
+    assert text.startswith("OOM-killed by the host")
+
+
 def test_forks_refused_below_our_own_limit_were_refused_by_another_one():
     usage = CgroupUsage(pids_peak=7)
     ((cause, text),) = verdicts(NONE, CgroupEvents(pids_max=3), LIMITS, usage=usage)
