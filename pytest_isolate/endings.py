@@ -20,7 +20,7 @@ from pytest_isolate.policy import UNLIMITED, Limits
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
-    from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
+    from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage, Pressure
 
 #: What is on its way out when the program ends is no leftover.
 GRACE_S = 0.25
@@ -114,12 +114,19 @@ def group_usage(counted: CgroupUsage) -> dict[str, Any]:
         "cgroup_throttled_usec": counted.events.throttled_usec,
         "cgroup_memory_peak_bytes": counted.memory_peak_bytes,
         "cgroup_swap_peak_bytes": counted.swap_peak_bytes,
+        "cgroup_cpu_pressure_usec": _some(counted.cpu_pressure),
+        "cgroup_memory_pressure_usec": _some(counted.memory_pressure),
+        "cgroup_io_pressure_usec": _some(counted.io_pressure),
         "pids_peak": counted.pids_peak,
         "io_read_bytes": counted.io_read_bytes,
         "io_write_bytes": counted.io_write_bytes,
         "io_read_ops": counted.io_read_ops,
         "io_write_ops": counted.io_write_ops,
     }
+
+
+def _some(pressure: Pressure | None) -> int | None:
+    return None if pressure is None else pressure.some_usec
 
 
 def runaway(used_s: float, counted: CgroupUsage, limits: Limits) -> list[tuple[Cause, str]]:

@@ -125,7 +125,9 @@ class Groups:
         if limits.needs_cgroup or (self.account and self.why_not_counted() == ""):
             before, self._asked = self._asked, (name, limits)
             self._again = before is not None and before[0] == name and before[1] is limits
-            return self.manager().create(name, limits, accounting=self._accounting())
+            cgroup = self.manager().create(name, limits, accounting=self._accounting())
+            cgroup.accounts = self.account
+            return cgroup
         return self.bare(name) if policy.network.counted else None
 
     def bare(self, name: str) -> Cgroup | None:

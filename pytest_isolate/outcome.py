@@ -52,6 +52,8 @@ class Usage:
     ``max_rss_bytes`` of a program is at least what its caller held: the kernel keeps that figure over exec(2).
 
     Group level (``cgroup_*``, ``pids_peak``, ``io_*``): the cgroup's own counters; None where there was no cgroup.
+    ``cgroup_*_pressure_usec``: microseconds in which some process of it waited for that resource, where costs are asked for
+    (``Groups(account=True)``), in cgroup v2 of a kernel with PSI; None elsewhere. Source: Documentation/accounting/psi.rst.
     """
 
     wall_s: float = 0.0
@@ -68,6 +70,9 @@ class Usage:
     cgroup_throttled_usec: int | None = None
     cgroup_memory_peak_bytes: int | None = None
     cgroup_swap_peak_bytes: int | None = None
+    cgroup_cpu_pressure_usec: int | None = None
+    cgroup_memory_pressure_usec: int | None = None
+    cgroup_io_pressure_usec: int | None = None
     pids_peak: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
@@ -132,7 +137,7 @@ class Outcome:
 
     ``stdout`` and ``stderr`` are text, or bytes when asked for; empty when they were not captured.
     ``traffic`` is None where nothing counted it. ``causes`` is empty for a program that ended by itself; ``detail``
-    holds a line of evidence for each.
+    holds a line of evidence for each, and after them, with TIMEOUT, what a CPU quota took.
     """
 
     args: tuple[str, ...] = ()

@@ -100,6 +100,7 @@ class Running:
         self._concluding = threading.Lock()
         self._causes: list[tuple[Cause, str]] = []
         self._asked_to_end = False
+        self._throttled = ""  # what its CPU quota has cost, in a line
 
     @property
     def pid(self) -> int:
@@ -298,7 +299,7 @@ class Running:
             stdout=self._output.text(1),
             stderr=self._output.text(2),
             causes=tuple(cause for cause, _ in causes),
-            detail=(*(text for _, text in causes), *low, *self._output.cut()),
+            detail=(*(text for _, text in causes), *low, *self._why_late(), *self._output.cut()),
             usage=usage,
             leftovers=tuple(leftovers),
             files_changed=self._files_changed(),
@@ -308,6 +309,11 @@ class Running:
         self._output.close()
         if self._life is not None:
             self._life.finished(self._outcome)
+
+    def _why_late(self) -> list[str]:
+        """To a program whose time was over, what its CPU quota took of it."""
+        late = any(cause is Cause.TIMEOUT for cause, _ in self._causes)
+        return [self._throttled] if late and self._throttled else []
 
     def _end_strays(self) -> list[Leftover]:
         """Name and end what is in the cgroup yet, so that from here on it is empty."""
@@ -347,7 +353,8 @@ class Running:
             return usage, verdicts
         cgroup = self._cgroup
         try:
-            counted = cgroup.usage(current=False)
+            counted = cgroup.usage(current=False, pressure=cgroup.accounts)
+            self._throttled = cgroup.throttling(counted)
             found = [
                 *runaway(usage.user_s + usage.system_s, counted, self.policy.limits),
                 *cgroup.verdicts(usage=counted),

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,6 +24,9 @@ from pytest_isolate.runner.report import say_slow
 from pytest_isolate.runner.reruns import Attempts
 from pytest_isolate.runner.telling import Telling
 from pytest_isolate.units import format_seconds
+
+if TYPE_CHECKING:
+    from pytest_isolate.kernel.cgroups import CgroupUsage
 
 #: How long the stacks of a timed-out test may take to be written, and an interrupted test to tear down.
 _DUMP_S = 0.3
@@ -85,7 +88,7 @@ class Conversation:
         self._received, self._frames = worker.reader.received, 0
         self._heard = brief.Heard(item)
         shared = worker.cgroup is not None and worker.item is not item
-        before = worker.cgroup.usage(current=False) if worker.cgroup is not None and shared else None
+        before = self._counted() if shared else None
         self._events = before.events if before is not None else None
         self._traffic = network.Window(worker.network, whole=worker.item is item)
         self.setup_s = 0.0
@@ -263,10 +266,13 @@ class Conversation:
 
     def _explain(self, report: pytest.TestReport) -> None:
         """An exception of the test's, which it may have explained itself: what do the counters of its group say?"""
+        cgroup = self.worker.cgroup
+        usage = None if cgroup is None else cgroup.usage(current=False)
+        verdict.add_quota(report, cgroup, self._events, usage)
         if hasattr(report, "isolate_cause"):
             self.worker.told.add(Cause(report.isolate_cause))
             return
-        causes = verdict.of_group(self.worker.cgroup, self._events)
+        causes = verdict.of_group(cgroup, self._events, usage)
         verdict.mark_failure(report, causes)
         self.worker.told.update(cause for cause, _ in causes)
         if causes and not hasattr(report, "isolate_cause"):
@@ -297,8 +303,11 @@ class Conversation:
     def _settle_counts(self) -> None:
         """Its process goes on to another item: what it costs and sends from now on is that one's."""
         self._traffic.settle()
-        if self.worker.cgroup is not None:
-            self.verdict.counted = self.worker.cgroup.usage(current=False)
+        self.verdict.counted = self._counted()
+
+    def _counted(self) -> CgroupUsage | None:
+        cgroup = self.worker.cgroup
+        return None if cgroup is None else cgroup.usage(current=False, pressure=cgroup.accounts)
 
     def _note_leftovers(self) -> None:
         process = self.worker.process
@@ -326,13 +335,15 @@ class Conversation:
             return
         status = exited.status if exited is not None else ExitStatus(signal=signal.SIGKILL)
         when = _PHASES[min(self._phases, 2)]
+        usage = None if self.worker.cgroup is None else self.worker.cgroup.usage(current=False)
         if refusal is not None and not self._timed_out:
-            self._blame(when, crash.Ending(text=f"pytest-isolate: {refusal}", cause=Cause.SETUP))
+            self._blame(when, crash.Ending(text=f"pytest-isolate: {refusal}", cause=Cause.SETUP), usage)
         else:
             low = too_low_to_start(exited, self.worker.limits, self.wall_s) if self._start_s else []
-            self._blame(when, crash.Ending(text=low[0], cause=Cause.SETUP) if low else self._ending(status, when))
+            ending = crash.Ending(text=low[0], cause=Cause.SETUP) if low else self._ending(status, when, usage)
+            self._blame(when, ending, usage)
 
-    def _ending(self, status: ExitStatus, when: crash.When) -> crash.Ending:
+    def _ending(self, status: ExitStatus, when: crash.When, usage: CgroupUsage | None) -> crash.Ending:
         if self._timed_out:
             assert self._timeout_s is not None
             if self._start_s:
@@ -351,7 +362,7 @@ class Conversation:
         if status.signal == signal.SIGXFSZ:
             text = f"FSIZE: a file grew over the limit on file size (SIGXFSZ), during {when}"
             return crash.Ending(text=text, cause=Cause.FSIZE)
-        if causes := verdict.of_group(self.worker.cgroup, self._events):
+        if causes := verdict.of_group(self.worker.cgroup, self._events, usage):
             self.worker.told.update(cause for cause, _ in causes)
             text = "\n".join(line for _, line in causes)
             return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])
@@ -361,11 +372,12 @@ class Conversation:
         limited = trial.in_words(self.worker.limits)
         return crash.ended_early(status, when, garbage=self._garbage, mistake=mistake, limited=limited)
 
-    def _blame(self, when: crash.When, ending: crash.Ending) -> None:
+    def _blame(self, when: crash.When, ending: crash.Ending, usage: CgroupUsage | None) -> None:
         sections = [*(self._sections or compat.report_sections(self.item)), *self.worker.outputs.sections(when)]
         if (lost := compat.lost_output(self.item.config)) is not None:
             sections.append((f"Captured stdout {when}", lost))
         report = crash.report(self.item, when, ending, start=self._phase_start, sections=sections)
+        verdict.add_quota(report, self.worker.cgroup, self._events, usage)
         self.verdict.failed = True
         if ending.cause is not None:
             self.verdict.cause = (ending.cause.value, ending.text.partition("\n")[0])

@@ -17,7 +17,7 @@ from pytest_isolate.runner.report import LEAK_SECTION, LIMITS_SECTION
 from pytest_isolate.units import format_bytes
 
 if TYPE_CHECKING:
-    from pytest_isolate.kernel.cgroups import Cgroup, CgroupEvents
+    from pytest_isolate.kernel.cgroups import Cgroup, CgroupEvents, CgroupUsage
 
 #: errno of a refused request -> the rlimits that may refuse it so, and the cause. Source: getrlimit(2), open(2),
 #: write(2), mmap(2), fork(2). EAGAIN has other meanings: it counts only from a call that starts a process or thread.
@@ -30,6 +30,8 @@ _BY_ERRNO = {
 _STARTERS = frozenset({"fork", "forkpty", "_fork_exec", "fork_exec", "posix_spawn", "posix_spawnp"})
 #: What the child calls on a report the value of fitting().
 FITS = "isolate_fits"
+#: Title of the section of a failure that says what a CPU quota took from the test.
+QUOTA_SECTION = "CPU quota"
 _EXPLAINS_ALL = (Cause.OOM, Cause.SETUP)
 _NO_THREAD = "can't start new thread"  # RuntimeError of _thread.start_new_thread; it drops the errno
 
@@ -99,11 +101,15 @@ def _errno_of(error: BaseException) -> int:
     return getattr(error, "errno", None) or 0
 
 
-def of_group(cgroup: Cgroup | None, before: CgroupEvents | None) -> list[tuple[Cause, str]]:
-    """In the parent: what the group's limits caught since ``before``."""
-    if cgroup is None:
-        return []
-    return [(cause, text) for cause, text in cgroup.verdicts(before)]
+def of_group(cgroup: Cgroup | None, before: CgroupEvents | None, usage: CgroupUsage | None) -> list[tuple[Cause, str]]:
+    """In the parent: what the group's limits caught since ``before``, by ``usage``, which was read of it."""
+    return [] if cgroup is None else cgroup.verdicts(before, usage)
+
+
+def add_quota(report: Any, cgroup: Cgroup | None, before: CgroupEvents | None, usage: CgroupUsage | None) -> None:
+    """Say on the report of a failure what the CPU quota has cost the test since ``before``; nothing where it cost nothing."""
+    if cgroup is not None and usage is not None and (text := cgroup.throttling(usage, before)):
+        report.sections.append((QUOTA_SECTION, text))
 
 
 def mark(report: Any, causes: list[tuple[Cause, str]]) -> None:

@@ -276,7 +276,7 @@ class Workers:
         if verdict.died or verdict.leftovers or worker.life is not None:
             process.reap(block=True)  # a port that a leaked server held is free before the next test asks for it
         if worker.cgroup is not None:
-            verdict.counted = worker.cgroup.usage(current=False)
+            verdict.counted = worker.cgroup.usage(current=False, pressure=worker.cgroup.accounts)
         if worker.life is not None:
             verdict.complaint = _finished(worker, worker.life, verdict) or verdict.complaint
         self._reaper.add(worker)

@@ -262,3 +262,38 @@ def test_the_limit_of_a_sandbox_that_a_test_has_made_is_not_the_tests(pytester: 
     record = _record(pytester)
     assert [test.get("cause") for test in record.values()] == [None, None]
     assert "detail" not in record["test_it[False]"]
+
+
+def test_a_failure_under_a_cpu_quota_says_what_the_quota_took(pytester: pytest.Pytester, isolated: Run) -> None:
+    controller("cpu")
+    pytester.makepyfile(
+        limited=HELD,
+        test_it="""
+        from limited import *
+
+        def spin(seconds):
+            end = time.process_time() + seconds
+            while time.process_time() < end: pass
+
+        @pytest.mark.isolate(cpu=0.1)
+        def test_passes(): spin(0.05)
+
+        @pytest.mark.isolate(cpu=0.1)
+        def test_fails():
+            spin(0.05)
+            assert 0
+
+        @pytest.mark.isolate(cpu=0.1, timeout=1)
+        def test_hangs(): spin(60)
+
+        @pytest.mark.isolate(cpu_weight=100)
+        def test_fails_without():
+            spin(0.05)
+            assert 0
+        """,
+    )
+    result = isolated("-rA", "-o", "console_output_style=classic")
+    result.assert_outcomes(passed=1, failed=3)
+    result.stdout.fnmatch_lines(["test_it.py .FTF*"])
+    told = [line for line in result.outlines if line.startswith("CPU quota of 0.1 cores: throttled in ")]
+    assert len(told) == 2, "of the two that failed under one"

@@ -15,7 +15,7 @@ from pytest_isolate.errors import BackendUnavailable, CleanupError, SetupError
 from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes
 from pytest_isolate.kernel.cgroups.counters import VERSIONS, Counters
 from pytest_isolate.kernel.cgroups.devices import check_huge_pages
-from pytest_isolate.kernel.cgroups.evidence import Verdict, verdicts
+from pytest_isolate.kernel.cgroups.evidence import Verdict, throttling, verdicts
 from pytest_isolate.kernel.cgroups.layout import own_paths
 from pytest_isolate.kernel.cgroups.processes import Place
 from pytest_isolate.kernel.cgroups.settings import Setting, controllers_for
@@ -76,6 +76,7 @@ class Cgroup:
         "_owner",
         "_places",
         "_procs_fds",
+        "accounts",
         "counters",
         "limits",
         "name",
@@ -84,6 +85,7 @@ class Cgroup:
     def __init__(self, name: str, branch_of: Mapping[str, Branch], forget: Callable[[str, list[Place]], None]) -> None:
         self.name = name
         self.limits = _NOTHING
+        self.accounts = False  # its cost was asked for, and what takes more to read is worth it
         self._forget = forget
         self._branch_of = branch_of
         self._places: dict[int, Place] = {}  # by the branch's fd
@@ -328,6 +330,10 @@ class Cgroup:
         if (cost.events.oom_kill or 0) > (start.oom_kill or 0):  # only then is the kernel's log worth reading
             killed = kernel_log.victim(f"/{self._branch_of['memory'].name}/{self.name}")
         return verdicts(start, cost.events, self.limits, usage=cost, largest=killed, surely=surely)
+
+    def throttling(self, usage: CgroupUsage, before: CgroupEvents | None = None) -> str:
+        """What the CPU quota cost since ``before`` (default: since it was made), in a line; empty where it cost nothing."""
+        return throttling(before or CgroupEvents(), usage.events, self.limits) or ""
 
     # End
 

@@ -6,12 +6,14 @@ Owns: one test per controller. Refuses: what pytest shows of it (tests/pytest/te
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from pytest_isolate import groups
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import IoLimit
@@ -94,6 +96,25 @@ def test_a_cpu_quota_holds_and_the_lost_time_is_measured(box: Sandbox) -> None:
     assert held.usage.cgroup_cpu_usec / 1e6 < 0.08 * held.usage.wall_s, "0.03 cores, and what one period may overrun"
     assert held.usage.cgroup_throttled_usec > 0.2e6
     assert held.causes == (), "slowed down is what was asked for"
+
+
+def test_a_time_out_under_a_cpu_quota_says_what_the_quota_took(box: Sandbox) -> None:
+    controller("cpu")
+    free = box.run(python(BURN.format(seconds=60)), cpu_weight=100, timeout=1)
+    held = box.run(python(BURN.format(seconds=60)), cpu=0.1, timeout=1)
+    assert free.causes == held.causes == (Cause.TIMEOUT,)
+    assert len(free.detail) == 1
+    assert held.detail[1].startswith("CPU quota of 0.1 cores: throttled in "), held.detail
+    assert box.run(python(BURN.format(seconds=0.1)), cpu=0.1).detail == (), "a line for a cause alone"
+
+
+def test_pressure_is_in_the_usage_where_costs_are_asked_for_and_the_kernel_has_it() -> None:
+    there = os.path.exists("/proc/pressure/cpu") and groups.of_this_process().v2_directory() is not None
+    for account in (False, True):
+        with contextlib.closing(groups.Groups(account=account)) as held, Sandbox(cgroups=held) as box:
+            usage = box.run(["/bin/true"], pids=20).usage
+        found = [usage.cgroup_cpu_pressure_usec, usage.cgroup_memory_pressure_usec, usage.cgroup_io_pressure_usec]
+        assert [value is not None for value in found] == 3 * [there and account]
 
 
 def test_a_cpuset_pins_every_process_of_the_tree(box: Sandbox) -> None:
