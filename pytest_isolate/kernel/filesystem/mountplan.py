@@ -19,6 +19,7 @@ class Layer:
     """Where the changes of one overlay are.
 
     ``upper`` is below the directory that the ``sent``-th SEND_DIR hands out, or an absolute path of the host when it is kept.
+    ``userxattr``: the overlay notes what it means in xattrs of a user (it is one of a user namespace), not in trusted ones.
     ``made``: mount points the table itself had to create in it, which are no changes of the program.
     """
 
@@ -27,6 +28,7 @@ class Layer:
     upper: str
     sent: int = -1
     kept: bool = False
+    userxattr: bool = False
     made: frozenset[str] = frozenset()
 
 

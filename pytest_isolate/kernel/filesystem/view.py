@@ -260,7 +260,11 @@ class _Compiler:
     def _made_on(self, layer: Layer) -> Layer:
         """The layer, knowing which of its entries the table made (by MKDIR and MKFILE on the overlay)."""
         made = self._overlays_made[layer.target].made
-        return replace(layer, made=frozenset(f"{layer.target.rstrip('/')}{path}" for path in made))
+        return replace(
+            layer,
+            userxattr=self.context.user_namespace,
+            made=frozenset(f"{layer.target.rstrip('/')}{path}" for path in made),
+        )
 
     def _kind_of(self, entry: Entry) -> str:
         node = self.context.lookup(entry.source or entry.target)
