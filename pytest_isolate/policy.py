@@ -156,6 +156,10 @@ class Tmpfs:
     size_bytes: int | None = None
     mode: int = 0o1777
 
+    def __post_init__(self) -> None:
+        _size(f"tmpfs {self.target}", self.size_bytes)
+        _mode(f"tmpfs {self.target}", self.mode)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlay:
@@ -167,6 +171,9 @@ class Overlay:
     target: str
     keep: bool = False
     size_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _size(f"overlay {self.target}", self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +390,19 @@ def _io_limits(value: Any) -> tuple[IoLimit, ...]:
     if all(isinstance(limit, IoLimit) for limit in found):
         return found
     raise PolicyError("io", f"{shown(value)} is no list of IoLimit", 'write [IoLimit(path="/", read_bps=1_000_000)]')
+
+
+def _size(what: str, size_bytes: object) -> None:
+    """The kernel takes 0 for no limit at all."""
+    if size_bytes is not None and (not isinstance(size_bytes, int) or size_bytes <= 0):
+        raise PolicyError(
+            what, f"size_bytes {size_bytes!r} is no size", "write a number above 0, or None for the kernel's own"
+        )
+
+
+def _mode(what: str, mode: object) -> None:
+    if not isinstance(mode, int) or not 0 <= mode <= 0o7777:
+        raise PolicyError(what, f"mode {mode!r} is no mode", "write a number, such as 0o1777")
 
 
 _C = TypeVar("_C", bound=str)

@@ -14,7 +14,7 @@ import pytest
 
 from pytest_isolate import CallFailed, PolicyError, ProgramFailed, Sandbox
 from pytest_isolate.kernel import probe
-from pytest_isolate.policy import Filesystem, Tmpfs
+from pytest_isolate.policy import Filesystem, Overlay, Tmpfs
 from tests.conftest import require
 
 
@@ -79,6 +79,20 @@ def test_a_view_without_meaning_is_nobodys_lack(sandbox: Sandbox) -> None:
     """No other backend is asked: it might make what is missing, on the host."""
     with pytest.raises(PolicyError, match="does not exist, and creating it would change the host"):
         sandbox.run(["true"], fs=Filesystem(proc=False, tmpfs=(Tmpfs(target="/no such directory"),)))
+
+
+@pytest.mark.parametrize("size_bytes", [0, -1, "1M", 1.5])
+def test_a_size_that_is_none_is_refused_before_it_means_no_limit(size_bytes: Any) -> None:
+    for kind in (Tmpfs, Overlay):
+        assert kind(target="/tmp", size_bytes=4096).size_bytes == 4096
+        with pytest.raises(PolicyError, match=r"/tmp: size_bytes .* is no size\. Write a number above 0"):
+            kind(target="/tmp", size_bytes=size_bytes)
+
+
+@pytest.mark.parametrize("mode", ["1777", -1, 0o10000, None])
+def test_a_mode_that_is_none_is_refused(mode: Any) -> None:
+    with pytest.raises(PolicyError, match=r"tmpfs /tmp: mode .* is no mode\. Write a number, such as 0o1777"):
+        Tmpfs(target="/tmp", mode=mode)
 
 
 class Interrupted(Exception):
