@@ -16,6 +16,7 @@ from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, landlock, native, netns_pool, seccomp
 from pytest_isolate.kernel.filesystem import Layers, MountPlan
+from pytest_isolate.kernel.filesystem.mountwatch import MOUNTS
 from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, LandlockRuleset, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
 from pytest_isolate.policy import Hardening, Namespace, Policy
@@ -35,12 +36,23 @@ class NativeBackend:
 
     def __init__(self) -> None:
         self._compiled: Remembered[Compiled] = Remembered()
+        self._viewed: tuple[int, Remembered[Compiled]] = (
+            0,
+            Remembered(),
+        )  # version of the mount table, what was compiled on it
         self._placed: Remembered[Plan] = Remembered()
         self._lacks: Remembered[list[str]] = Remembered()
 
     def compiled(self, policy: Policy) -> Compiled:
-        """The plan of ``policy`` on this host, and its mount table; compiled at the first call."""
-        return self._compiled.of(policy, lambda: compile_plan(policy), os.geteuid())
+        """The plan of ``policy`` on this host, and its mount table; compiled at the first call, and when the host's mounts change."""
+        known = self._known_view() if policy.filesystem.needs_mounts else self._compiled
+        return known.of(policy, lambda: compile_plan(policy), os.geteuid())
+
+    def _known_view(self) -> Remembered[Compiled]:
+        version = MOUNTS.version()
+        if self._viewed[0] != version:
+            self._viewed = version, Remembered()
+        return self._viewed[1]
 
     def view(self, policy: Policy) -> MountPlan | None:
         """The mounts inside; None where no path means anything but what it means on the host."""
@@ -60,7 +72,8 @@ class NativeBackend:
         return replace(plan, mounts=layers.ops), layers
 
     def lacks(self, policy: Policy) -> list[str]:
-        return self._lacks.of(policy, lambda: self._probe(policy), os.geteuid())
+        version = MOUNTS.version() if policy.filesystem.needs_mounts else 0
+        return self._lacks.of(policy, lambda: self._probe(policy), (os.geteuid(), version))
 
     def _probe(self, policy: Policy) -> list[str]:
         """Do it once, in a child that leaves at once: what a sysctl says and what the kernel does are two things.
