@@ -256,11 +256,11 @@ class Sandbox:
         ``words`` vary the policy, as in run(). What a program does inside, it cannot know.
 
         Raises:
-            PolicyError: the policy leaves the files as the host has them, or the backend does not tell.
+            PolicyError: the policy leaves the files as the host has them, or the backend does not tell; a relative path.
         """
         from pytest_isolate.kernel import filesystem
 
-        return filesystem.resolve(os.fspath(path), self._view(words))
+        return filesystem.resolve(os.fsdecode(path), self._view(words))
 
     def explain(self, error: int | OSError, path: str | os.PathLike[str], **words: Any) -> str:
         """Why a program inside got ``error`` (an errno, or the exception) for ``path``, and what would change that; a sentence.
@@ -271,7 +271,7 @@ class Sandbox:
         from pytest_isolate.kernel import filesystem
 
         number = (error.errno or 0) if isinstance(error, OSError) else error
-        return filesystem.explain(number, os.fspath(path), self._view(words))
+        return filesystem.explain(number, os.fsdecode(path), self._view(words), self._vary(words).hardening)
 
     def _view(self, words: Mapping[str, Any]) -> MountPlan:
         policy = self._vary(words)

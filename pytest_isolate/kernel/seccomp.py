@@ -285,3 +285,9 @@ def _compiled(profile: SeccompProfile, machine: str) -> bytes:
         raise BackendUnavailable("seccomp", f"the system calls of {machine} are not known here", "leave it out")
     beyond = _ALLOW if profile.only is None else _refusal(profile.otherwise)
     return _assemble(_segments(numbers(machine), leaves, beyond), machine)
+
+
+def refused(profile: str | SeccompProfile, error: int) -> tuple[str, ...]:
+    """The system calls that ``profile`` answers ``error`` (an errno) to, whatever their arguments."""
+    named = SeccompProfile(name=profile, base=profile) if isinstance(profile, str) else profile  # type: ignore[arg-type]
+    return tuple(name for name, leaf in _leaves(named).items() if leaf is _answers(_RET_ERRNO | error))

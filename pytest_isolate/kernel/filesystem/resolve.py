@@ -11,11 +11,17 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_isolate.kernel.filesystem import mountinfo
-from pytest_isolate.kernel.filesystem.tree import Found, Mounted, Node, Place, host_path
+from pytest_isolate.errors import PolicyError
+from pytest_isolate.kernel.filesystem import denied, mountinfo
+from pytest_isolate.kernel.filesystem.tree import MAX_NAME_BYTES, Found, Mounted, Place, host_path
+from pytest_isolate.policy import Hardening
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.filesystem.mountplan import MountPlan
+
+_MAX_PATH_BYTES = 4095  # PATH_MAX without its NUL, <linux/limits.h>
+#: Of who is told of no hardening: nothing is given up.
+_NONE = Hardening()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +34,7 @@ class Resolution:
         inner: the path on that mount's file system.
         host: where the host shows the same; empty for what only the sandbox has. The lower one for an overlay.
         writable: the mount takes writes; file permissions are another matter.
-        error: 0, or the errno of looking the path up: ENOENT, ENOTDIR, ELOOP.
+        error: 0, or the errno of looking the path up: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
     """
 
     path: str
@@ -48,8 +54,8 @@ class Resolution:
 
 
 def resolve(path: str, plan: MountPlan) -> Resolution:
-    """Which mount answers for an absolute ``path`` at the start of the sandbox."""
-    found = plan.tree.walk(path)
+    """Which mount answers for an absolute ``path`` at the start of the sandbox. Raises PolicyError for one that is not."""
+    found = _found(path, plan)
     mount = found.place.mount
     real = (
         f"{plan.tree.path_of(found.place).rstrip('/')}/{'/'.join(found.rest)}"
@@ -70,21 +76,40 @@ def resolve(path: str, plan: MountPlan) -> Resolution:
     )
 
 
-def explain(error: int, path: str, plan: MountPlan) -> str:
-    """Why a program inside got ``error`` (an errno) for ``path``: what the view has to do with it, and what would change that."""
-    found = plan.tree.walk(path)
+def _found(path: str, plan: MountPlan) -> Found:
+    if not path.startswith("/"):
+        raise PolicyError(f"path {path!r}", "it is relative" if path else "it is empty", "write an absolute path")
+    if "\0" in path:
+        raise PolicyError(f"path {path!r}", "it holds a NUL byte", "leave it out: it would end the path")
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        root = plan.tree.walk("/")
+        return root._replace(error=_errno.ENAMETOOLONG, rest=tuple(name for name in path.split("/") if name))
+    return plan.tree.walk(path)
+
+
+def explain(error: int, path: str, plan: MountPlan, hardening: Hardening = _NONE) -> str:
+    """Why a program inside got ``error`` (an errno) for an absolute ``path``, and what would change that.
+
+    ``hardening``: what its processes gave up besides. Raises PolicyError as resolve().
+    """
+    found = _found(path, plan)
     what = f"{path}: {_errno.errorcode.get(error, str(error))}"
+    if by_seccomp := denied.by_seccomp(error, hardening):
+        what += f": {by_seccomp}; of any other call"
     match error:
         case _errno.EROFS:
             return f"{what}: {_read_only(plan, found)}"
         case _errno.ENOENT | _errno.ENOTDIR | _errno.ELOOP:
             return f"{what}: {_missing(plan, found, path)}"
         case _errno.EACCES | _errno.EPERM:
-            return f"{what}: {_denied(plan, found)}"
+            return f"{what}: {_denied(error, plan, found, hardening)}"
         case _errno.ENOSPC:
             return f"{what}: {_full(plan, found)}"
         case _errno.EXDEV:
-            return f"{what}: {_across(plan, found)}"
+            by_landlock = _by_landlock(error, plan, found, hardening)
+            return f"{what}: {'; or: '.join(filter(None, (by_landlock, _across(plan, found))))}"
+        case _errno.ENAMETOOLONG:
+            return f"{what}: {_too_long(found, path)}"
         case _errno.EIO if found.place.mount.fs.fstype == "overlay" and found.place.mount.words:
             return f"{what}: {_no_xattr(plan, found)}"
         case _errno.EBUSY:
@@ -158,26 +183,33 @@ def _missing(plan: MountPlan, found: Found, path: str) -> str:
     return f"{asked}: {os.strerror(found.error).lower()} ({where})."
 
 
-def _denied(plan: MountPlan, found: Found) -> str:
+def _denied(error: int, plan: MountPlan, found: Found, hardening: Hardening) -> str:
     mount, where = found.place.mount, _mountpoint(plan, found.place.mount)
-    if found.error:
-        return f"no mount of the view denies it; {_why(plan, found)}."
-    reasons = []
-    if mount.flags & mountinfo.MS_NOEXEC:
+    reasons = [_by_landlock(error, plan, found, hardening)]
+    if error == _errno.EACCES and not found.error and mount.flags & mountinfo.MS_NOEXEC:
         reasons.append(f"{where} does not let programs be executed (noexec)")
-    if mount.flags & mountinfo.MS_NODEV:
+    if error == _errno.EACCES and not found.error and mount.flags & mountinfo.MS_NODEV:
         reasons.append(f"device files on {where} cannot be opened (nodev)")
     if found.node is not None:
-        reasons.append(_permissions(found.node))
-    return f"{_why(plan, found)}; " + "; ".join(reasons) + "."
+        reasons.append(denied.by_permissions(error, found.node, hardening))
+    elif found.error == _errno.ENOENT and not found.rest:
+        folder = os.path.dirname(plan.tree.path_of(found.place))
+        above = plan.tree.walk(folder).node
+        if above is not None:
+            reasons.append(f"of {folder}, to make it: {denied.by_permissions(error, above, hardening)}")
+    return "; ".join([*filter(None, reasons), _why(plan, found)]) + "."
 
 
-def _permissions(node: Node) -> str:
-    uid, gid = node.owner
-    return (
-        f"its permissions are {node.mode:04o}, owner {uid}:{gid} on the host: inside, root without CAP_DAC_OVERRIDE, or of a user "
-        f"namespace that does not map this owner, is bound by them like anybody"
-    )
+def _by_landlock(error: int, plan: MountPlan, found: Found, hardening: Hardening) -> str:
+    return "" if hardening.landlock is None else denied.by_landlock(error, found, plan.tree, hardening.landlock)
+
+
+def _too_long(found: Found, path: str) -> str:
+    if found.error != _errno.ENAMETOOLONG:
+        return "neither a name of it nor the whole is too long where it leads from /; from a directory it may be."
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        return f"it has {len(os.fsencode(path))} bytes, and a path at most {_MAX_PATH_BYTES}. Open it from a directory on the way."
+    return f"{found.rest[0][:20]}... has {len(os.fsencode(found.rest[0]))} bytes, and a name at most {MAX_NAME_BYTES}. Shorten it."
 
 
 def _full(plan: MountPlan, found: Found) -> str:

@@ -18,9 +18,11 @@ from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.kernel.plan import MountKind, MountOp
 
 MAX_LINKS = 40  # MAXSYMLINKS, <linux/namei.h>
+MAX_NAME_BYTES = 255  # NAME_MAX, <linux/limits.h>
 _ATTRIBUTES = (
     mountinfo.MS_RDONLY | mountinfo.MS_NOSUID | mountinfo.MS_NODEV | mountinfo.MS_NOEXEC
 )  # same bits as MOUNT_ATTR_*
+_ANY_NAME = frozenset({"proc", "sysfs", "cgroup", "cgroup2"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,8 @@ class Tree:
                 place = place if place == root else self._up(place)
                 node = self.node(place)
                 continue
+            if _is_too_long(name, place):
+                return Found(place, node, errno.ENAMETOOLONG, _named(name, *todo[::-1]))
             here, place = place, self._top(Place(place.mount, _join(place.path, name)))
             if _is_of_a_process(place):
                 return Found(place, DIRECTORY, 0, _named(*todo[::-1]), magic=True)
@@ -370,6 +374,15 @@ def _is_of_a_process(place: Place) -> bool:
     """Below /proc/PID: processes come and go, and their links (fd, cwd, root, exe) lead wherever the kernel says."""
     top = place.path.split("/")[1]
     return place.mount.fs.fstype == "proc" and (top.isdigit() or top in ("self", "thread-self"))
+
+
+def _is_too_long(name: str, place: Place) -> bool:
+    """File systems in the kernel's memory only look for it; the others refuse. Source: their lookup functions."""
+    return (
+        len(name) * 4 > MAX_NAME_BYTES
+        and len(os.fsencode(name)) > MAX_NAME_BYTES
+        and place.mount.fs.fstype not in _ANY_NAME
+    )
 
 
 def _components(path: str) -> list[str]:

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel import filesystem
 from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.kernel.filesystem.context import has_mount_setattr, kernel_release
 from pytest_isolate.kernel.filesystem.tree import Place
 from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 from pytest_isolate.profile import STRICT
-from tests.kernel.throwaway import NOBODY, Inside, launch, mount, throwaway
+from tests.kernel.throwaway import NOBODY, Inside, context, launch, mount, throwaway
 
 pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
@@ -148,6 +149,11 @@ def questions(place: Path, names: list[str]) -> list[str]:
         "/absent",
         "/absent/..",
         "/absent/deeper",
+        "/" + "n" * 255,
+        "/" + "n" * 256,
+        "/" + "ü" * 128 + "/deeper",
+        "/absent/" + "n" * 256,
+        "/." * 2047,
         "/../../../../../etc/passwd",
     ]
     fixed = [name + end for name in names for end in around]
@@ -282,6 +288,14 @@ def test_a_mount_hidden_under_another_does_not_answer(place: Path, who: str) -> 
         assert model_table(inside.plan) == [tuple(row) for row in inside.result[1]]
 
     throwaway(body, prepare=prepare)
+
+
+@pytest.mark.parametrize("path", ["relative", "", "/nul\0byte"])
+def test_a_path_that_no_kernel_call_means_from_the_root_is_refused(path: str) -> None:
+    plan = filesystem.compile(Filesystem(root="readonly"), context=context())
+    for ask in (filesystem.resolve, lambda path, plan: filesystem.explain(errno.EACCES, path, plan)):
+        with pytest.raises(PolicyError, match="relative|empty|NUL"):
+            ask(path, plan)
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.ENOENT])
