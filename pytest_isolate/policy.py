@@ -165,15 +165,34 @@ class Tmpfs:
 class Overlay:
     """``target`` of the host, writable inside; changes go to a private layer and are thrown away or kept.
 
+    ``keep`` names the directory to keep them in, which is made if need be; True is ``TARGET.changes``, beside the target.
+    Afterwards ``KEEP/upper`` holds them as an upper layer has them (Source: Documentation/filesystems/overlayfs.rst): what is new or
+    changed, whole; what was deleted as a character device 0:0. A further run goes on from there; one at a time.
+    A file system mounted below the target has its layer in ``KEEP/1/upper``, the next in ``KEEP/2/upper``.
     ``size_bytes`` bounds the changes that are thrown away (None: the kernel's half of RAM); kept ones are on a disk.
     """
 
     target: str
-    keep: bool = False
+    keep: bool | str = False
     size_bytes: int | None = None
 
     def __post_init__(self) -> None:
         _size(f"overlay {self.target}", self.size_bytes)
+        if self.keep == "" or not isinstance(self.keep, bool | str):
+            raise PolicyError(
+                f"overlay {self.target}: keep", f"{self.keep!r} is no directory", "name one, or write True"
+            )
+        if self.keep and not self.kept_in.startswith("/"):
+            raise PolicyError(f"overlay {self.target}: keep", f"{self.keep!r} is relative", "write an absolute path")
+        if self.keep is True and not self.target.strip("/"):
+            raise PolicyError("overlay /: keep", "there is nothing beside it", "name the directory: keep='/...'")
+
+    @property
+    def kept_in(self) -> str:
+        """The directory that ``keep`` means; empty where the changes are thrown away."""
+        if self.keep is True:
+            return f"{self.target.rstrip('/')}.changes"
+        return self.keep or ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,13 +361,15 @@ def parse_namespaces(names: str | Iterable[str]) -> frozenset[Namespace]:
     return frozenset(found)
 
 
+_MANY = 60
+
+
 def unknown(kind: str, word: str, known: Iterable[str]) -> PolicyError:
-    """The error for a name that is not among ``known``: suggests the nearest, else lists them all."""
+    """The error for a name that is not among ``known``: suggests the nearest, else lists them, unless they are many."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
-    return PolicyError(
-        f"{kind} {word!r}", "unknown", f"did you mean {near[0]!r}?" if near else "use " + ", ".join(names)
-    )
+    others = f"use one of the {len(names)} that are known" if len(names) > _MANY else "use " + ", ".join(names)
+    return PolicyError(f"{kind} {word!r}", "unknown", f"did you mean {near[0]!r}?" if near else others)
 
 
 #: The kernel's list format: numbers, ranges, and of a range ``used/group``. Source: bitmap_parselist, cpuset(7).

@@ -6,6 +6,7 @@ Owns: the hand-over of their upper directories. Refuses: to read them (compariso
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import stat
@@ -14,6 +15,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.filesystem.comparison import DIRECTORY, MAX_ENTRIES, compare
 from pytest_isolate.kernel.filesystem.idmapped import owned_tree
 from pytest_isolate.outcome import FilesChanged
@@ -37,22 +39,42 @@ class Layers:
     def __init__(self, plan: MountPlan) -> None:
         self._plan = plan
         self._fds: list[int] = []
+        self._held: list[int] = []  # directories of kept layers, locked
         self._trees: dict[int, int] = {}  # number of the bind -> its tree
         self._ours, self._childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
     def __enter__(self) -> Self:
-        for folder in self._plan.create:
-            os.makedirs(folder, exist_ok=True)
-        for layer in self._plan.layers:
-            if layer.kept:
-                _copy_mode_and_owner(layer.lower, layer.upper)
         try:
+            self._keep()
             for number in self._plan.owned:
                 self._trees[number] = owned_tree(self._plan.ops[number].source)
         except BaseException:
             self.close()
             raise
         return self
+
+    def _keep(self) -> None:
+        """Make the directories of the layers to keep, and hold them: two overlays that write into one are undefined.
+
+        Raises:
+            PolicyError: one cannot be made, or another sandbox is at work in it.
+        """
+        for layer in self._plan.layers:
+            if not layer.kept:
+                continue
+            folder = os.path.dirname(layer.upper)
+            try:
+                for part in ("upper", "work"):
+                    os.makedirs(f"{folder}/{part}", exist_ok=True)
+                self._held.append(os.open(folder, _DIRECTORY))
+                fcntl.flock(self._held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _copy_mode_and_owner(layer.lower, layer.upper)
+            except BlockingIOError:
+                why = f"another sandbox keeps its changes in {folder}"
+                raise PolicyError(f"overlay {layer.target}", why, "wait for it, or name another directory") from None
+            except OSError as error:
+                why = f"to keep the changes in {folder}: {os.strerror(error.errno or 0).lower()}"
+                raise PolicyError(f"overlay {layer.target}", why, "name a directory that you may write") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -93,8 +115,9 @@ class Layers:
 
     def close(self) -> None:
         """Give up the layers; those that are not kept are gone once the sandbox is. Idempotent."""
-        while self._fds:
-            os.close(self._fds.pop())
+        for fds in (self._fds, self._held):
+            while fds:
+                os.close(fds.pop())
         while self._trees:
             os.close(self._trees.popitem()[1])
         self._ours.close()

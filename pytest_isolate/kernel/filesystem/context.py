@@ -28,7 +28,6 @@ class Context:
         pid_namespace: the child gets a new one, so that a fresh /proc is of use.
         mount_setattr: the kernel has mount_setattr(2) (Linux 5.12).
         userxattr: overlays can be mounted in a user namespace (Linux 5.11).
-        keep_directory: where overlays with ``keep`` have their layers.
     """
 
     mounts: tuple[mountinfo.Mount, ...]
@@ -38,12 +37,9 @@ class Context:
     pid_namespace: bool = True
     mount_setattr: bool = True
     userxattr: bool = True
-    keep_directory: str | None = None
 
     @classmethod
-    def of_this_host(
-        cls, *, user_namespace: bool, pid_namespace: bool = True, keep_directory: str | None = None
-    ) -> Context:
+    def of_this_host(cls, *, user_namespace: bool, pid_namespace: bool = True) -> Context:
         """The facts as they are now."""
         return cls(
             mounts=mountinfo.read(),
@@ -52,7 +48,6 @@ class Context:
             pid_namespace=pid_namespace,
             mount_setattr=has_mount_setattr(),
             userxattr=kernel_release() >= (5, 11),
-            keep_directory=keep_directory,
         )
 
 

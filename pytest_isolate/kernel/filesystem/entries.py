@@ -6,6 +6,7 @@ Refuses: to order mounts among each other beyond that, and to emit ops (view.py)
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Entry:
     source: str = ""
     writable: bool = False
     recursive: bool = True
-    keep: bool = False
+    kept_in: str = ""  # the directory for the changes of an overlay, free of symlinks; empty: they are thrown away
     size_bytes: int | None = None
     mode: int = 0o1777
     owned: bool = False
@@ -86,6 +87,7 @@ class _Wishes:
         if self.filesystem.root == "minimal":
             wanted += self._devices()
         taken = _by_target(wanted)
+        _one_layer_each(wanted)
         for entry in [e for e in wanted if e.kind == "overlay"]:
             for implied in self._submounts(entry):
                 taken.setdefault(implied.target, implied)
@@ -125,23 +127,36 @@ class _Wishes:
             node = self.host.walk(source).node
             if node is None or node.kind != "directory":
                 raise PolicyError(f"overlay {overlay.target}", "not a directory", "overlay the directory it is in")
-            self._check_layers(overlay)
-            yield _overlay_entry(overlay, source)
+            yield _overlay_entry(overlay, source, self._kept_in(overlay, source))
 
-    def _check_layers(self, overlay: Overlay) -> None:
-        what, kept = f"overlay {overlay.target}", self.context.keep_directory
+    def _kept_in(self, overlay: Overlay, source: str) -> str:
+        what, kept = f"overlay {overlay.target}", overlay.kept_in
         if self.context.user_namespace and not self.context.userxattr:
             raise BackendUnavailable(
                 what, "a user namespace has no overlays before Linux 5.11", "run as root, or use a tmpfs"
             )
-        if not overlay.keep:
-            return
         if not kept:
-            raise PolicyError(what, "nowhere to keep the changes", "name a directory to keep them in")
-        if self.host.walk(self._host_source(kept, f"directory {kept}")).place.mount.fs.fstype == "overlay":
+            return ""
+        found = self.host.walk(kept)
+        if found.error and (found.error != errno.ENOENT or found.rest):
+            why = f"to keep the changes in {kept} is impossible: {os.strerror(found.error).lower()}"
+            raise PolicyError(what, why, "create the directory it is in")
+        if not found.error and found.node is not None and found.node.kind != "directory":
+            raise PolicyError(what, f"{kept}, to keep the changes in, is a {found.node.kind}", "name a directory")
+        mount = found.place.mount
+        if mount.fs.fstype == "overlay":
             raise PolicyError(
                 what, f"{kept} is on an overlay, which cannot hold another's changes", "name one on a disk or tmpfs"
             )
+        if mount.readonly:
+            raise PolicyError(what, f"{kept} is on a read-only mount of the host", "name one that can be written")
+        real = self.host.path_of(found.place)
+        if real == source or is_below(real, source) or is_below(source, real):
+            raise PolicyError(what, f"{kept}, to keep the changes in, overlaps it", "name a directory beside it")
+        if found.error and self.context.user_namespace and any(self.host.below(os.path.dirname(real))):
+            why = f"a user namespace cannot make {kept} in a directory below which something is mounted (EINVAL)"
+            raise BackendUnavailable(what, why, f"create {kept} first")
+        return real
 
     def _tmpfs(self) -> Iterator[Entry]:
         for tmpfs in self.filesystem.tmpfs:
@@ -190,6 +205,7 @@ class _Wishes:
     def _submounts(self, overlay: Entry) -> Iterator[Entry]:
         """The host's mounts below an overlay, which the overlay itself would hide."""
         below = list(self.host.below(overlay.source))
+        number = 0
         if below and self.context.user_namespace:
             raise BackendUnavailable(
                 f"overlay {overlay.target}",
@@ -202,9 +218,10 @@ class _Wishes:
                 continue
             node = self.host.node(Place(mount, mount.root))
             if mount.fs.fstype in _STORES and node is not None and node.kind == "directory":
-                yield _overlay_entry(
-                    Overlay(target=path, keep=overlay.keep, size_bytes=overlay.size_bytes), path, implied=True
-                )
+                number += 1
+                part = Overlay(target=path, size_bytes=overlay.size_bytes)
+                kept_in = f"{overlay.kept_in}/{number}" if overlay.kept_in else ""
+                yield _overlay_entry(part, path, kept_in, implied=True)
             else:
                 whole.append(path)
                 yield Entry(kind="bind", target=path, source=path, implied=True, words="mount of the host, read-only")
@@ -243,13 +260,24 @@ def _by_target(entries: list[Entry]) -> dict[str, Entry]:
     return taken
 
 
-def _overlay_entry(overlay: Overlay, source: str, *, implied: bool = False) -> Entry:
-    kept = "kept" if overlay.keep else "thrown away"
+def _one_layer_each(entries: list[Entry]) -> None:
+    """One directory cannot hold the layers of two overlays. Source: overlayfs.rst, Sharing and copying layers."""
+    kept: dict[str, str] = {}
+    for entry in entries:
+        if entry.kept_in and kept.setdefault(entry.kept_in, entry.target) != entry.target:
+            both = f"{kept[entry.kept_in]} and {entry.target}"
+            raise PolicyError(
+                f"overlays {both}", f"both are to be kept in {entry.kept_in}", "name a directory for each"
+            )
+
+
+def _overlay_entry(overlay: Overlay, source: str, kept_in: str, *, implied: bool = False) -> Entry:
+    kept = "kept" if kept_in else "thrown away"
     return Entry(
         kind="overlay",
         target=source,
         source=source,
-        keep=overlay.keep,
+        kept_in=kept_in,
         size_bytes=overlay.size_bytes,
         implied=implied,
         words=f"overlay, changes are {kept}",

@@ -72,7 +72,6 @@ class _Compiler:
     table: MountTable = field(init=False)
     wanted: list[Entry] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
-    create: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     owned: list[int] = field(default_factory=list)
     sealed_late: list[str] = field(default_factory=list)
@@ -104,7 +103,6 @@ class _Compiler:
             tree=self.tree,
             host=self.host,
             layers=tuple(self._made_on(layer) for layer in self.layers),
-            create=tuple(self.create),
             skipped=tuple(self.skipped),
             owned=tuple(self.owned),
         )
@@ -146,12 +144,13 @@ class _Compiler:
         ]
 
     def _sources(self) -> Iterator[tuple[int, str]]:
-        """(index of the place, host path it needs); -1 for the directory that layers are kept in."""
+        """(index of the place, host path it needs); a negative one for a directory that a layer is kept in."""
         for number, entry in enumerate(self.wanted):
             if entry.source and entry.kind != "link":
                 yield number, entry.source
-        if any(entry.keep for entry in self.wanted):
-            yield -1, self.host.real(self.context.keep_directory or "/")
+        for number, entry in enumerate(self.wanted):
+            if entry.kept_in:
+                yield -1 - number, self._kept_source(entry)
 
     def _choose_stage(self, *, targets_count: bool) -> str:
         used = {path for _, source in self._sources() for path in _with_parents(source)}
@@ -193,7 +192,7 @@ class _Compiler:
         )
         if entry.optional and host_path(found.place) == entry.source:
             return
-        if entry.kind == "overlay" and not entry.keep and self._overlaid(found, entry):
+        if entry.kind == "overlay" and not entry.kept_in and self._overlaid(found, entry):
             self.skipped.append(f"overlay {entry.target}: part of the overlay above it")
             return
         path = self._mount_point(entry, found)
@@ -308,7 +307,7 @@ class _Compiler:
 
     def _overlay(self, path: str, entry: Entry) -> None:
         number = len(self.layers)
-        home = f"{self._kept_home()}/{number}" if entry.keep else self._layer_home(entry, number)
+        home = self._kept_home(entry, number) if entry.kept_in else self._layer_home(entry, number)
         lower = self._plain_lower(entry.source, number)
         private = "userxattr" if self.context.user_namespace else "redirect_dir=on,index=off,metacopy=off"
         data = f"lowerdir={lower},upperdir={home}/upper,workdir={home}/work,{private}"
@@ -317,25 +316,29 @@ class _Compiler:
         )  # no more than the host allows
         self.table.emit(MountKind.MOUNT, path, entry.words, source="overlay", fstype="overlay", flags=flags, data=data)
         self._overlays_made[entry.target] = self.table.mounted(path).fs
-        if entry.keep:
-            kept = f"{self.context.keep_directory}/{number}"
-            self.create += [f"{kept}/upper", f"{kept}/work"]
+        if kept := entry.kept_in:
             self.layers.append(Layer(target=entry.target, lower=entry.source, upper=f"{kept}/upper", kept=True))
             return
         store = next(store for store in self.stores if home == store or is_below(home, store))
         upper = f"{home}/upper"[len(store) + 1 :]
         self.layers.append(Layer(target=entry.target, lower=entry.source, upper=upper, sent=self.stores.index(store)))
 
-    def _kept_home(self) -> str:
-        """The directory to keep layers in, under a name on the stage: plain, and writable though the host is sealed."""
-        alias, source = f"{self.stage}/kept", self.host.real(self.context.keep_directory or "")
-        if alias not in {op.target for op in self.table.ops}:
-            self.table.emit(MountKind.MKDIR, alias, "a place for the layers to keep")
-            self._bind(
-                alias,
-                Entry(kind="bind", target=alias, source=source, writable=True, recursive=False, words="layers to keep"),
-            )
-        return alias
+    def _kept_home(self, entry: Entry, number: int) -> str:
+        """The directory to keep a layer in, under a name on the stage: plain, and writable though the host is sealed."""
+        alias, source = f"{self.stage}/kept{number}", self._kept_source(entry)
+        self.table.emit(MountKind.MKDIR, alias, "a place for the layer to keep")
+        self._bind(
+            alias,
+            Entry(kind="bind", target=alias, source=source, writable=True, recursive=False, words="layer to keep"),
+        )
+        return alias + entry.kept_in[len(source.rstrip("/")) :]
+
+    def _kept_source(self, entry: Entry) -> str:
+        """The directory to keep a layer in; what is there of the way to it, where it will be made for the launch."""
+        path = entry.kept_in
+        while self.host.walk(path).error:
+            path = os.path.dirname(path)
+        return path
 
     def _layer_home(self, entry: Entry, number: int) -> str:
         """Where an overlay's layer is made: with the others, or on a tmpfs of its own when its size is bounded."""
