@@ -62,7 +62,7 @@ class NativeBackend:
         """The plan for one launch, with its working directory, and the way out for overlay layers."""
         compiled = self.compiled(policy)
         if cwd is None and compiled.mounts is not None and policy.filesystem.needs_mounts:
-            cwd = _visible(os.getcwd(), compiled.mounts)
+            cwd = _visible(compiled.mounts)
         plan = compiled.plan
         if cwd is not None:
             plan = self._placed.of(plan, lambda: replace(compiled.plan, cwd=cwd), cwd)
@@ -172,8 +172,12 @@ class Compiled:
     mounts: MountPlan | None
 
 
-def _visible(cwd: str, mounts: MountPlan) -> str:
-    """The directory to enter anew, for the one we are in lies beneath what is mounted on it; ``/`` where the view hides it."""
+def _visible(mounts: MountPlan) -> str:
+    """The directory to enter anew, for the one we are in lies beneath what is mounted on it; ``/`` where no name leads to it."""
+    try:
+        cwd = os.getcwd()
+    except FileNotFoundError:  # it was deleted
+        return "/"
     return cwd if filesystem.resolve(cwd, mounts).exists else "/"
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 #: Subcommand -> what it does, as ``--help`` shows it.
 COMMANDS: Mapping[str, str] = MappingProxyType(
@@ -59,16 +59,36 @@ def say_no_more(stream: TextIO) -> None:
     os.close(nowhere)
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> _Parser:
     """Every subcommand by name; the arguments only of the one that is asked for."""
-    parser = argparse.ArgumentParser(prog="pytest-isolate", description="Linux sandboxes for tests.")
+    parser = _Parser(prog="pytest-isolate", description="Linux sandboxes for tests.")
     parser.add_argument("--version", action="version", version=f"pytest-isolate {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name in words:
-            importlib.import_module(f"{__name__}.{name}").add_arguments(command)
+            module = importlib.import_module(f"{__name__}.{name}")
+            module.add_arguments(command)
+            command.usage_status = getattr(module, "EXIT_USAGE", EXIT_USAGE)
+            if words[:1] == [name]:  # of what no subcommand knows, the parser of all tells
+                parser.usage_status = command.usage_status
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of each subcommand, too. One that runs programs has a status of its own for a command line without meaning."""
+
+    usage_status = EXIT_USAGE
+
+    def error(self, message: str) -> NoReturn:
+        if sys.stderr is not None:  # it was closed by the shell: 2>&-
+            try:
+                self.print_usage(sys.stderr)
+                sys.stderr.write(f"{self.prog}: error: {message}\n")
+                sys.stderr.flush()
+            except OSError:
+                say_no_more(sys.stderr)
+        sys.exit(self.usage_status)
 
 
 def version() -> str:

@@ -1,45 +1,53 @@
 """`pytest-isolate run`: a program in a sandbox, from the shell. Exit statuses as timeout(1) and env(1) have them.
 
-Owns: the options of the command and the JSON of its outcome. Refuses: to capture: the program has the terminal.
-Exit status: the program's own; 128 + N killed by signal N; 124 a time-out; 125 the sandbox could not be made;
-126 the program cannot be executed; 127 there is no such program. A signal that would end this command goes to the program.
+Owns: the options of the command and its exit status. Refuses: to capture: the program has the terminal.
+Exit status: the program's own; 128 + N killed by signal N; 124 a time-out; 125 this command failed: a request without meaning, or
+a sandbox that could not be made; 126 the program cannot be executed; 127 there is no such program.
+Signals to this command are the program's (forward.py); what is said, and the JSON, is in told.py; views are in views.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import errno
-import json
 import os
 import shutil
-import signal
-import sys
+from collections.abc import Sequence
 from typing import Any
 
-from pytest_isolate.cli import say_no_more
+from pytest_isolate import units
+from pytest_isolate.cli import views
+from pytest_isolate.cli.forward import Forwarding
+from pytest_isolate.cli.told import Told, keep_places, say
 from pytest_isolate.errors import IsolateError, PolicyError, SetupError
+from pytest_isolate.groups import Groups
 from pytest_isolate.outcome import Cause, Outcome
-from pytest_isolate.policy import Filesystem, Namespace, Overlay, Policy
+from pytest_isolate.policy import IoLimit, Policy, unknown
 from pytest_isolate.profile import PROFILES, vary
 from pytest_isolate.sandbox import Sandbox
 
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 EXIT_TIMEOUT = 124
 EXIT_SANDBOX = 125
+#: What main() exits with where the command line has no meaning.
+EXIT_USAGE = EXIT_SANDBOX
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
+_SHELL = "/bin/sh"  # _PATH_BSHELL, by which execvp(3) runs a script without #!
 #: Option -> policy word of profile.WORDS, and the option's meaning.
 _WORDS = {
     "memory": "memory of all its processes together, as 512M",
+    "memory-high": "from here on it is slowed down and its memory reclaimed, as 400M",
+    "swap": "swap of all its processes together, as 64M, or 0",
     "pids": "how many processes and threads it may have",
     "cpu": "share of CPUs, as 0.5 or 2",
+    "cpu-weight": "share of the CPU when others want it, too: 1 to 10000, 100 is usual",
+    "cpuset": "the CPUs it may run on, as 0-1",
     "cpu-time": "CPU seconds a process of it may use",
     "net": "network: host, none, loopback, private, ...",
+    "net-default": "deny or allow what no rule speaks of",
     "namespaces": "namespaces, as pid,uts or +net",
-    "timeout": "end it, and all it started, after this many seconds",
-    "grace": "time between SIGTERM and SIGKILL at a time-out (1)",
+    "timeout": "end it, and all it started, after this time: seconds, or 5m, 2h, 1d; 0: never",
+    "grace": "time between SIGTERM and SIGKILL at a time-out (1); when given, also after a SIGTERM to this command",
     "hostname": "its host name",
     "capabilities": "drop, keep, or the names that stay",
     "no-new-privs": "yes: setuid programs give nothing",
@@ -56,115 +64,130 @@ _WORDS = {
     "umask": "umask, as 077",
     "environment": "keep, or scrub: only HOME, PATH, LANG and the like stay",
 }
+_REPEATABLE = {
+    "rlimit": ("NAME=SOFT[:HARD]", "a limit of each process, by the names of getrlimit(2), as NOFILE=64"),
+    "io": ("PATH:rbps=N,...", "bounds on the device of PATH: rbps, wbps, riops, wiops, as /var:wbps=1M"),
+    "net-allow": ("RULE", "what may be opened to, as 127.0.0.1:80/tcp"),
+    "net-deny": ("RULE", "what may not be opened to"),
+}
+_IO = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", "wiops": "write_iops"}
+_TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_CGROUPS = ("auto", "v1", "v2", "systemd", "none")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words after `run`."""
+    parser.usage = "pytest-isolate run [options] -- cmd [arguments]"
     parser.add_argument("--profile", default="standard", choices=sorted(PROFILES), help="what to start from")
     for name, text in _WORDS.items():
         parser.add_argument(f"--{name}", help=text)
-    parser.add_argument(
-        "--fs",
-        action="append",
-        default=[],
-        metavar="VIEW",
-        help="host, readonly, minimal (the program with its libraries, and nothing else), or overlay:DIR (changes are listed "
-        "and thrown away); may be given again",
+    for flag, (metavar, text) in _REPEATABLE.items():
+        parser.add_argument(
+            f"--{flag}", action="append", default=[], metavar=metavar, help=f"{text}; may be given again"
+        )
+    views.add_arguments(parser)
+    parser.add_argument("--cgroup", choices=_CGROUPS, help="where group limits are held; none: memory by RLIMIT_DATA")
+    parser.add_argument("--cwd", metavar="DIR", help="the directory to run in")
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument(
+        "--json", action="store_true", help="write the outcome to standard error, as JSON on a line of its own"
     )
-    parser.add_argument("--cwd", help="the directory to run in")
-    parser.add_argument("--json", action="store_true", help="write the outcome to standard error, as one JSON object")
+    told.add_argument("--json-file", metavar="FILE", help="write the outcome to FILE, as JSON")
+    told.add_argument("--json-fd", type=int, metavar="N", help="write the outcome to descriptor N, as JSON")
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- cmd", help="the program and its arguments")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the program; the exit status."""
+    keep_places()
     argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
-    if not argv:
-        raise PolicyError("run", "no program is named", "write it after --, as in: pytest-isolate run -- true")
     try:
-        policy = _with_program(policy_of(arguments), argv[0])
-        with _Signals() as signals, Sandbox(policy, name="run") as sandbox:
-            running = sandbox.spawn(argv, stdin=0, cwd=arguments.cwd, capture=False)
-            try:
-                signals.raise_from_now_on()
-                outcome = running.wait()
-            except _Signalled:
-                outcome = running.terminate(signals.came)
-    except SetupError as error:
-        print(f"pytest-isolate run: {error}", file=sys.stderr)
-        return _status_of_refusal(error)
-    except PolicyError:
-        raise
-    except IsolateError as error:
-        print(f"pytest-isolate run: {error}", file=sys.stderr)
+        told = Told(arguments)
+    except PolicyError as error:
+        say(str(error))
         return EXIT_SANDBOX
     try:
-        report(outcome, as_json=arguments.json)
-    except BrokenPipeError:  # nobody reads what we say; the exit status is the program's all the same
-        say_no_more(sys.stderr)
+        outcome = _outcome(argv, arguments)
+    except (IsolateError, OSError) as error:
+        refusal = _status_of_refusal(error)
+        told.failed(argv, error, refusal)
+        return refusal
+    told.ended(outcome, status(outcome))
     return status(outcome)
 
 
-class _Signalled(BaseException):
-    """This command got a signal while it waited."""
+def _outcome(argv: Sequence[str], arguments: argparse.Namespace) -> Outcome:
+    if not argv:
+        raise PolicyError("no program is named", "there is nothing to run", "write it after --, as in: run -- true")
+    policy = views.viewed(policy_of(arguments), arguments, argv[0])
+    groups = None if arguments.cgroup is None else Groups(arguments.cgroup)
+    kill_after_s = policy.grace_s if arguments.grace is not None else None
+    with Forwarding(kill_after_s) as signals, Sandbox(policy, name="run", cgroups=groups) as sandbox:
+        try:
+            running = sandbox.spawn(argv, stdin=0, cwd=arguments.cwd, capture=False)
+        except SetupError as error:
+            script = _script(argv[0]) if (error.step, error.errno) == ("exec", errno.ENOEXEC) else None
+            if script is None:
+                raise
+            running = sandbox.spawn([_SHELL, script, *argv[1:]], stdin=0, cwd=arguments.cwd, capture=False)
+        signals.to(running)
+        return running.wait()
 
 
-class _Signals(contextlib.AbstractContextManager["_Signals"]):
-    """What would end this command is for the program, which may end as it likes, within the grace. The first one counts.
-
-    The program is in a session of its own: it does not get the terminal's Ctrl-C. What was ignored at the start stays so.
-    """
-
-    def __init__(self) -> None:
-        self.came = 0
-        self._raises = False
-        heard = [number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._hear) for number in heard}
-
-    def _hear(self, number: int, _frame: object) -> None:
-        if not self.came:
-            self.came = number
-            if self._raises:
-                raise _Signalled
-
-    def raise_from_now_on(self) -> None:
-        """There is a program now, which can be told."""
-        self._raises = True
-        if self.came:
-            raise _Signalled
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+def _script(program: str) -> str | None:
+    """What execvp(3) gives to the shell where the kernel knows no such format (ENOEXEC)."""
+    return program if "/" in program else shutil.which(program)
 
 
 def policy_of(arguments: argparse.Namespace) -> Policy:
-    """The profile, varied by the options."""
-    words = {name.replace("-", "_"): getattr(arguments, name.replace("-", "_")) for name in _WORDS}
-    policy = vary(PROFILES[arguments.profile], **words)
-    for view in arguments.fs:
-        policy = _viewed(policy, view)
-    return policy
+    """The profile, varied by the options that are words of a policy."""
+    words: dict[str, Any] = {name.replace("-", "_"): getattr(arguments, name.replace("-", "_")) for name in _WORDS}
+    words["timeout"] = _timeout(words["timeout"])
+    words["rlimits"] = dict(map(_rlimit, arguments.rlimit)) or None
+    words["io"] = [_io(text) for text in arguments.io] or None
+    for verb in ("net_allow", "net_deny"):
+        words[verb] = ",".join(getattr(arguments, verb)) or None
+    if arguments.cgroup == "none":
+        words["memory_fallback"] = "rlimit"
+    return vary(PROFILES[arguments.profile], **words)
 
 
-def _with_program(policy: Policy, program: str) -> Policy:
-    """A root built from nothing has at least what is to be run in it."""
-    filesystem, found = policy.filesystem, shutil.which(program)
-    if filesystem.root != "minimal" or filesystem.programs or found is None:
-        return policy
-    return dataclasses.replace(policy, filesystem=dataclasses.replace(filesystem, programs=(found,)))
+def _timeout(text: str | None) -> float | None:
+    """As timeout(1): any number that strtod(3) reads, then s, m, h or d; 0 and inf are no time-out."""
+    if text is None:
+        return None
+    unit = text[-1:] if text[-1:] in _TIMES else ""
+    try:
+        number = float(text.removesuffix(unit))
+    except ValueError:
+        return units.duration_s(text, what="timeout")
+    if number in (0, float("inf")):
+        return None
+    return units.duration_s(number * _TIMES[unit], what="timeout")
 
 
-def _viewed(policy: Policy, view: str) -> Policy:
-    kind, colon, place = view.partition(":")
-    if kind != "overlay" or not colon:
-        return vary(policy, fs=view)
-    target = os.path.realpath(place)
-    if not os.path.isdir(target):
-        raise PolicyError(f"--fs {view}", "there is no such directory", "name one that exists")
-    filesystem: Filesystem = policy.filesystem
-    changed = dataclasses.replace(filesystem, overlays=(*filesystem.overlays, Overlay(target=target)))
-    return dataclasses.replace(policy, filesystem=changed, namespaces=policy.namespaces | {Namespace.MOUNT})
+def _rlimit(text: str) -> tuple[str, Any]:
+    """NAME=SOFT[:HARD]"""
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise PolicyError(f"--rlimit {text}", "it has no value", "write NAME=SOFT or NAME=SOFT:HARD, as NOFILE=64")
+    soft, colon, hard = value.partition(":")
+    return name, (soft, hard) if colon else soft
+
+
+def _io(text: str) -> IoLimit:
+    """PATH:rbps=1M,wiops=100; the names are those of io.max. Source: cgroup-v2.rst, IO Interface Files."""
+    path, colon, pairs = text.rpartition(":")
+    if not colon or not path:
+        raise PolicyError(f"--io {text}", "it has no bound", "write PATH:rbps=1M,wbps=1M,riops=100,wiops=100")
+    bounds: dict[str, int] = {}
+    for pair in pairs.split(","):
+        name, _, value = pair.partition("=")
+        if name not in _IO:
+            raise unknown(f"--io {text}: bound", name, _IO)
+        measure = units.size_bytes if name.endswith("bps") else units.count
+        bounds[_IO[name]] = measure(value, what=f"--io {name}")
+    return IoLimit(path=os.path.abspath(path), **bounds)
 
 
 def status(outcome: Outcome) -> int:
@@ -176,27 +199,7 @@ def status(outcome: Outcome) -> int:
     return 128 + (outcome.status.signal or 0)
 
 
-def _status_of_refusal(error: SetupError) -> int:
-    if error.step != "exec":
+def _status_of_refusal(error: Exception) -> int:
+    if not isinstance(error, SetupError) or error.step != "exec":
         return EXIT_SANDBOX
     return EXIT_NOT_FOUND if error.errno == errno.ENOENT else EXIT_NOT_EXECUTABLE
-
-
-def report(outcome: Outcome, *, as_json: bool) -> None:
-    """The causes and the changed files on standard error, a line each; or everything as JSON."""
-    if as_json:
-        print(json.dumps(_plain(outcome)), file=sys.stderr)
-        return
-    changed = outcome.files_changed
-    lines = [*outcome.detail]
-    for kind in ("added", "modified", "deleted"):
-        lines += [f"{kind}: {path}" for path in getattr(changed, kind)]
-    for line in lines:
-        print(f"pytest-isolate run: {line}", file=sys.stderr)
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    found = dataclasses.asdict(outcome)
-    for name in ("stdout", "stderr"):
-        del found[name]
-    return {**found, "causes": [cause.value for cause in outcome.causes], "returncode": outcome.returncode}

@@ -58,6 +58,8 @@ def _setup_error(plan: Plan, failure: abi.Failure, argv: Sequence[Arg] = ()) -> 
     elif step == "rlimits" and 0 <= failure.index < len(plan.rlimits):
         number, _, hard = plan.rlimits[failure.index]
         detail = f"({name_of(number)}, hard limit {'unlimited' if hard == UNLIMITED else hard})"
+    elif step == "cwd":
+        detail = f"({plan.cwd})"
     elif step == "exec" and argv:
         detail = f"({os.fsdecode(argv[0])})"
     return SetupError(step, failure.err, failure.index, detail, _remedy(step, failure.err, failure.index))
@@ -91,7 +93,7 @@ def _child(plan: Plan, raw: abi.Child) -> Child:
 
 def _candidates(program: str, env: Mapping[Any, Any]) -> list[str]:
     """The paths to try, as execvp(3): PATH of the environment the program gets. (os.get_exec_path() takes 12 us.)"""
-    if "/" in program:
+    if "/" in program or not program:  # an empty name is found nowhere (ENOENT)
         return [program]
     path = env["PATH"] if "PATH" in env else dict(env).get(b"PATH", os.defpath)
     return [os.path.join(directory, program) for directory in os.fsdecode(path).split(os.pathsep)]

@@ -126,13 +126,91 @@ def test_a_seccomp_profile_and_landlock_hold(require: Callable[[str, bool, str],
     assert run("--landlock", "yes", "--landlock-write", "/dev", "--", "touch", f"{tmp_path}/y").returncode == 1
 
 
-def test_what_has_no_meaning_is_one_line_and_status_2() -> None:
-    for words in (
+@pytest.mark.parametrize(
+    "words",
+    [
         ["--memory", "-1", "--", "true"],
+        ["--memory", "4K", "--", "true"],
+        ["--pids", "1", "--", "true"],
         ["--fs", "overlay:/no/such/place", "--", "true"],
+        ["--fs", "overlay:", "--", "true"],
+        ["--fs", "overlay", "--", "true"],
+        ["--fs", "overlay:.:keep=", "--", "true"],
         ["--seccomp", "defualt", "--", "true"],
+        ["--seccomp-refuse", "nosuchcall", "--", "true"],
+        ["--rlimit", "NOFILE", "--", "true"],
+        ["--rlimit", "NOFILES=3", "--", "true"],
+        ["--io", "/tmp", "--", "true"],
+        ["--io", "/tmp:bps=1", "--", "true"],
+        ["--bind", "/tmp", "tmp", "--", "true"],
+        ["--ro-bind", "", "/tmp", "--", "true"],
+        ["--tmpfs", "/tmp:0", "--", "true"],
+        ["--mask", "etc", "--", "true"],
+        ["--with-program", "ls", "--", "true"],
+        ["--json-fd", "97", "--", "true"],
+        ["--json-file", "/no/such/place", "--", "true"],
         ["--"],
-    ):
-        done = run(*words)
-        assert done.returncode == 2, words
-        assert "Traceback" not in done.stderr
+    ],
+    ids=" ".join,
+)
+def test_what_has_no_meaning_is_one_line_and_status_125(words: list[str]) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
+    assert len(done.stderr) < 400
+
+
+@pytest.mark.parametrize("words", [["--no-such-option", "--", "true"], ["--profile", "no-such", "--", "true"]])
+def test_what_the_command_line_does_not_know_is_125_too(words: list[str]) -> None:
+    done = run(*words)
+    assert (done.returncode, "usage: pytest-isolate" in done.stderr) == (125, True)
+
+
+def test_a_script_without_a_first_line_is_run_by_sh_as_execvp_3_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain").write_text('echo "$0" "$1"; exit 7\n')
+    (tmp_path / "plain").chmod(0o755)
+    done = run("--", "./plain", "a b", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "./plain a b\n", "")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert run("--", "plain", "x").stdout == f"{tmp_path}/plain x\n"
+    (tmp_path / "plain").chmod(0o644)
+    assert run("--", "./plain", cwd=tmp_path).returncode == 126
+
+
+def test_an_empty_name_is_no_program() -> None:
+    assert run("--", "").returncode == 127
+
+
+@pytest.mark.parametrize("text", ["0", "0s", "inf", "1d", ".5h", "1e3", "9.", "5000ms"])
+def test_a_time_out_is_written_as_for_timeout_1(text: str) -> None:
+    assert run("--timeout", text, "--", "true").returncode == 0
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "nan", "1w", "s"])
+def test_a_time_out_that_is_none_is_refused(text: str) -> None:
+    assert run(f"--timeout={text}", "--", "true").returncode == 125
+
+
+@pytest.mark.parametrize("view", ["readonly", "overlay:{}"])
+def test_a_working_directory_that_was_deleted_is_no_crash(tmp_path: Path, view: str) -> None:
+    script = 'mkdir gone; cd gone; rmdir ../gone; exec "$@"'
+    words = [sys.executable, "-m", "pytest_isolate.cli", "run", "--fs", view.format(tmp_path), "--", "pwd"]
+    done = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "/\n", "")
+    words[words.index("--fs") + 1] = "overlay:."
+    done = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert "does not exist any more" in done.stderr
+
+
+def test_a_directory_to_run_in_that_is_not_there_is_named() -> None:
+    done = run("--cwd", "no-such-place", "--", "true")
+    assert done.returncode == 125
+    assert "no-such-place" in done.stderr
+
+
+def test_errors_speak_of_the_options_of_this_command() -> None:
+    done = run("--cgroup", "none", "--pids", "10", "--", "true")
+    assert done.returncode == 125
+    assert "(--cgroup=none)" in done.stderr
