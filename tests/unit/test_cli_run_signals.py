@@ -131,6 +131,7 @@ def test_a_prompt_survives_a_ctrl_c() -> None:
         hear(b">>> ")
         os.write(fd, b"\x03")
         hear(b"KeyboardInterrupt")
+        time.sleep(1.2)  # longer than the grace
         os.write(fd, b"print(6*7)\n")
         hear(b"42")
         os.write(fd, b"raise SystemExit(5)\n")

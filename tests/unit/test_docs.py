@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import inspect
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from docs import generate
 from pytest_isolate import calls, cli, errors, running
+from pytest_isolate.cli import run
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import NETWORK_MODES
 from pytest_isolate.profile import PROFILES, WORDS
@@ -94,6 +96,16 @@ def test_every_error_is_documented() -> None:
 def test_every_hook_is_documented() -> None:
     pages = "\n".join(page.read_text() for page in PAGES)
     assert [name for name in hooks() if f"`{name}" not in pages] == []
+
+
+def test_every_option_and_exit_status_of_run_is_documented() -> None:
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    flags = {flag for action in parser._actions for flag in action.option_strings} - {"-h", "--help"}
+    page = text("reference/run.md")
+    assert [flag for flag in sorted(flags) if not re.search(rf"`{flag}[ `]", page)] == []
+    for status in (run.EXIT_TIMEOUT, run.EXIT_SANDBOX, f"{run.EXIT_NOT_EXECUTABLE}, {run.EXIT_NOT_FOUND}"):
+        assert f"| {status} |" in page
 
 
 def test_every_profile_and_enforced_network_mode_is_explained() -> None:
