@@ -1,7 +1,8 @@
-"""What the user says of the network: rules and the policy they make. Values, and the parser of what users write.
+"""What the user says of the network: rules and the policy they make. Values, and the parser of addresses.
 
 Owns: Rule, NetworkPolicy, and the error for each thing that cannot be meant.
-Refuses: the kernel. Order of precedence, decided here and nowhere else (see `Rule.rank`): the longest prefix wins, then
+Refuses: the kernel, and how ports, limits and host names are written (spelling.py).
+Order of precedence, decided here and nowhere else (see `Rule.rank`): the longest prefix wins, then
 the narrower range of ports, then deny over redirect over log over allow.
 """
 
@@ -10,26 +11,34 @@ from __future__ import annotations
 import dataclasses
 import errno as _errno
 import ipaddress
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import Protocol, Verdict, Where
+from pytest_isolate.network.spelling import (
+    ALL_PORTS,
+    Ports,
+    host_name,
+    is_host_name,
+    parse_limit,
+    parse_ports,
+    port_range,
+    split_endpoint,
+)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Spot = tuple[int, int, int]  # IP version, prefix length, network address
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-#: What users write for ports: 80, "80", "8000-8100", several of them, "*" or True for all.
-Ports = int | str | Iterable[int | str] | Literal[True] | None
 Destination = str | Network | Address
 
 ANYWHERE: tuple[Network, ...] = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+_BRACKETED = re.compile(r"\[[^][]*\]")
 _NAMES = {"*": ANYWHERE, "any": ANYWHERE, "localhost": LOOPBACK, "loopback": LOOPBACK}
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
+_LIMITS = ("pps", "bytes", "connections")
 _RANK = {Verdict.DENY: 0, Verdict.REDIRECT: 1, Verdict.LOG: 2, Verdict.ALLOW: 3}
-ALL_PORTS = (0, 65535)
 #: errno names that make sense as the answer to a denied call.
 ERRNOS = ("EPERM", "EACCES", "ECONNREFUSED", "ENETUNREACH", "EHOSTUNREACH", "ETIMEDOUT", "EADDRNOTAVAIL", "ECONNRESET")
 
@@ -87,7 +96,8 @@ class NetworkPolicy:
             ``bind``: for bind(2) to a port of one's choice.
         errno: what a denied call answers. Packets (not calls) can only be answered EPERM, or are dropped.
         raw: raw sockets may be made. ``per_packet``: judge every packet, not only openings.
-        limit_pps: packets per second both ways; ``limit_bytes``: L3 bytes both ways; ``limit_connections``: connects.
+        limit_pps: packets per second both ways; ``limit_bytes``: L3 bytes both ways; ``limit_connections``: connects;
+            0 for no limit.
         hosts: names the resolver of the engine answers, with what they may be used for.
     """
 
@@ -105,9 +115,9 @@ class NetworkPolicy:
     hosts: tuple[HostRule, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("limit_pps", "limit_bytes", "limit_connections"):
-            if getattr(self, name) < 0:
-                raise PolicyError(name, f"{getattr(self, name)} is negative", "write 0 for no limit")
+        for name in _LIMITS:
+            if (value := getattr(self, f"limit_{name}")) != 0 or isinstance(value, bool):
+                parse_limit(name, value)
         if not 0 < self.errno < 134:
             raise PolicyError("errno", f"{self.errno} is no error number", f"write one of {', '.join(ERRNOS)}")
 
@@ -154,37 +164,30 @@ class NetworkPolicy:
         """
         target = parse_target(to)
         host, ports = split_endpoint(what)
-        if is_host_name(host):
-            return dataclasses.replace(
-                self, hosts=(*self.hosts, HostRule(host.lower().rstrip("."), Protocol(3), ports, target))
-            )
+        if name := host_name(host):
+            return dataclasses.replace(self, hosts=(*self.hosts, HostRule(name, Protocol(3), ports, target)))
         return dataclasses.replace(self, rules=(*self.rules, *_redirects(parse_networks(host), ports, target, what)))
 
     def allow_host(self, name: str, *, tcp: Ports = None, udp: Ports = None) -> NetworkPolicy:
         """Allow a host by name: the engine's resolver answers for it and allows the addresses it answered with."""
-        if not is_host_name(name):
-            raise PolicyError(
-                "allow_host",
-                f"{name!r} is no host name",
-                'write a name such as "db.test", or use allow() for addresses',
-            )
-        new = tuple(HostRule(name.lower().rstrip("."), p, r) for p, r in _protocols(tcp, udp, None))
+        asked = host_name(name)
+        if not asked:
+            remedy = 'write a name such as "db.test", or use allow() for addresses'
+            raise PolicyError("allow_host", f"{name!r} is no host name", remedy)
+        new = tuple(HostRule(asked, p, r) for p, r in _protocols(tcp, udp, None))
         return dataclasses.replace(self, hosts=(*self.hosts, *new))
 
     def limit(
         self,
         *,
         pps: int | None = None,
-        bytes: int | None = None,  # noqa: A002 - the user's word
+        bytes: int | str | None = None,  # noqa: A002 - the user's word
         connections: int | None = None,
     ) -> NetworkPolicy:
-        """Bound packets per second, L3 bytes in all, or connects. None leaves a limit as it is."""
-        return dataclasses.replace(
-            self,
-            limit_pps=self.limit_pps if pps is None else pps,
-            limit_bytes=self.limit_bytes if bytes is None else bytes,
-            limit_connections=self.limit_connections if connections is None else connections,
-        )
+        """Bound packets per second, L3 bytes in all ("64K" too), or connects; each from 1 on. None leaves it as it is."""
+        asked = {"pps": pps, "bytes": bytes, "connections": connections}
+        limits = {f"limit_{name}": parse_limit(name, value) for name, value in asked.items() if value is not None}
+        return dataclasses.replace(self, **limits)  # type: ignore[arg-type]
 
     def _add(
         self, verdict: Verdict, where: Destination, tcp: Ports, udp: Ports, icmp: bool | None, place: Where = Where.OUT
@@ -227,20 +230,25 @@ COUNT_ONLY = NetworkPolicy(default=Verdict.ALLOW)
 # -- parsing -------------------------------------------------------------------------------------------------------
 
 
-def parse_networks(where: Destination) -> tuple[Network, ...]:
+def parse_networks(where: object) -> tuple[Network, ...]:
     """CIDR, address or ``*``/``localhost``; v4-mapped IPv6 becomes IPv4, as the kernel's hooks see it.
 
     Raises:
         PolicyError: malformed, or with host bits set.
     """
-    if not isinstance(where, str):
+    if isinstance(where, Network | Address):
         return (_unmapped_network(ipaddress.ip_network(where)),)
+    remedy = 'write an address, a CIDR such as "10.0.0.0/8", "localhost" or "*"'
+    if not isinstance(where, str):
+        raise PolicyError(f"network {where!r}", "it is no address and no text", remedy)
     if where.lower() in _NAMES:
         return _NAMES[where.lower()]
+    text = where.strip()
+    if "%" in text:
+        raise PolicyError(f"network {where!r}", "rules know no zones", "leave out % and what follows it")
     try:
-        return (_unmapped_network(ipaddress.ip_network(where.strip().strip("[]"))),)
+        return (_unmapped_network(ipaddress.ip_network(text[1:-1] if _BRACKETED.fullmatch(text) else text)),)
     except ValueError as error:
-        remedy = 'write an address, a CIDR such as "10.0.0.0/8", "localhost" or "*"'
         if is_host_name(where):
             remedy = f"for a host name use allow_host({where!r})"
         elif "host bits" in str(error):
@@ -248,61 +256,29 @@ def parse_networks(where: Destination) -> tuple[Network, ...]:
         raise PolicyError(f"network {where!r}", str(error), remedy) from None
 
 
-def parse_ports(ports: Ports, what: str = "ports") -> tuple[tuple[int, int], ...]:
-    """Ranges of ports: 80, "80", "8000-8100", a list of those; True or "*" for all.
+def parse_target(to: object) -> Target:
+    """``("127.0.0.1", 8080)`` or ``"127.0.0.1:8080"``; without a port, that asked for.
 
     Raises:
-        PolicyError: not a port, out of range, or a range upside down.
+        PolicyError: no such pair, no address, or not one port.
     """
-    if ports is True or ports == "*":
-        return (ALL_PORTS,)
-    if isinstance(ports, (int, str)):
-        ports = [ports]
-    return tuple(_port_range(p, what) for p in ports or ())
-
-
-def _port_range(port: int | str, what: str) -> tuple[int, int]:
-    if isinstance(port, bool):
-        raise PolicyError(what, f"{port!r} is not a port", "write 0 to 65535")
-    low, _, high = str(port).partition("-")
+    what, remedy = f"redirect to {to!r}", 'write ("127.0.0.1", 8080)'
+    if isinstance(to, str):
+        host, ports = split_endpoint(to)
+        first, last = (0, 0) if ports == ALL_PORTS else ports
+    elif isinstance(to, tuple | list) and len(to) == 2:
+        host, (first, last) = to[0], port_range(to[1], what)
+    else:
+        raise PolicyError(what, "it is no pair of an address and a port", remedy)
+    if first != last:
+        raise PolicyError(what, f"{first}-{last} are several ports", "name one, or none to keep the port asked for")
     try:
-        first, last = int(low), int(high or low)
+        address = unmapped(ipaddress.ip_address(host if isinstance(host, str) else ""))
     except ValueError:
-        raise PolicyError(what, f"{port!r} is not a port", 'write a number, or a range such as "8000-8100"') from None
-    if not 0 <= first <= 65535 or not 0 <= last <= 65535:
-        raise PolicyError(what, f"{port!r} is out of range", "write 0 to 65535")
-    if first > last:
-        raise PolicyError(what, f"{port!r} is upside down", f'write "{last}-{first}"')
-    return (first, last)
-
-
-def parse_target(to: tuple[str, int] | str) -> Target:
-    """``("127.0.0.1", 8080)`` or ``"127.0.0.1:8080"``."""
-    host, port = to if isinstance(to, tuple) else split_endpoint(to)
-    if isinstance(port, tuple):
-        port = 0 if port == ALL_PORTS else port[0]
-    try:
-        return Target(unmapped(ipaddress.ip_address(host)), _port_range(port, "redirect")[0])
-    except ValueError:
-        raise PolicyError(f"redirect to {to!r}", f"{host!r} is no address", 'write ("127.0.0.1", 8080)') from None
-
-
-def split_endpoint(text: str) -> tuple[str, tuple[int, int]]:
-    """``host:port``, ``[v6]:port``, ``cidr:port`` or without a port (all)."""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        return host, _port_range(rest[1:], "port") if rest.startswith(":") else ALL_PORTS
-    host, colon, port = text.rpartition(":")
-    if not colon or ":" in host:
-        return text, ALL_PORTS
-    return host, _port_range(port, "port")
-
-
-def is_host_name(text: str) -> bool:
-    """True for what can only be a name: letters, dots, hyphens; no slash, not all digits and dots."""
-    labels = text.rstrip(".").split(".")
-    fits = all(0 < len(x) <= 63 and x.replace("-", "a").replace("_", "a").isalnum() for x in labels)
-    return fits and len(text) <= 253 and not labels[-1].isdigit() and text.lower() not in _NAMES
+        raise PolicyError(what, f"{host!r} is no address", remedy) from None
+    if "%" in str(address):
+        raise PolicyError(what, "an address with a zone cannot be a target", remedy)
+    return Target(address, first)
 
 
 def unmapped(address: Address) -> Address:

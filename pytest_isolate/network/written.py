@@ -10,7 +10,8 @@ from typing import Any
 
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf.layout import Verdict
-from pytest_isolate.network.rules import ALL_PORTS, NetworkPolicy, is_host_name, parse_errno, split_endpoint
+from pytest_isolate.network.rules import NetworkPolicy, parse_errno
+from pytest_isolate.network.spelling import ALL_PORTS, is_host_name, split_endpoint
 from pytest_isolate.policy import Network
 
 _PROTOCOLS = ("tcp", "udp", "icmp")
@@ -59,8 +60,6 @@ def _parts(text: str) -> tuple[str, str, tuple[str, ...]]:
     what, slash, protocol = text.strip().rpartition("/")
     if not slash or protocol not in _PROTOCOLS:
         what, protocol = text.strip(), ""
-    if what.startswith("[") and what.partition("]")[2][:1] not in ("", ":"):
-        raise PolicyError(f"rule {text!r}", "something stands between ] and :", 'write "[2001:db8::/32]:443"')
     where, (low, high) = split_endpoint(what)
     some = (low, high) != ALL_PORTS
     if protocol == "icmp" and some:

@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_isolate.backend import Backend, Kind
-from pytest_isolate.errors import BackendUnavailable, IsolateError
+from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
 from pytest_isolate.groups import Groups
 from pytest_isolate.hooks import of_this_process
 from pytest_isolate.kernel.filesystem import for_tests
@@ -51,11 +51,12 @@ class Host:
         )
         self.networks = Networks(self.groups, front_end=resolver.bpf_front_end)
 
-    def check(self, settings: Settings) -> str:
+    def check(self, settings: Settings, where: str = "") -> str:
         """Find a backend; return why not, with --isolate-missing=skip, or an empty string.
 
         Raises:
-            pytest.UsageError: --isolate-missing=error, and no backend enforces the policy.
+            pytest.UsageError: --isolate-missing=error, and no backend enforces the policy; or it is one that nothing can,
+                and ``where`` says who asked for it.
         """
         if id(settings) in self._admitted:
             return ""
@@ -72,6 +73,8 @@ class Host:
             self._take(settings, given, found)
         except BackendUnavailable as error:
             return self._missing(settings, error)
+        except PolicyError as error:
+            raise pytest.UsageError(f"pytest-isolate: {f'{where}: ' if where else ''}{error}") from error
         except IsolateError as error:
             raise pytest.UsageError(f"pytest-isolate: {error}") from error
         return ""

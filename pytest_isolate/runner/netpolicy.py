@@ -18,8 +18,12 @@ from pytest_isolate.policy import unknown
 
 if TYPE_CHECKING:
     from pytest_isolate.network import Event, FlowRecord, Stats
-    from pytest_isolate.network.rules import Destination, Ports
+    from pytest_isolate.network.rules import Destination
+    from pytest_isolate.network.spelling import Ports
     from pytest_isolate.runner.reporter import Reporter
+
+
+_SETTINGS = ("default", "inbound", "bind", "errno", "raw")
 
 
 class NetPolicy:
@@ -27,6 +31,8 @@ class NetPolicy:
 
     Each call holds at once, for open connections too, and for every process the test has started.
     """
+
+    __slots__ = ("_lock", "_owner", "_reader", "_reporter")
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -40,48 +46,51 @@ class NetPolicy:
         Raises:
             PolicyError: no such address, or more rules than the kernel's maps hold.
         """
-        self._ask("allow", str(where), tcp=_ports(tcp), udp=_ports(udp), icmp=icmp)
+        self._ask("allow", _text(where), tcp=_ports(tcp, "tcp"), udp=_ports(udp, "udp"), icmp=icmp)
 
     def deny(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> None:
         """Deny opening to ``where``; the longest prefix wins, then deny."""
-        self._ask("deny", str(where), tcp=_ports(tcp), udp=_ports(udp), icmp=icmp)
+        self._ask("deny", _text(where), tcp=_ports(tcp, "tcp"), udp=_ports(udp, "udp"), icmp=icmp)
 
     def log(self, where: Destination, *, tcp: Ports = None, udp: Ports = None, icmp: bool | None = None) -> None:
         """Allow, and have an event of each flow."""
-        self._ask("log", str(where), tcp=_ports(tcp), udp=_ports(udp), icmp=icmp)
+        self._ask("log", _text(where), tcp=_ports(tcp, "tcp"), udp=_ports(udp, "udp"), icmp=icmp)
 
     def allow_inbound(self, peers: Destination = "*", *, tcp: Ports = None, udp: Ports = None) -> None:
         """Let peers open to these ports of the test, after ``inbound = "deny"``."""
-        self._ask("allow_inbound", str(peers), tcp=_ports(tcp), udp=_ports(udp))
+        self._ask("allow_inbound", _text(peers), tcp=_ports(tcp, "tcp"), udp=_ports(udp, "udp"))
 
     def deny_inbound(self, peers: Destination = "*", *, tcp: Ports = None, udp: Ports = None) -> None:
         """Keep peers from these ports of the test."""
-        self._ask("deny_inbound", str(peers), tcp=_ports(tcp), udp=_ports(udp))
+        self._ask("deny_inbound", _text(peers), tcp=_ports(tcp, "tcp"), udp=_ports(udp, "udp"))
 
     def allow_bind(self, address: Destination = "*", *, tcp: Ports = None, udp: Ports = None) -> None:
         """Let the test bind these ports, after ``bind = "deny"``."""
-        self._ask("allow_bind", str(address), tcp=_ports(tcp), udp=_ports(udp))
+        self._ask("allow_bind", _text(address), tcp=_ports(tcp, "tcp"), udp=_ports(udp, "udp"))
 
     def deny_bind(self, address: Destination = "*", *, tcp: Ports = None, udp: Ports = None) -> None:
         """Keep the test from binding these ports."""
-        self._ask("deny_bind", str(address), tcp=_ports(tcp), udp=_ports(udp))
+        self._ask("deny_bind", _text(address), tcp=_ports(tcp, "tcp"), udp=_ports(udp, "udp"))
 
     def allow_host(self, name: str, *, tcp: Ports = None, udp: Ports = None) -> None:
         """Allow a host by name. From then on a resolver of the fixture answers the test's DNS, and no other."""
-        self._ask("allow_host", name, tcp=_ports(tcp), udp=_ports(udp))
+        self._ask("allow_host", name, tcp=_ports(tcp, "tcp"), udp=_ports(udp, "udp"))
 
     def redirect(self, what: str, *, to: tuple[str, int] | str) -> None:
         """Send what goes to ``address:port`` or ``name:port`` to ``to``; the test sees the address it asked for."""
+        from pytest_isolate.network.rules import parse_target
+
+        parse_target(to)
         self._ask("redirect", what, to=to)
 
     def limit(
         self,
         *,
         pps: int | None = None,
-        bytes: int | None = None,  # noqa: A002 - the user's word
+        bytes: int | str | None = None,  # noqa: A002 - the user's word
         connections: int | None = None,
     ) -> None:
-        """Bound packets per second, L3 bytes in all, or connections."""
+        """Bound packets per second, L3 bytes in all (a number, or a size such as "64K"), or connections; each from 1 on."""
         self._ask("limit", pps=pps, bytes=bytes, connections=connections)
 
     def reset(self) -> None:
@@ -99,6 +108,12 @@ class NetPolicy:
     bind = _setter("bind", "``allow`` or ``deny``: for bind(2) to a port of one's choice.")
     errno = _setter("errno", "What a denied call answers: a number, or a name such as ``ECONNREFUSED``.")
     raw = _setter("raw", "True: raw sockets may be made.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises PolicyError for what is no setting: a slip of the pen would leave the policy as it was."""
+        if name not in self.__slots__ and name not in _SETTINGS:
+            raise unknown("net_policy setting", name, _SETTINGS)
+        object.__setattr__(self, name, value)
 
     @property
     def stats(self) -> Stats:
@@ -209,9 +224,24 @@ def of(reporter: Reporter | None) -> NetPolicy:
     return NetPolicy(reporter)
 
 
-def _ports(ports: Ports) -> Any:
-    """Numbers and texts, as the wire can hold them."""
-    return list(ports) if isinstance(ports, Iterable) and not isinstance(ports, str) else ports
+def _ports(ports: Ports, what: str) -> Any:
+    """Numbers and texts, as the wire can hold them. Raises PolicyError."""
+    from pytest_isolate.network.spelling import parse_ports
+
+    several = isinstance(ports, Iterable) and not isinstance(ports, str | bytes | dict)
+    found: Any = list(ports) if several else ports  # type: ignore[arg-type]
+    parse_ports(found, what)
+    return found
+
+
+def _text(where: Destination) -> str:
+    """An address as the wire can hold it. Raises PolicyError."""
+    if isinstance(where, str):
+        return where
+    from pytest_isolate.network.rules import parse_networks
+
+    parse_networks(where)
+    return str(where)
 
 
 def _error(kind: str, what: str, why: str, remedy: str) -> IsolateError:

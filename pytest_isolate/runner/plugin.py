@@ -131,7 +131,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         settings = resolver.item(item)
         if settings.enabled and settings.mode != "inprocess":
-            reason = _activate(config).host.check(settings)
+            where = "" if settings is resolver.default else f"markers of {item.nodeid}"
+            reason = _activate(config).host.check(settings, where)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=f"pytest-isolate: {reason}"))
     resolver.look_again()
