@@ -23,6 +23,8 @@
 #define np_htons(x) htons(x)
 #define np_ntohs(x) ntohs(x)
 #define NP_GLOBAL NP_INLINE /* bcc makes no functions */
+/* The helper itself: bcc rewrites the other name, and refuses to inside a macro. */
+#define np_printk bpf_trace_printk_
 /* So the verifier walks every combination of paths through what is inlined: a million. Where paths meet, this makes it
  * forget what they knew: the helper writes the same bytes, which it must take for any bytes. Slow paths only. */
 #define np_forget(x) bpf_probe_read_kernel(&(x), sizeof(x), &(x))
@@ -46,6 +48,7 @@
 /* A global function is verified once, by itself, for any arguments: without it loading takes 300 ms, not 20.
  * Scalars and the context only, so that 5.10 takes it. Source: commit 51c39bb1d5d1 (5.6). */
 #define NP_GLOBAL __attribute__((noinline))
+#define np_printk bpf_trace_printk
 #define np_forget(x)
 #define MAP_REF(name) (&name)
 #define MAP(name, kind, K, V, entries, mapflags)                                                                       \
@@ -85,7 +88,7 @@
 #define np_debug(fmt, ...)                                                                                             \
 	({                                                                                                             \
 		char text[] = fmt;                                                                                     \
-		bpf_trace_printk(text, sizeof(text), ##__VA_ARGS__);                                                   \
+		np_printk(text, sizeof(text), ##__VA_ARGS__);                                                          \
 	})
 #else
 #define np_debug(fmt, ...)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import weakref
 from collections import Counter
@@ -21,6 +22,7 @@ from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
 from pytest_isolate.kernel import netns_pool
 from pytest_isolate.outcome import Traffic
 from pytest_isolate.policy import Network, Policy
+from pytest_isolate.profile import truth
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 #: Conversations that all sandboxes with rules can hold at once; more are counted, and not named.
 FLOWS = 4096
 FRONT_ENDS = ("libbpf", "bcc")
+#: Set to yes, the programs are compiled by bcc with DEBUG_MODE: what they decide stands in the kernel's trace_pipe.
+DEBUG = "PYTEST_ISOLATE_BPF_DEBUG"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +205,11 @@ class Networks:
         return self._engine
 
     @property
-    def opened(self) -> bool:
-        """True when a test has asked for it."""
-        return self._engine is not None
+    def in_use(self) -> str:
+        """The front end of the engine in words; empty as long as no test has asked for one."""
+        if self._engine is None:
+            return ""
+        return self._engine.front_end + (f" ({DEBUG})" if _debugs() else "")
 
     def settle(self, policy: Policy, fits: Callable[[Policy], object], *, less: bool = False) -> Tier | None:
         """None where eBPF holds the network of ``policy``; else what holds its rules, with the policy that does so.
@@ -347,11 +353,15 @@ def _private(undo: contextlib.ExitStack) -> tuple[int, Subnet, int]:
     return netns_fd, subnet, index
 
 
+def _debugs() -> bool:
+    return truth(os.environ.get(DEBUG, "no"), what=DEBUG)
+
+
 def _loader(front_end: str) -> Any:
-    if front_end == "bcc":
+    if front_end == "bcc" or _debugs():
         from pytest_isolate.kernel import bcc
 
-        return bcc.load
+        return functools.partial(bcc.load, debug=_debugs())
     from pytest_isolate.kernel.bpf import load
 
     return load

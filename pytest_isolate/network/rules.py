@@ -273,7 +273,7 @@ def parse_target(to: object) -> Target:
     if first != last:
         raise PolicyError(what, f"{first}-{last} are several ports", "name one, or none to keep the port asked for")
     try:
-        address = unmapped(ipaddress.ip_address(host if isinstance(host, str) else ""))
+        address = unmapped(ipaddress.ip_address(str(host)))
     except ValueError:
         raise PolicyError(what, f"{host!r} is no address", remedy) from None
     if "%" in str(address):

@@ -144,10 +144,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """What was given up for the sake of a marker, and what has no effect for want of one: known only now."""
+    """What holds for the sake of a marker, what was given up for one, and what has no effect for want of one: known only now."""
     runner = config.pluginmanager.get_plugin(_NAME)
     if runner is not None:
-        return [] if _inside_key in config.stash else runner.given_up()
+        return [] if _inside_key in config.stash else runner.collected()
     flags = without_effect(config)
     return [f"isolate: NO TEST IS ISOLATED: for {', '.join(flags)} to hold, add --isolate"] if flags else []
 

@@ -40,6 +40,7 @@ class Isolation(reporter.Listener):
         self._told = 0
         self._costs_told = False
         self._said_why = False
+        self._front_end_told = False
 
     def header(self) -> list[str]:
         """What is enforced, in a line; a second one for each thing given up."""
@@ -65,7 +66,8 @@ class Isolation(reporter.Listener):
             scope = ", a new interpreter for each test"
         if self._resolver.jobs > 1 and not self._crew.why_one_by_one():
             scope += f", {self._resolver.jobs} at once"
-        line += f", eBPF by {self.host.networks.front_end}" if self.host.networks.opened else ""
+        if front_end := self._front_end():
+            line += f", eBPF by {front_end}"
         return [line + scope, *self.given_up()]
 
     def given_up(self) -> list[str]:
@@ -82,6 +84,17 @@ class Isolation(reporter.Listener):
             texts.append(f"isolate: costs are those of a test's largest process, no cgroup counts them: {why}")
         self._told = len(self.host.notes)
         return texts
+
+    def _front_end(self) -> str:
+        """What loaded the eBPF of network policies, the first time it is asked for after that."""
+        front_end = "" if self._front_end_told else self.host.networks.in_use
+        self._front_end_told = bool(front_end) or self._front_end_told
+        return front_end
+
+    def collected(self) -> list[str]:
+        """What is known once every item's settings are: what was given up for one, and what markers and fixtures brought in."""
+        front_end = self._front_end() if self._config.option.verbose >= 0 else ""
+        return [*([f"isolate: network policies in eBPF by {front_end}"] if front_end else []), *self.given_up()]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable
 
@@ -25,6 +26,53 @@ def tests(pytester: pytest.Pytester) -> Callable[[str], None]:
         pytester.makepyfile(test_it="import socket, pytest\n" + textwrap.dedent(body))
 
     return write
+
+
+# -- which front end is in use -------------------------------------------------------------------------------------------
+
+TESTS = {
+    "marker": "@pytest.mark.netpolicy()\ndef test_it(): pass",
+    "fixture": "def test_it(net_policy): pass",
+    "none": "def test_it(): pass",
+}
+LINES = r"(?m)^isolate: .*eBPF by .*$"
+
+
+@pytest.mark.parametrize(("front_end", "asked"), [("libbpf", "marker"), ("libbpf", "fixture"), ("bcc", "marker")])
+def test_the_front_end_is_told_once_also_when_markers_and_fixtures_alone_ask_for_it(
+    plain: Run, tests: Callable[[str], None], front_end: str, asked: str
+) -> None:
+    require_front_end(front_end)
+    tests(TESTS[asked])
+    result = plain(f"--isolate-bpf={front_end}")
+    result.assert_outcomes(passed=1)
+    assert re.findall(LINES, result.stdout.str()) == [f"isolate: network policies in eBPF by {front_end}"]
+
+
+def test_with_isolate_it_is_told_once_too_and_not_at_all_when_quiet_or_when_nobody_needs_it(
+    isolated: Run, tests: Callable[[str], None]
+) -> None:
+    tests(TESTS["marker"])
+    assert re.findall(LINES, isolated().stdout.str()) == ["isolate: network policies in eBPF by libbpf"]
+    assert not re.findall(LINES, isolated("-q").stdout.str())
+    assert len(re.findall(LINES, isolated("--isolate-net=shared").stdout.str())) == 1
+    tests(TESTS["none"])
+    assert not re.findall(LINES, isolated().stdout.str())
+
+
+def test_debug_output_is_compiled_in_by_a_variable_and_the_header_says_so(
+    plain: Run, tests: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_front_end("bcc")
+    tests(TESTS["marker"])
+    monkeypatch.setenv("PYTEST_ISOLATE_BPF_DEBUG", "yes")
+    result = plain()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["isolate: network policies in eBPF by bcc (PYTEST_ISOLATE_BPF_DEBUG)"])
+    monkeypatch.setenv("PYTEST_ISOLATE_BPF_DEBUG", "perhaps")
+    result = plain()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*PYTEST_ISOLATE_BPF_DEBUG: 'perhaps' is neither yes nor no*"])
 
 
 # -- what is wrong with a policy -----------------------------------------------------------------------------------------

@@ -90,7 +90,9 @@ def object_path(name: str = "netpolicy") -> Path:
     path = OBJECTS / f"{name}.bpf.o"
     if not path.is_file():
         raise BackendUnavailable(
-            "network policy", f"{path.name} is not in the package", "build it with `make -C bpf`, or use bcc"
+            "network policy",
+            f"{path.name} is not in the package",
+            "build it with `make -C bpf`, or use --isolate-bpf=bcc",
         )
     return path
 
