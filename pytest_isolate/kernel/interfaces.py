@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import itertools
 import os
@@ -191,6 +192,11 @@ class Subnet:
         return self._address(2)
 
     @property
+    def interface(self) -> str:
+        """Name of the host's end."""
+        return f"iso{self.number:x}"
+
+    @property
     def gateways(self) -> tuple[str, ...]:
         """Where the test sends what is not local: the host's end."""
         return tuple(address.partition("/")[0] for address in self.host)
@@ -206,57 +212,63 @@ _FIRST_INDEX = 1 << 20  # of interfaces; the kernel's own count starts at 1
 
 
 @contextlib.contextmanager
-def private_network(
-    test_netns_fd: int, host_netns_fd: int = -1, *, start: int | None = None
-) -> Iterator[tuple[Subnet, int]]:
+def private_network(test_netns_fd: int, host_netns_fd: int = -1) -> Iterator[tuple[Subnet, int]]:
     """A veth between the host (or another namespace) and the test, on a subnet of its own: (subnet, host ifindex).
 
-    No NAT and no forwarding: the test reaches the host's end and nothing beyond. ``start`` chooses where the search for a
-    free subnet begins; a taken one (its interface name exists) is passed over.
+    No NAT and no forwarding: the test reaches the host's end and nothing beyond.
+
+    Raises:
+        SetupError: the kernel refused it, or every subnet is taken.
     """
-    first = (os.getpid() * 61 if start is None else start) % SUBNETS
-    for number in range(first, first + 64):
-        subnet = Subnet(number % SUBNETS)
-        name = f"iso{subnet.number:x}"
-        try:
-            index, _ = veth(
-                End(netns_fd=host_netns_fd, name=name, addresses=subnet.host),
-                End(netns_fd=test_netns_fd, name="eth0", addresses=subnet.test, gateways=subnet.gateways),
-                index=_FIRST_INDEX + subnet.number,
-            )
-            break
-        except SetupError as error:
-            if error.errno != 17:  # EEXIST: somebody else's
-                raise
-    else:
-        raise SetupError("interfaces", 17, detail="64 subnets in a row are taken")
+
+    def make(subnet: Subnet) -> int:
+        index, _ = veth(
+            End(netns_fd=host_netns_fd, name=subnet.interface, addresses=subnet.host),
+            End(netns_fd=test_netns_fd, name="eth0", addresses=subnet.test, gateways=subnet.gateways),
+            index=_FIRST_INDEX + subnet.number,
+        )
+        return index
+
+    subnet, index = _on_a_free_subnet(make, _networks)
     try:
         yield subnet, index
     finally:
         with contextlib.suppress(SetupError):  # gone already when the namespace went first
-            inside(host_netns_fd, lambda route: route.link("del", index=index_of(route, name)))
+            inside(host_netns_fd, lambda route: route.link("del", index=index_of(route, subnet.interface)))
 
 
 def wire(a_netns_fd: int, b_netns_fd: int) -> Subnet:
     """A veth between two namespaces, ``host`` addresses at ``a``, ``test`` addresses at ``b``; it dies with either.
 
-    Numbers are counted from the other half of the range, so that they never meet those of ``private_network``.
+    Numbers are counted from the other half of the range, so that they do not meet those of ``private_network``.
     """
-    for _ in range(64):
-        number = (SUBNETS // 2 + os.getpid() * 61 + next(_wires)) % SUBNETS
-        subnet = Subnet(number)
+
+    def make(subnet: Subnet) -> None:
         ends = ((a_netns_fd, subnet.host), (b_netns_fd, subnet.test))
+        veth(*(End(netns_fd=fd, name=subnet.interface, addresses=addresses) for fd, addresses in ends))
+
+    subnet, _ = _on_a_free_subnet(make, _wires)
+    return subnet
+
+
+def _on_a_free_subnet(make: Callable[[Subnet], _T], numbers: Iterator[int]) -> tuple[Subnet, _T]:
+    """The next subnet that nobody has, and what ``make`` made on it: one whose interface name exists is passed over.
+
+    Each is tried once: where a process counts on from, others are rarely; so the first try is mostly the last.
+    """
+    first = os.getpid() * 61
+    for _ in range(SUBNETS):
+        subnet = Subnet((first + next(numbers)) % SUBNETS)
         try:
-            veth(*(End(netns_fd=fd, name=f"iso{number:x}", addresses=addresses) for fd, addresses in ends))
+            return subnet, make(subnet)
         except SetupError as error:
-            if error.errno != 17:  # EEXIST
+            if error.errno not in (errno.EEXIST, errno.EBUSY):  # the name, or the index, is somebody else's
                 raise
-        else:
-            return subnet
-    raise SetupError("interfaces", 17, detail="64 subnets in a row are taken")
+    raise SetupError("interfaces", errno.EEXIST, detail=f"all {SUBNETS} subnets are taken", remedy="run fewer at once")
 
 
-_wires = itertools.count()
+_networks = itertools.count()
+_wires = itertools.count(SUBNETS // 2)
 
 
 # -- programs at an interface --------------------------------------------------------------------------------------

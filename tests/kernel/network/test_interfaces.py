@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import pytest
 
 from pytest_isolate.kernel import interfaces
-from pytest_isolate.kernel.interfaces import Netns, inside, loopback_up, private_network
+from pytest_isolate.kernel.interfaces import End, Netns, inside, loopback_up, private_network
 from pytest_isolate.kernel.namespaces import inside_netns
 from pytest_isolate.network import NetworkPolicy, Verdict
 from tests.kernel.network.conftest import Box, attempt, tcp
@@ -185,6 +186,23 @@ def test_fragments_on_the_wire_are_judged_with_their_first(pair, engine, kind):
             server.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 server.recv(5000)
+
+
+def test_a_hundred_private_networks_at_once_are_on_as_many_subnets_whoever_else_has_some():
+    """More than one process's share of numbers, which its neighbours by pid share; made twice, each time anew."""
+    with contextlib.ExitStack() as stack:
+        host = stack.enter_context(Netns())
+        first, _ = stack.enter_context(private_network(stack.enter_context(Netns()).fd, host.fd))
+        for ahead in (1, 2, 5):  # somebody else's, where the count comes by
+            number = (first.number + ahead) % interfaces.SUBNETS
+            interfaces.veth(*(End(netns_fd=host.fd, name=name) for name in (f"iso{number:x}", f"foreign{ahead}")))
+        made = [stack.enter_context(private_network(stack.enter_context(Netns()).fd, host.fd))[0] for _ in range(100)]
+        numbers = {(subnet.number - first.number) % interfaces.SUBNETS for subnet in made}
+        assert len(numbers) == 100
+        assert not numbers & {0, 1, 2, 5}
+        with Netns() as one, Netns() as other:
+            wires = {interfaces.wire(one.fd, other.fd).number for _ in range(3)}
+        assert len(wires - {subnet.number for subnet in made}) == 3
 
 
 def test_nothing_is_left_when_the_namespaces_go(hive):
