@@ -40,9 +40,10 @@ def lacks_front_end(name: str) -> str:
 
 
 def require_front_end(name: str) -> None:
-    """Skip, naming the feature, where that front end cannot load."""
+    """Skip, naming the feature, where that front end cannot load; what keeps both from it is no fault of bcc."""
     reason = lacks_front_end(name)
-    require("bpf" if name == "libbpf" else name, not reason, reason)
+    of_bcc = name == "bcc" and reason != lacks_front_end("libbpf")
+    require("bcc" if of_bcc else "bpf", not reason, reason)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -28,7 +28,7 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        require(name, False, str(error))
+        require(name.partition(".")[0], False, str(error))
 
 
 def ran(*argv: str) -> str:
