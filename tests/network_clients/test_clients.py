@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_isolate.testing.requirement import required_features
 from tests.conftest import require
 
 from .conftest import program
 
 if TYPE_CHECKING:
     from pytest_isolate.runner.netpolicy import NetPolicy
+
+#: Where there is no eBPF these are skipped, and stop no other test's run; unless it is asked for by name.
+pytestmark = pytest.mark.isolate(missing="error" if "bpf" in required_features() else "skip")
 
 #: A refused client answers at once; what it takes is its own start on a busy machine, and never a time-out.
 AT_ONCE_S = 5.0
