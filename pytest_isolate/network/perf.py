@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from pytest_isolate.errors import IsolateError
+from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.kernel.bpf import load
 from pytest_isolate.kernel.bpf.layout import AttachType, ProgramSpec, ProgramType
 from pytest_isolate.kernel.bpf.testrun import live_frames, test_run
@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="perf-test", description="loads the network policy and measures it under traffic"
     )
-    parser.add_argument("--duration", type=float, default=30.0, help="seconds (30)")
-    parser.add_argument("--interval", type=float, default=5.0, help="seconds between statistics (5)")
+    parser.add_argument("--duration", type=_positive, default=30.0, help="seconds (30)")
+    parser.add_argument("--interval", type=_positive, default=5.0, help="seconds between statistics (5)")
     parser.add_argument(
         "--interface", help="count on this interface of the host; default: a veth of our own, with a generator"
     )
@@ -60,20 +60,39 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with contextlib.ExitStack() as stack:
             return _run(stack, options)
-    except IsolateError as error:
+    except (IsolateError, OSError) as error:
         print(f"perf-test: {error}", file=sys.stderr)
         return 2
 
 
+def _positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0.01 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no time: write seconds, at least 0.01")
+
+
+def _index_of(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        there = ", ".join(name for _, name in socket.if_nameindex())
+        raise PolicyError(f"--interface {interface}", "there is none of that name", f"name one of {there}") from None
+
+
 def _run(stack: contextlib.ExitStack, options: argparse.Namespace) -> int:
+    index = _index_of(options.interface) if options.interface else 0
     home = _home(stack)
     begin = time.perf_counter()
     engine = stack.enter_context(PolicyEngine(home))
+    loaded = len(engine.plane.programs) + len(
+        engine.interfaces.programs
+    )  # the interfaces' are loaded when first asked for
     print(
-        f"loaded with {engine.front_end} in {(time.perf_counter() - begin) * 1e3:.0f} ms, maps {engine.memory_bytes() / 1e6:.1f} MB"
+        f"loaded {loaded} programs with {engine.front_end} in {(time.perf_counter() - begin) * 1e3:.0f} ms, "
+        f"maps {engine.memory_bytes() / 1e6:.1f} MB"
     )
-    if options.interface:
-        index = socket.if_nametoindex(options.interface)
+    if index:
         link = stack.enter_context(engine.attach_interface(-1, index))
         return _watch(engine, link, options, index, udp_frame("198.51.100.1", "198.51.100.2"), None)
     generator, frame, index, host, peer = _own_network(stack)

@@ -34,18 +34,21 @@ assert "every generated frame was counted" test "$status" = 0
 lines=$(grep -c 'Kpackets/s .*p99' "$work/generator.txt")
 assert "statistics were printed ($lines lines)" test "$lines" -ge 2
 rate=$(sed -n 's/^\([0-9]*\) Kpackets.s over.*/\1/p' "$work/generator.txt")
-assert "at least 100 Kpackets/s on one core (${rate:-0})" test "${rate:-0}" -ge 100
+assert "at least 100 Kpackets/s by the clock, the generator among them (${rate:-0})" test "${rate:-0}" -ge 100
+# The required 1.2 M/s is of a core: of the CPU time that making, judging and counting take, not of the clock others share.
+core=$(sed -n 's/.*; \([0-9]*\)\.\([0-9][0-9]\) M packets per second of one core.*/\1.\2/p' "$work/generator.txt")
+assert "at least 1.20 M packets/s of one core's time (${core:-0})" test "$((10#0${core/./}))" -ge 120
 
 say "== perf-test at 100 000 packets/s: CPU"
 bin/perf-test --duration 5 --rate 100000 >"$work/paced.txt" 2>&1
 assert "paced run counted every frame" test $? = 0
 tail -4 "$work/paced.txt"
 
-say "== ping and iperf3 under a policy, counts compared with what they say"
+say "== ping and iperf3 under a policy, and while perf-test runs: counts compared with what they say"
 "$python" tests/performance/real_traffic.py "$seconds" >"$work/real.txt" 2>&1
 status=$?
 cat "$work/real.txt"
-assert "counts equal what ping and iperf3 sent" test "$status" = 0
+assert "counts of the policy and of the running perf-test are what ping and iperf3 sent" test "$status" = 0
 
 say "== left behind"
 assert "no interface of ours" test -z "$(ip -o link 2>/dev/null | grep -E ': iso[0-9a-f]+')"

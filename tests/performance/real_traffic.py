@@ -1,5 +1,6 @@
 # ruff: noqa: PLW1509
 """ping and iperf3 in a cgroup under a policy, over a veth: the policy's counts against what the programs say they sent.
+Then both again while perf-test watches the host's end of the veth: what it prints last against what they say.
 
 Called by benchmark_test.sh. Exit status 0: all equal. Refuses: any address but those of its own two namespaces.
 """
@@ -99,7 +100,41 @@ def main() -> int:
             finally:
                 server.terminate()
                 server.wait()
+        if shutil.which("ping") and shutil.which("iperf3"):
+            total, said = under_perf_test(host, test, subnet.interface, peer, seconds)
+            # Both ways: echo and answer, datagrams; beside them iperf3's control connection, and what neighbours ask of each other.
+            compare("perf-test, while ping and iperf3 UDP run", total, said, lambda c, s: s <= c <= s + 300)
     return 1 if wrong else 0
+
+
+def under_perf_test(host: Netns, test: Netns, interface: str, peer: str, seconds: str) -> tuple[int, int]:
+    """(packets that the running perf-test counted, packets that ping and iperf3 say they sent and got)."""
+    enter = lambda: setns(host.fd, CLONE_NEWNET)  # noqa: E731
+    command = [sys.executable, "-m", "pytest_isolate.network.perf", "--interface", interface]
+    command += ["--duration", "600", "--interval", "1"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=enter)
+    assert watching.stdout is not None
+    lines = [watching.stdout.readline(), watching.stdout.readline()]  # loaded; the first statistics: it is attached
+    before = _total(lines[-1])
+    server = subprocess.Popen(["iperf3", "-s", "-B", peer], stdout=subprocess.DEVNULL, preexec_fn=enter)
+    try:
+        pinged = re.search(
+            r"(\d+) packets transmitted, (\d+) received", run(["ping", "-c", "50", "-i", "0.01", peer], test)
+        )
+        sent = json.loads(run(["iperf3", "-c", peer, "-u", "-b", "100M", "-t", seconds, "-J"], test))["end"]["sum"]
+    finally:
+        server.terminate()
+        server.wait()
+        watching.terminate()
+        lines += watching.stdout.readlines()
+        watching.wait()
+    print("".join(f"       {line}" for line in lines[:1] + lines[-2:]), end="")
+    return _total(lines[-1]) - before, int(pinged[1]) + int(pinged[2]) + sent["packets"] if pinged else -1
+
+
+def _total(line: str) -> int:
+    found = re.search(r"total (\d+)", line)
+    return int(found[1]) if found else -1
 
 
 if __name__ == "__main__":

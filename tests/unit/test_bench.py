@@ -13,6 +13,7 @@ import pytest
 
 from pytest_isolate.bench import forkexec, lookup, memory, network, parallel, pidns, soak
 from pytest_isolate.bench.measure import Effort, Samples, in_turns
+from pytest_isolate.bench.network.packets import Busy
 from pytest_isolate.bench.table import Table
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import probe
@@ -109,12 +110,21 @@ def test_the_network_s_parts_measure_and_every_packet_they_make_is_counted() -> 
     except IsolateError as error:
         require("bpf", False, str(error))
     of_this_process().close()
-    tables = network.measure(Effort(**LITTLE, only=frozenset({"packets", "pertest"})))
+    tables = network.measure(Effort(**LITTLE, only=frozenset({"packets", "exact", "pertest"})))
     rows = {(table.title.split(":")[0], row[0]): row for table in tables for row in table.rows}
     exact = {name: row[1] for (_, name), row in rows.items() if "counted" in name}
     assert len(exact) == 8
     assert set(exact.values()) == {"0"}
     assert {title for title, _ in rows} == {"packets", "per test"}
+    loaded = rows["per test", "programs and maps loaded by libbpf"]
+    assert loaded[3:5] in (("<= 2", "reached"), ("<= 2", "MISSED"))
+
+
+def test_a_pace_that_was_not_reached_is_said_to_be_extrapolated() -> None:
+    reached = Busy(used_s=0.3, took_s=1.0, made=990_000, asked=1_000_000)
+    short = Busy(used_s=0.05, took_s=1.0, made=170_000, asked=1_000_000)
+    assert (reached.words, short.words) == ("1000 K/s", "1000 K/s, extrapolated from 170 K/s")
+    assert round(short.percent, 1) == 29.4
 
 
 def test_competitors_take_turns_and_errors_are_no_times() -> None:

@@ -9,14 +9,20 @@ from __future__ import annotations
 from pytest_isolate.bench.measure import Effort
 from pytest_isolate.bench.table import Table
 
-PARTS = ("frames", "live", "packets", "pertest")
+PARTS = ("frames", "live", "packets", "exact", "pertest")
 
 
 def measure(effort: Effort) -> list[Table]:
     """Tables of every part, or of those that ``only`` names; ``rounds`` of 10 is the full measurement."""
     from pytest_isolate.bench.network import frames, live, packets, per_test, place
 
-    parts = {"frames": frames.measure, "live": live.measure, "packets": packets.measure, "pertest": per_test.measure}
+    parts = {
+        "frames": frames.measure,
+        "live": live.measure,
+        "packets": packets.measure,
+        "exact": packets.exactness,
+        "pertest": per_test.measure,
+    }
     found: list[Table] = []
     with place.made(min(1.0, effort.rounds / 10)) as here:
         for name in PARTS:
