@@ -96,6 +96,8 @@ def parse_limit(name: str, value: object) -> int:
 def host_name(text: object) -> str:
     """The name as programs ask for it: lower case, no final dot, other letters than ASCII by IDNA; "" for what is none.
 
+    ``localhost`` stands for addresses here; with a final dot it is the name.
+
     IDNA as Python's own resolver functions encode it. Source: RFC 3490, RFC 1035 section 2.3.1 and the underscore of RFC 2782.
     """
     if not isinstance(text, str):
@@ -108,7 +110,7 @@ def host_name(text: object) -> str:
             return ""
     labels = name.lower().split(".")
     fits = all(0 < len(x) <= 63 and x.replace("-", "a").replace("_", "a").isalnum() for x in labels)
-    return name.lower() if fits and len(name) <= 253 and not labels[-1].isdigit() and name.lower() not in NAMES else ""
+    return name.lower() if fits and len(name) <= 253 and not labels[-1].isdigit() and text.lower() not in NAMES else ""
 
 
 def is_host_name(text: object) -> bool:

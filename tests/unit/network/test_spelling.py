@@ -87,7 +87,7 @@ def test_what_is_no_limit_is_refused_and_never_cut_to_another_one(name: str, val
             NetworkPolicy(**{f"limit_{name}": value})
 
 
-@pytest.mark.parametrize("name", ["db.test", "a-b.example.com.", "x", "_srv.test"])
+@pytest.mark.parametrize("name", ["db.test", "a-b.example.com.", "x", "_srv.test", "localhost."])
 def test_host_names(name: str) -> None:
     assert is_host_name(name)
 
