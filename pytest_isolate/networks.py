@@ -13,21 +13,23 @@ import functools
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from pytest_isolate import groups
+from pytest_isolate import groups, private
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
 from pytest_isolate.kernel import netns_pool
 from pytest_isolate.outcome import Traffic
 from pytest_isolate.policy import Network, Policy
+from pytest_isolate.private import PrivateNetwork
 from pytest_isolate.profile import truth
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.kernel.interfaces import Subnet
     from pytest_isolate.network import AttachedPolicy, Event, NetworkPolicy, PolicyEngine, Stats
+    from pytest_isolate.network.places import Wires
     from pytest_isolate.network.programs import UserProgram
     from pytest_isolate.network.tiers import Tier
 
@@ -133,42 +135,6 @@ def _merged(events: Iterable[Event]) -> tuple[str, ...]:
     return tuple(line if count == 1 else f"{line} ({count} times)" for line, count in counts.items())
 
 
-class PrivateNetwork:
-    """A private network that outlives one run: all of a Sandbox's runs with ``net="private"`` are in it together.
-
-    ``subnet.host`` is where they reach this process, ``subnet.test`` where this process reaches them.
-    """
-
-    def __init__(self) -> None:
-        self._undo = contextlib.ExitStack()
-        with contextlib.ExitStack() as undo:
-            self.netns_fd, self.subnet, _ = _private(undo)
-            self._undo = undo.pop_all()
-
-    def join(self, other: Sandboxed) -> tuple[str, str]:
-        """Put a wire between this network and another sandbox's: (our address, theirs), IPv4, on a subnet of its own.
-
-        Raises:
-            SetupError: the kernel refused it.
-        """
-        from pytest_isolate.kernel.interfaces import wire
-
-        subnet = wire(self.netns_fd, other.network.netns_fd)
-        ours, theirs = (ends[0].partition("/")[0] for ends in (subnet.host, subnet.test))
-        return ours, theirs
-
-    def close(self) -> None:
-        """Let it go; wires go with it. Idempotent."""
-        self._undo.close()
-
-
-class Sandboxed(Protocol):
-    """What can be joined: a Sandbox."""
-
-    @property
-    def network(self) -> PrivateNetwork: ...
-
-
 class Networks:
     """See the module. ``front_end`` as ``--isolate-bpf``."""
 
@@ -241,11 +207,11 @@ class Networks:
         self._settled.add(network)
 
     def enter(
-        self, policy: Policy, cgroup: Cgroup | None, private: PrivateNetwork | None = None
+        self, policy: Policy, cgroup: Cgroup | None, shared: PrivateNetwork | None = None
     ) -> SandboxNetwork | None:
         """Put the policy on the sandbox's group and make its network; None when neither is asked for.
 
-        ``private``: a network that is there already, for a policy that asks for a private one.
+        ``shared``: a network that is there already, for a policy that asks for a private one.
 
         Raises:
             BackendUnavailable, SetupError, PolicyError: it could not be; nothing is left.
@@ -258,26 +224,28 @@ class Networks:
         if network.tier:
             made.reason = f"the network is held by {network.tier}"
         try:
-            if network.mode == "private" and private is not None:
-                made.netns_fd, made.subnet = private.netns_fd, private.subnet
+            if network.mode != "private":
+                shared = None
+            if shared is not None:
+                made.netns_fd, made.subnet = shared.netns_fd, shared.subnet
             elif network.wired:
                 _wire(made)
             if network.counted:
-                self._attach(made, cgroup)
+                self._attach(made, cgroup, shared)
         except BaseException:
             made.close()
             raise
         return made
 
-    def _attach(self, made: SandboxNetwork, cgroup: Cgroup | None) -> None:
+    def _attach(self, made: SandboxNetwork, cgroup: Cgroup | None, shared: PrivateNetwork | None) -> None:
         optional = made.network.mode == "private" and not made.network.ruled
         try:
             engine = self.engine()
             if cgroup is None or cgroup.dir_fd < 0:
                 raise BackendUnavailable("network policy", "the sandbox has no cgroup v2", "use --isolate-cgroup=auto")
-            veth = (-1, made.ifindex) if made.ifindex and made.network.ruled else None
             policy = policy_of(made.network)
-            made.attached = engine.attach(cgroup.dir_fd, policy, netns_fd=made.netns_fd, veth=veth)
+            with _wires(made, shared, engine, policy) as wires:
+                made.attached = engine.attach(cgroup.dir_fd, policy, netns_fd=made.netns_fd, wires=wires)
             made._cgroup_fd = cgroup.dir_fd
         except IsolateError as error:
             if not optional:
@@ -330,27 +298,23 @@ def _by_other_means(policy: Policy, fits: Callable[[Policy], object], error: Bac
 def _wire(made: SandboxNetwork) -> None:
     """A namespace of its own, ``lo`` up; for ``private`` a veth to the host on a subnet nobody else has."""
     if made.network.mode == "private":
-        made.netns_fd, made.subnet, made.ifindex = _private(made.undo)
+        made.netns_fd, made.subnet, made.ifindex = private.wired(made.undo)
     else:
-        made.netns_fd = _namespace(made.undo)
+        made.netns_fd = private.namespace(made.undo)
 
 
-def _namespace(undo: contextlib.ExitStack) -> int:
-    """One that is ready, or a new one; ``lo`` is up."""
-    netns_fd = netns_pool.POOL.take(loopback=True)
-    if netns_fd < 0:
-        netns_fd = netns_pool.make(loopback=True)
-    undo.callback(os.close, netns_fd)
-    return netns_fd
-
-
-def _private(undo: contextlib.ExitStack) -> tuple[int, Subnet, int]:
-    """(namespace, addresses, index of the host's end)."""
-    from pytest_isolate.kernel.interfaces import private_network
-
-    netns_fd = _namespace(undo)
-    subnet, index = undo.enter_context(private_network(netns_fd))
-    return netns_fd, subnet, index
+@contextlib.contextmanager
+def _wires(
+    made: SandboxNetwork, shared: PrivateNetwork | None, engine: PolicyEngine, policy: NetworkPolicy
+) -> Iterator[Wires | None]:
+    """Where the frames of a network with rules are judged; None where no frame leaves but by a socket of the cgroup."""
+    if not made.network.ruled:
+        yield None
+    elif shared is not None:
+        with shared.judged(engine, policy) as wires:
+            yield wires
+    else:
+        yield engine.wires([(-1, made.ifindex)]) if made.ifindex else None
 
 
 def _debugs() -> bool:

@@ -23,6 +23,7 @@ from pytest_isolate.kernel.netns_pool import POOL
 from pytest_isolate.outcome import Outcome
 from pytest_isolate.output import Files, Output, Pipes
 from pytest_isolate.policy import Policy
+from pytest_isolate.private import PrivateNetwork
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.registry import choose
 from pytest_isolate.running import ProgramFailed, Running
@@ -59,7 +60,7 @@ class Sandbox:
         self._backends = tuple(backends)
         self._name = name
         self._given_groups = cgroups
-        self._private: networks.PrivateNetwork | None = None
+        self._private: PrivateNetwork | None = None
         self._varied: dict[str, Policy] = {}
         self._chosen: dict[tuple[int, int], Backend] = {}
         self._running: list[Running] = []
@@ -232,7 +233,7 @@ class Sandbox:
         return networks.of_this_process()
 
     @property
-    def network(self) -> networks.PrivateNetwork:
+    def network(self) -> PrivateNetwork:
         """A private network for all further runs with ``net="private"``, until the sandbox is closed.
 
         ``client.network.join(server)`` connects two sandboxes.
@@ -241,7 +242,7 @@ class Sandbox:
             SetupError, BackendUnavailable: it cannot be made here.
         """
         if self._private is None:
-            self._private = networks.PrivateNetwork()
+            self._private = PrivateNetwork()
         return self._private
 
     def _meanwhile(self) -> None:

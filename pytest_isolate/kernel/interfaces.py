@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel import netns_pool
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET, setns
+from pytest_isolate.kernel.veth import add_pair
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -143,12 +144,15 @@ def veth(a: End, b: End, *, mtu: int = 1500, index: int = 0) -> tuple[int, int]:
     The kernel creates it in one message, so a clash of names leaves nothing behind. ``index`` is asked for at end ``a``
     (0: any), so that it can be unique over namespaces too.
     """
-    peer: dict[str, Any] = {"ifname": b.name, "mtu": mtu}
-    if b.netns_fd >= 0:
-        peer["net_ns_fd"] = b.netns_fd
-    wanted = {"index": index} if index else {}
-    inside(a.netns_fd, lambda route: route.link("add", ifname=a.name, kind="veth", mtu=mtu, peer=peer, **wanted))
+    _add_pair(a, b, mtu, index, 0)
     return _bring_up(a), _bring_up(b)
+
+
+def _add_pair(a: End, b: End, mtu: int, index: int, peer_index: int) -> None:
+    inside(
+        a.netns_fd,
+        lambda _route: add_pair(a.name, index, b.name, peer_index, peer_netns_fd=b.netns_fd, mtu=mtu),
+    )
 
 
 def _bring_up(end: End) -> int:
@@ -209,6 +213,7 @@ class Subnet:
 
 SUBNETS = 1 << 20
 _FIRST_INDEX = 1 << 20  # of interfaces; the kernel's own count starts at 1
+_FIRST_INDEX_OF_WIRES = _FIRST_INDEX + SUBNETS
 
 
 @contextlib.contextmanager
@@ -237,22 +242,34 @@ def private_network(test_netns_fd: int, host_netns_fd: int = -1) -> Iterator[tup
             inside(host_netns_fd, lambda route: route.link("del", index=index_of(route, subnet.interface)))
 
 
-def wire(a_netns_fd: int, b_netns_fd: int) -> Subnet:
+def wire(a_netns_fd: int, b_netns_fd: int, made: Callable[[int, int], None]) -> Subnet:
     """A veth between two namespaces, ``host`` addresses at ``a``, ``test`` addresses at ``b``; it dies with either.
 
-    Numbers are counted from the other half of the range, so that they do not meet those of ``private_network``.
+    ``made`` is called with the indices of both ends before anything passes; where it raises there is no wire. No other
+    interface of this run has these indices. Numbers are counted from the other half of the range, so that they do not meet
+    those of ``private_network``.
     """
 
-    def make(subnet: Subnet) -> None:
-        ends = ((a_netns_fd, subnet.host), (b_netns_fd, subnet.test))
-        veth(*(End(netns_fd=fd, name=subnet.interface, addresses=addresses) for fd, addresses in ends))
+    def make(subnet: Subnet) -> tuple[End, End, tuple[int, int]]:
+        indices = _FIRST_INDEX_OF_WIRES + 2 * subnet.number, _FIRST_INDEX_OF_WIRES + 2 * subnet.number + 1
+        a = End(netns_fd=a_netns_fd, name=subnet.interface, addresses=subnet.host)
+        b = End(netns_fd=b_netns_fd, name=subnet.interface, addresses=subnet.test)
+        _add_pair(a, b, 1500, *indices)
+        return a, b, indices
 
-    subnet, _ = _on_a_free_subnet(make, _wires)
+    subnet, (a, b, indices) = _on_a_free_subnet(make, _wires)
+    try:
+        made(*indices)
+        _bring_up(a)
+        _bring_up(b)
+    except BaseException:
+        _delete(a_netns_fd, indices[0])
+        raise
     return subnet
 
 
 def _on_a_free_subnet(make: Callable[[Subnet], _T], numbers: Iterator[int]) -> tuple[Subnet, _T]:
-    """The next subnet that nobody has, and what ``make`` made on it: one whose interface name exists is passed over.
+    """The next subnet that nobody has, and what ``make`` made on it: one whose interface name or index exists is passed over.
 
     Each is tried once: where a process counts on from, others are rarely; so the first try is mostly the last.
     """
@@ -265,6 +282,11 @@ def _on_a_free_subnet(make: Callable[[Subnet], _T], numbers: Iterator[int]) -> t
             if error.errno not in (errno.EEXIST, errno.EBUSY):  # the name, or the index, is somebody else's
                 raise
     raise SetupError("interfaces", errno.EEXIST, detail=f"all {SUBNETS} subnets are taken", remedy="run fewer at once")
+
+
+def _delete(netns_fd: int, index: int) -> None:
+    with contextlib.suppress(SetupError):
+        inside(netns_fd, lambda route: route.link("del", index=index))
 
 
 _networks = itertools.count()

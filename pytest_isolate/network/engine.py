@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from pytest_isolate.network.places import (
     InterfacePlace,
     Place,
     WiredPlace,
+    Wires,
 )
 from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy
 from pytest_isolate.network.rulesets import Rulesets
@@ -115,20 +116,20 @@ class PolicyEngine:
         policy: NetworkPolicy = COUNT_ONLY,
         *,
         netns_fd: int = -1,
-        veth: tuple[int, int] | None = None,
+        wires: Wires | None = None,
     ) -> AttachedPolicy:
         """Put ``policy`` on the cgroup2 directory ``cgroup_fd`` (borrowed until close).
 
         ``netns_fd``: the network namespace of the test, where a resolver for host names must listen (-1: ours).
-        ``veth``: the host's end of its wire, (namespace or -1, index): frames that no socket sent are refused there.
+        ``wires``: those of its network, where frames that no socket sent are refused.
 
         Raises:
             PolicyError: it does not fit the maps, or asks for flows this engine has no table for.
             OSError: the kernel refused the attachment.
         """
         place: Place = CgroupPlace(self.plane, cgroup_fd)
-        if veth is not None:
-            place = WiredPlace(place, self._interface(*veth))
+        if wires is not None:
+            place = WiredPlace(place, wires)
         return self._attach(place, policy, netns_fd)
 
     def attach_interface(self, netns_fd: int, ifindex: int, policy: NetworkPolicy = COUNT_ONLY) -> AttachedPolicy:
@@ -136,7 +137,11 @@ class PolicyEngine:
 
         Judged without state, so an answer passes where ``inbound`` allows; limits and flows are the cgroup's business.
         """
-        return self._attach(self._interface(netns_fd, ifindex), policy, -1)
+        return self._attach(self.far_end(netns_fd, ifindex), policy, -1)
+
+    def wires(self, ends: Iterable[tuple[int, int]]) -> Wires:
+        """The far ends of a network's wires, each (namespace or -1, index), for ``attach``."""
+        return Wires(self.far_end(*end) for end in ends)
 
     @property
     def interfaces(self) -> Dataplane:
@@ -145,7 +150,8 @@ class PolicyEngine:
             self._interfaces = self._stack.enter_context(self._loader(layout.LINK_PROGRAMS, maps=self.plane.maps))
         return self._interfaces
 
-    def _interface(self, netns_fd: int, ifindex: int) -> InterfacePlace:
+    def far_end(self, netns_fd: int, ifindex: int) -> InterfacePlace:
+        """One end of a wire, for ``Wires.add``."""
         return InterfacePlace(self.plane, self.interfaces, netns_fd, ifindex)
 
     def _attach(self, place: Place, policy: NetworkPolicy, netns_fd: int) -> AttachedPolicy:

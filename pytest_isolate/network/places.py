@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
+from collections.abc import Iterable
 from ctypes import sizeof
 from typing import Protocol
 
@@ -83,7 +85,7 @@ class CgroupPlace:
 
 
 class InterfacePlace:
-    """The host end of a veth: every frame of the namespace at the other end, packet sockets and all."""
+    """The far end of a veth (the host's, mostly): every frame of the namespace at the other end, packet sockets and all."""
 
     def __init__(self, plane: Dataplane, programs: Dataplane, netns_fd: int, ifindex: int) -> None:
         self._plane, self._netns_fd, self._ifindex = programs, netns_fd, ifindex
@@ -103,6 +105,10 @@ class InterfacePlace:
         self._policies.update(self._key, policy)
 
     def hook(self, compiled: Compiled, live: Flag) -> None:
+        self.attach()
+
+    def attach(self) -> None:
+        """Attach both programs, whatever the policy."""
         if self._programs is None:
             self._programs = InterfacePrograms(self._plane, self._netns_fd, self._ifindex)
 
@@ -120,36 +126,110 @@ class InterfacePlace:
         self._counts.delete(self._key)
 
 
-class WiredPlace:
-    """A cgroup, and the host's end of its only wire: what leaves without a socket of the cgroup is judged there.
+class Wires:
+    """The far ends of all wires of one namespace, where its frames are judged: packet sockets evade its own ends.
 
-    Counts are the cgroup's; of the wire's only what was denied, which the cgroup never saw.
+    Programs that share the namespace share the wires, and nothing tells their frames apart: one policy is in force there, that
+    of whoever came first, so whoever shares must bring an equal one. Refusals are counted for all of them.
     """
 
-    def __init__(self, cgroup: Place, interface: InterfacePlace) -> None:
-        self._cgroup, self._interface = cgroup, interface
+    def __init__(self, interfaces: Iterable[InterfacePlace]) -> None:
+        self._interfaces = list(interfaces)
+        self._lock = threading.Lock()
+        self._users: dict[int, Policy | None] = {}  # by id(), first comers first
+
+    @property
+    def used(self) -> bool:
+        """True while a policy is in force."""
+        return bool(self._users)
+
+    def start(self, user: object) -> None:
+        with self._lock:
+            if not self._users:
+                for interface in self._interfaces:
+                    interface.start()
+            self._users[id(user)] = None
+
+    def store(self, user: object, policy: Policy) -> None:
+        """Put it in force if ``user`` was first; else it waits for that one's end."""
+        with self._lock:
+            self._users[id(user)] = policy
+            if next(iter(self._users)) == id(user):
+                for interface in self._interfaces:
+                    interface.store(policy)
+
+    def hook(self, compiled: Compiled, live: Flag) -> None:
+        with self._lock:
+            for interface in self._interfaces:
+                interface.hook(compiled, live)
+
+    def add(self, interface: InterfacePlace) -> None:
+        """One wire more, judged at once while a policy is in force."""
+        with self._lock:
+            policy = next((policy for policy in self._users.values() if policy is not None), None)
+            if policy is not None:
+                try:
+                    interface.start()
+                    interface.store(policy)
+                    interface.attach()
+                except BaseException:
+                    interface.close()
+                    raise
+            self._interfaces.append(interface)
+
+    def counters(self) -> list[dict[str, int]]:
+        with self._lock:
+            return [interface.counters() for interface in self._interfaces] if self._users else []
+
+    def fds(self) -> list[int]:
+        return [fd for interface in self._interfaces for fd in interface.fds()]
+
+    def close(self, user: object) -> None:
+        """``user`` leaves: the next one's policy takes its place, after the last there is none. Idempotent."""
+        with self._lock:
+            if id(user) not in self._users:
+                return
+            first = next(iter(self._users)) == id(user)
+            del self._users[id(user)]
+            if not self._users:
+                for interface in self._interfaces:
+                    interface.close()
+            elif first and (policy := next(iter(self._users.values()))) is not None:
+                for interface in self._interfaces:
+                    interface.store(policy)
+
+
+class WiredPlace:
+    """A cgroup, and the wires of its network: what leaves without a socket of the cgroup is judged there.
+
+    Counts are the cgroup's; of the wires' only what was denied, which the cgroup never saw.
+    """
+
+    def __init__(self, cgroup: Place, wires: Wires) -> None:
+        self._cgroup, self._wires = cgroup, wires
 
     def start(self) -> None:
-        self._interface.start()
+        self._wires.start(self)
         self._cgroup.start()
 
     def store(self, policy: Policy) -> None:
-        self._interface.store(policy)
+        self._wires.store(self, policy)
         self._cgroup.store(policy)
 
     def hook(self, compiled: Compiled, live: Flag) -> None:
-        self._interface.hook(compiled, live)
+        self._wires.hook(compiled, live)
         self._cgroup.hook(compiled, live)
 
     def counters(self) -> dict[str, int]:
-        found, wire = self._cgroup.counters(), self._interface.counters()
-        for name in ("denied_out", "denied_in", "events_lost"):
-            found[name] += wire[name]
+        found = self._cgroup.counters()
+        for wire in self._wires.counters():
+            for name in ("denied_out", "denied_in", "events_lost"):
+                found[name] += wire[name]
         return found
 
     def fds(self) -> list[int]:
-        return self._cgroup.fds() + self._interface.fds()
+        return self._cgroup.fds() + self._wires.fds()
 
     def close(self) -> None:
-        self._interface.close()
+        self._wires.close(self)
         self._cgroup.close()

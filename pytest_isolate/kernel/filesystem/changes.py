@@ -66,7 +66,7 @@ class Layers:
             try:
                 for part in ("upper", "work"):
                     os.makedirs(f"{folder}/{part}", exist_ok=True)
-                self._held.append(os.open(folder, _DIRECTORY))
+                self._held.append(os.open(folder, DIRECTORY))
                 fcntl.flock(self._held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _copy_mode_and_owner(layer.lower, layer.upper)
             except BlockingIOError:

@@ -8,6 +8,7 @@ server's ear decides, not the program's word. The table is printed at the end of
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 from pytest_isolate import Sandbox, groups, networks
 from pytest_isolate.kernel import landlock
+from pytest_isolate.kernel.namespaces import inside_netns
 from pytest_isolate.networks import Networks
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL, STRICT, vary
@@ -77,7 +79,7 @@ class Attempt:
     alone: bool = True
     wire: bool = False
     udp: bool = False
-    extra: Callable[[contextlib.ExitStack, Server], list[str]] = lambda _stack, _server: []
+    extra: Callable[[contextlib.ExitStack, Server, Sandbox], list[str]] = lambda *_: []
 
 
 class Server:
@@ -85,9 +87,18 @@ class Server:
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self._tcp = socket.create_server((host, 0), backlog=16)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._tcp = socket.create_server((self.host, 0), backlog=16)
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind((host, 0))
+        self._udp.bind((self.host, 0))
+
+    def move(self, netns_fd: int) -> None:
+        """Listen in another namespace."""
+        self.close()
+        with inside_netns(netns_fd):
+            self._listen()
 
     @property
     def arguments(self) -> list[str]:
@@ -109,14 +120,14 @@ class Server:
         self._udp.close()
 
 
-def inherited(stack: contextlib.ExitStack, server: Server) -> list[str]:
+def inherited(stack: contextlib.ExitStack, server: Server, sandbox: Sandbox) -> list[str]:
     """A datagram socket of ours, left open over exec."""
     made = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     made.set_inheritable(True)
     return [str(made.fileno())]
 
 
-def passed(stack: contextlib.ExitStack, server: Server) -> list[str]:
+def passed(stack: contextlib.ExitStack, server: Server, sandbox: Sandbox) -> list[str]:
     """Somebody outside hands a datagram socket to whoever connects to an abstract UNIX socket."""
     ear = stack.enter_context(socket.socket(socket.AF_UNIX))
     name = f"isolate-attempt-{os.getpid()}-{id(ear)}"
@@ -140,7 +151,7 @@ def passed(stack: contextlib.ExitStack, server: Server) -> list[str]:
     return [name]
 
 
-def leading_out(stack: contextlib.ExitStack, server: Server) -> list[str]:
+def leading_out(stack: contextlib.ExitStack, server: Server, sandbox: Sandbox) -> list[str]:
     """The network namespace of this process, by a path and by an open descriptor."""
     fd = os.open("/proc/self/ns/net", os.O_RDONLY)
     stack.callback(os.close, fd)
@@ -148,10 +159,30 @@ def leading_out(stack: contextlib.ExitStack, server: Server) -> list[str]:
     return [str(fd)]
 
 
-def another_group(stack: contextlib.ExitStack, server: Server) -> list[str]:
+def another_group(stack: contextlib.ExitStack, server: Server, sandbox: Sandbox) -> list[str]:
     home = groups.of_this_process().v2_directory()
     assert home is not None
     return [str(Path(home).parent)]
+
+
+FRAME = (
+    "made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)); made.setsockopt(263, 20, 1); "
+    "made.sendto({packet}, ({interface}, 0x0800, 0, 0, bytes([255] * 6)))"
+)
+OVER_A_JOIN = FRAME.format(packet="udp_packet(EXTRA[0], EXTRA[1])", interface="EXTRA[2]")
+
+
+def with_a_network(stack: contextlib.ExitStack, server: Server, sandbox: Sandbox) -> list[str]:
+    """The sandbox's network is there before the run, and outlives it."""
+    return [sandbox.network.subnet.host[0]]
+
+
+def joined(stack: contextlib.ExitStack, server: Server, sandbox: Sandbox) -> list[str]:
+    """A wire to another sandbox, which has the server's ears."""
+    peer = stack.enter_context(Sandbox(MINIMAL, name="peer"))
+    ours, theirs = sandbox.network.join(peer)
+    server.move(peer.network.netns_fd)
+    return [ours, theirs, f"iso{(int(ipaddress.ip_address(ours)) - int(ipaddress.ip_address('100.64.0.0'))) // 4:x}"]
 
 
 ATTEMPTS = (
@@ -184,10 +215,23 @@ ATTEMPTS = (
     ),
     Attempt(
         "packet socket: a frame by hand, past the queue (PACKET_QDISC_BYPASS)",
-        "made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)); made.setsockopt(263, 20, 1); "
-        "made.sendto(frame(), ('eth0', 0x0800, 0, 0, bytes([255] * 6)))",
+        FRAME.format(packet="frame()", interface="'eth0'"),
         wire=True,
         udp=True,
+    ),
+    Attempt(
+        "packet socket, on a network that outlives the run (Sandbox.network)",
+        FRAME.format(packet="frame()", interface="'eth0'"),
+        wire=True,
+        udp=True,
+        extra=with_a_network,
+    ),
+    Attempt(
+        "packet socket, over a wire to another sandbox (join)",
+        OVER_A_JOIN,
+        wire=True,
+        udp=True,
+        extra=joined,
     ),
     Attempt(
         "a socket inherited from outside",
@@ -255,7 +299,7 @@ def carried_out(attempt: Attempt, policy: Policy, make: Callable[[str], Server])
     with contextlib.ExitStack() as stack:
         sandbox = stack.enter_context(Sandbox(policy, name="attempt"))
         server = make("0.0.0.0" if attempt.wire else "127.0.0.1")  # of a wire's addresses none is known before
-        words = attempt.extra(stack, server)
+        words = attempt.extra(stack, server, sandbox)  # it may move the server
         done = sandbox.run([PYTHON, "-I", "-c", program, *server.arguments, *words], cwd="/", timeout=20)
         said = str(done.stdout).partition("\n")[0] or f"{done.status} {str(done.stderr).strip()[-200:]}"
         reached = server.heard(udp=attempt.udp, wait_s=1.0 if said.startswith(("sent", "ok")) else 0.05)
