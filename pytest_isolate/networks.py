@@ -28,7 +28,7 @@ from pytest_isolate.profile import truth
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.kernel.interfaces import Subnet
-    from pytest_isolate.network import AttachedPolicy, Event, NetworkPolicy, PolicyEngine, Stats
+    from pytest_isolate.network import AttachedPolicy, Event, FlowRecord, NetworkPolicy, PolicyEngine, Stats
     from pytest_isolate.network.places import Wires
     from pytest_isolate.network.programs import UserProgram
     from pytest_isolate.network.tiers import Tier
@@ -46,7 +46,7 @@ class Mark:
 
     stats: Stats | None = None
     events: int = 0
-    flows: dict[str, int] = field(default_factory=dict)
+    flows: dict[tuple[object, ...], FlowRecord] = field(default_factory=dict)
 
 
 class SandboxNetwork:
@@ -104,7 +104,6 @@ class SandboxNetwork:
         begin = since or Mark()
         stats = self.attached.stats if begin.stats is None else self.attached.stats - begin.stats
         events = self.attached.events()[begin.events :]
-        opened = self._flows()
         return Traffic(
             packets_out=stats.packets_out,
             l3_bytes_out=stats.l3_bytes_out,
@@ -114,19 +113,25 @@ class SandboxNetwork:
             connections_in=stats.connections_in,
             denied=stats.denied,
             events_lost=stats.events_lost,
-            contacted=tuple(sorted(name for name, count in opened.items() if count != begin.flows.get(name))),
+            contacted=self._contacted(begin),
             logged=_merged(event for event in events if event.verdict.name == "LOG"),
             refused=_merged(event for event in events if event.verdict.name == "DENY"),
         )
 
-    def _flows(self) -> dict[str, int]:
-        """Packets sent to each destination that was opened from inside."""
-        assert self.attached is not None
-        found: dict[str, int] = {}
-        for flow in self.attached.flows() if self.network.ruled else ():
-            if not flow.opened_by_peer and flow.packets_out:
-                found[flow.destination] = found.get(flow.destination, 0) + flow.packets_out
-        return found
+    def _contacted(self, since: Mark) -> tuple[str, ...]:
+        opened = (flow for flow in self.flows(since) if flow.packets_out and not flow.opened_by_peer)
+        return tuple(sorted({flow.destination for flow in opened}))
+
+    def flows(self, since: Mark | None = None) -> list[FlowRecord]:
+        """Conversations in which something passed since then; [] where no rules hold."""
+        before = since.flows if since is not None else {}
+        found = [flow.since(before.get(key)) for key, flow in self._flows().items()]
+        return [flow for flow in found if flow.packets_out or flow.packets_in]
+
+    def _flows(self) -> dict[tuple[object, ...], FlowRecord]:
+        if self.attached is None or not self.network.ruled:
+            return {}
+        return {flow.conversation: flow for flow in self.attached.flows()}
 
 
 def _merged(events: Iterable[Event]) -> tuple[str, ...]:

@@ -72,6 +72,11 @@ class AttachedPolicy:
             self._live = Flag.PER_PACKET
         self._apply(policy)
 
+    def renew_limits(self) -> None:
+        """What limits allow, they allow once more: nothing of it is used up."""
+        if self._budget:
+            self._engine.plane.maps["np_budgets"].update(struct.pack("=I", self._budget), layout.Budget())
+
     @property
     def stats(self) -> Stats:
         """Counts since the attachment."""
@@ -120,7 +125,7 @@ class AttachedPolicy:
         try:
             if _limits(policy) and not self._budget:
                 self._budget = self._engine.take_budget()
-                self._engine.plane.maps["np_budgets"].update(struct.pack("=I", self._budget), layout.Budget())
+                self.renew_limits()
             self._history[ruleset.number] = effective
             self._place.store(self._value(policy, ruleset))
             self._place.hook(ruleset.compiled, self._live)
@@ -132,20 +137,26 @@ class AttachedPolicy:
             self._engine.rulesets.release(old)
 
     def _effective(self, policy: NetworkPolicy) -> NetworkPolicy:
+        said = {(host.text, host.protocols, host.ports) for host in policy.hosts}
+        self._learned = tuple(r for r in self._learned if (r.text, r.protocols, r.ports) in said)
+        if self._resolver is not None:
+            self._resolver.hosts = policy.hosts
         if not policy.hosts:
             return policy
         if self._resolver is None:
             self._resolver = Resolver(self._netns_fd, self._resolved)
-        self._resolver.hosts = policy.hosts
+            self._resolver.hosts = policy.hosts
         extra = (*self._resolver.rules(policy), *self._learned)
         return dataclasses.replace(policy, rules=(*policy.rules, *extra))
 
     def _resolved(self, rules: tuple[Rule, ...]) -> None:
         """The resolver is about to answer with addresses: allow them first."""
-        new = tuple(r for r in rules if r not in self._learned)
-        if new and self._last is None:
-            self._learned += new
-            self._apply(self.policy)
+        with self._engine.lock:
+            known = {(rule, rule.text) for rule in self._learned}
+            new = tuple(rule for rule in rules if (rule, rule.text) not in known)
+            if new and self._last is None:
+                self._learned += new
+                self._apply(self.policy)
 
     def _value(self, policy: NetworkPolicy, ruleset: Ruleset) -> layout.Policy:
         flags = ruleset.compiled.flags | self._live

@@ -75,7 +75,7 @@ class Resolver:
     def _redirect(self, host: HostRule) -> list[Rule]:
         fake, to = self._fake(host.name), host.to
         assert to is not None
-        text = f"redirect {host.name} to {to}"
+        text = host.text
         ports = (to.port, to.port) if to.port else host.ports
         return [
             Rule(Verdict.REDIRECT, ipaddress.ip_network(fake), host.protocols, host.ports, Where.OUT, to, text),
@@ -128,10 +128,9 @@ class Resolver:
         if family is None:
             return []
         found = look_up(name, family)
-        text = f'allow_host("{name}")'
         networks = [ipaddress.ip_network(unmapped(a)) for a in found]
         self._learned(
-            tuple(Rule(Verdict.ALLOW, n, h.protocols, h.ports, Where.OUT, None, text) for n in networks for h in rows)
+            tuple(Rule(Verdict.ALLOW, n, h.protocols, h.ports, Where.OUT, None, h.text) for n in networks for h in rows)
         )
         return found
 
@@ -147,9 +146,8 @@ def look_up(name: str, family: int) -> list[Address]:
 
 def _static(host: HostRule) -> list[Rule]:
     """What the hosts file says of the name: programs read it before they ask anybody, so nothing would be learned."""
-    text = f'allow_host("{host.name}")'
     found = (ipaddress.ip_network(unmapped(address)) for address in hosts_file(host.name))
-    return [Rule(Verdict.ALLOW, n, host.protocols, host.ports, Where.OUT, None, text) for n in found]
+    return [Rule(Verdict.ALLOW, n, host.protocols, host.ports, Where.OUT, None, host.text) for n in found]
 
 
 def hosts_file(name: str, path: str = "/etc/hosts") -> tuple[Address, ...]:

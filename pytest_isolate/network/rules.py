@@ -222,6 +222,11 @@ class HostRule:
     ports: tuple[int, int]
     to: Target | None = None
 
+    @property
+    def text(self) -> str:
+        """That of the rules which come of it."""
+        return f'allow_host("{self.name}")' if self.to is None else f"redirect {self.name} to {self.to}"
+
 
 #: What a test without a policy gets: everything, counted.
 COUNT_ONLY = NetworkPolicy(default=Verdict.ALLOW)

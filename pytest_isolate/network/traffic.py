@@ -6,7 +6,7 @@ Owns: Stats, Event, FlowRecord and the NETDENIED line. Refuses: maps and rings; 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import Protocol, Reason, Verdict, Where
@@ -158,6 +158,18 @@ class FlowRecord:
     def destination(self) -> str:
         """``203.0.113.7:443/tcp``."""
         return f"{endpoint(self.peer, self.peer_port)}/{self.protocol}"
+
+    @property
+    def conversation(self) -> tuple[object, ...]:
+        """What tells it from others: both ends and the protocol."""
+        return self.peer, self.peer_port, self.local, self.local_port, self.protocol
+
+    def since(self, earlier: FlowRecord | None) -> FlowRecord:
+        """The same without what was counted before."""
+        if earlier is None:
+            return self
+        names = ("packets_out", "l3_bytes_out", "packets_in", "l3_bytes_in")
+        return replace(self, **{name: getattr(self, name) - getattr(earlier, name) for name in names})
 
     @classmethod
     def of(cls, key: layout.Flow4 | layout.Flow6, value: layout.Flow) -> FlowRecord:

@@ -30,14 +30,13 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def net_policy(request: pytest.FixtureRequest) -> Iterator[NetPolicy]:
+def net_policy(request: pytest.FixtureRequest) -> NetPolicy:
     """The running test's network policy: ``net_policy.allow("10.0.0.0/8", tcp=[80])``; see docs/how-to/network.md."""
     from pytest_isolate.runner import netpolicy
 
     policy = netpolicy.of(getattr(request.config.pluginmanager.get_plugin("isolate-runner"), "reporter", None))
-    policy.reset()  # where --isolate-missing=warn gave the policy up, it is an error now, and not a surprise later
-    yield policy
-    policy.reset()
+    policy.begin()
+    return policy
 
 
 @pytest.fixture(scope="session")

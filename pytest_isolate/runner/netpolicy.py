@@ -94,8 +94,13 @@ class NetPolicy:
         self._ask("limit", pps=pps, bytes=bytes, connections=connections)
 
     def reset(self) -> None:
-        """Back to what options and markers say."""
+        """Back to what options and markers say; limits have nothing used up."""
         self._ask("reset")
+
+    def begin(self) -> None:
+        """Reset it now, and after the last of the test's fixtures: those older than this one may still need what it allowed."""
+        self.reset()  # where --isolate-missing=warn gave the policy up, it is an error now, and not a surprise later
+        self._reporter.undo = self.reset
 
     def _setter(name: str, text: str) -> Any:  # type: ignore[misc]  # noqa: N805
         def write(self: NetPolicy, value: Any) -> None:
@@ -132,7 +137,7 @@ class NetPolicy:
         return [event for event in self.events() if event.verdict.name == "DENY"]
 
     def flows(self) -> list[FlowRecord]:
-        """Conversations so far, with packets and bytes of each."""
+        """Conversations of the test so far, with packets and bytes of each."""
         return [_flow(row) for row in self._ask("flows")]
 
     def attach_program(self, text: str, *, hook: str, function: str = "") -> Program:

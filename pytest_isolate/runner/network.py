@@ -196,6 +196,10 @@ class Window:
         begin = self._since.events if self._since is not None else 0
         return [_plain(event) for event in self._network.attached.events()[begin:]]
 
+    def flows(self) -> list[dict[str, Any]]:
+        assert self._network is not None
+        return [_plain(flow) for flow in self._network.flows(self._since)]
+
     def stats(self) -> dict[str, int]:
         assert self._network is not None
         assert self._network.attached is not None
@@ -229,6 +233,7 @@ def _reset(attached: AttachedPolicy, window: Window) -> None:
     base = window.base()
     if attached.policy is not base:
         attached.update(base)
+    attached.renew_limits()
 
 
 def _attach_program(_attached: AttachedPolicy, window: Window, text: str, hook: str, function: str) -> dict[str, Any]:
@@ -249,16 +254,12 @@ def _map(_attached: AttachedPolicy, window: Window, number: int, name: str, verb
 _MAP_VERBS = ("get", "set", "delete", "items")
 
 
-def _flows(attached: AttachedPolicy, _window: Window) -> list[dict[str, Any]]:
-    return [_plain(flow) for flow in attached.flows()]
-
-
 _CALLS: Mapping[str, Callable[..., Any]] = {
     "set": _set,
     "reset": _reset,
     "stats": lambda _attached, window: window.stats(),
     "events": lambda _attached, window: window.events(),
-    "flows": _flows,
+    "flows": lambda _attached, window: window.flows(),
     "attach_program": _attach_program,
     "map": _map,
 }

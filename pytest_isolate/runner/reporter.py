@@ -13,6 +13,7 @@ import resource
 import signal
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -82,6 +83,8 @@ class Reporter:
         self.finished = False
         self.failed = False
         self._kept = b""
+        #: What the test changed outside of its process, and takes back when its last fixture is gone.
+        self.undo: Callable[[], None] | None = None
 
     def send(self, kind: str, data: Any = None) -> None:
         frames, self._kept = self._kept + wire.pack(kind, data), b""
@@ -104,6 +107,12 @@ class Reporter:
         if self.tries > 1:
             self.send("again", {"finished": self.finished})
             self.finished = False
+
+    def ends(self) -> None:
+        """Every fixture of this try is gone, but for those that the group's next item uses, too."""
+        undo, self.undo = self.undo, None
+        if undo is not None:
+            undo()
 
     def fail_setup(self, item: pytest.Item) -> None:
         """Raise what is to be told as the failure of the item's set-up, if anything is."""
@@ -195,9 +204,12 @@ class Listener:
     def pytest_runtest_call(self) -> None:
         self._tell_phase("call")
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_teardown(self) -> None:
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self) -> Iterator[None]:
         self._tell_phase("teardown")
+        yield
+        if self.reporter is not None:
+            self.reporter.ends()
 
     def _tell_phase(self, when: str) -> None:
         if self.reporter is not None and self.reporter.tells_phases:

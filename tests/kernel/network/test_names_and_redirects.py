@@ -143,6 +143,21 @@ def test_the_c_library_resolves_through_it(box, listen, hosts):
         assert box.run(lambda: attempt(lambda: tcp((V4, port)))[0]) == "ok"
 
 
+def test_what_was_learned_of_a_host_goes_with_its_rule(box, listen, hosts):
+    port = listen(V4).getsockname()[1]
+    with box.attach(NetworkPolicy().allow_host("db.test", tcp=[port])) as net:
+        box.run(lambda: _ask_udp("db.test"))
+        net.update(net.policy.allow_host("other.test", tcp=[port]))
+        assert box.run(lambda: attempt(lambda: tcp((V4, port)))[0]) == "ok"
+        for other in (NetworkPolicy().allow_host("other.test", tcp=[port]), NetworkPolicy()):
+            net.update(other)
+            assert box.run(lambda: attempt(lambda: tcp((V4, port)))[0]) == "EPERM"
+        net.update(NetworkPolicy().allow_host("db.test", tcp=[port]))
+        assert box.run(lambda: attempt(lambda: tcp((V4, port)))[0]) == "EPERM"  # nobody has asked for it since
+        box.run(lambda: _ask_udp("db.test"))
+        assert box.run(lambda: attempt(lambda: tcp((V4, port)))[0]) == "ok"
+
+
 def test_a_name_can_be_redirected(box, listen, hosts):
     real = listen("127.0.0.1")
     with box.attach(NetworkPolicy().redirect("api.example.com:443", to=real.getsockname())) as net:
