@@ -46,6 +46,7 @@ class Mark:
 
     stats: Stats | None = None
     events: int = 0
+    redirects: int = 0
     flows: dict[tuple[object, ...], FlowRecord] = field(default_factory=dict)
 
 
@@ -95,7 +96,12 @@ class SandboxNetwork:
         """Here and now, for ``traffic(since)``."""
         if self.attached is None:
             return Mark()
-        return Mark(stats=self.attached.stats, events=len(self.attached.events()), flows=self._flows())
+        return Mark(
+            stats=self.attached.stats,
+            events=len(self.attached.events()),
+            redirects=len(self.attached.redirects),
+            flows=self._flows(),
+        )
 
     def traffic(self, since: Mark | None = None) -> Traffic | None:
         """What passed and what was refused since then, or since the beginning; None where nothing counts."""
@@ -113,14 +119,17 @@ class SandboxNetwork:
             connections_in=stats.connections_in,
             denied=stats.denied,
             events_lost=stats.events_lost,
+            flows_lost=stats.flows_lost,
             contacted=self._contacted(begin),
             logged=_merged(event for event in events if event.verdict.name == "LOG"),
             refused=_merged(event for event in events if event.verdict.name == "DENY"),
         )
 
     def _contacted(self, since: Mark) -> tuple[str, ...]:
+        assert self.attached is not None
         opened = (flow for flow in self.flows(since) if flow.packets_out and not flow.opened_by_peer)
-        return tuple(sorted({flow.destination for flow in opened}))
+        names = {self.attached.asked_for(flow, since.redirects) for flow in opened}
+        return tuple(sorted(names - {""}))
 
     def flows(self, since: Mark | None = None) -> list[FlowRecord]:
         """Conversations in which something passed since then; [] where no rules hold."""

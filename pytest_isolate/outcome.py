@@ -99,6 +99,7 @@ class Leftover:
 class Traffic:
     """What passed and what was refused, exactly; bytes are L3. ``contacted``: destinations it opened to, under rules.
 
+    ``flows_lost``: packets for which the flow table had no room, so that their destinations may be missing there.
     ``refused`` and ``logged``: one line for each flow, in the words of the rule that decided.
     """
 
@@ -110,6 +111,7 @@ class Traffic:
     connections_in: int = 0
     denied: int = 0
     events_lost: int = 0
+    flows_lost: int = 0
     contacted: tuple[str, ...] = ()
     logged: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()

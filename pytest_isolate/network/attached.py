@@ -40,6 +40,7 @@ class AttachedPolicy:
         self._history: dict[int, NetworkPolicy] = {}
         self._events: list[Event] = []
         self._learned: tuple[Rule, ...] = ()
+        self.redirects: list[tuple[Rule, str]] = []  # in the order they came into force, and what each is asked for by
         self._resolver: Resolver | None = None
         self._budget = 0
         self._live = Flag(0)
@@ -71,6 +72,16 @@ class AttachedPolicy:
         if not _only_adds(self.policy, policy):
             self._live = Flag.PER_PACKET
         self._apply(policy)
+
+    def asked_for(self, flow: FlowRecord, since: int = 0) -> str:
+        """Where a flow went, and what redirected it there; ``""`` for the resolver of the policy itself.
+
+        ``since``: of ``redirects``, those before it belong to another test.
+        """
+        if self._resolver is not None and self._resolver.serves(flow.peer, flow.peer_port):
+            return ""
+        came = dict.fromkeys(name for rule, name in self.redirects[since:] if flow.comes_of(rule))
+        return f"{flow.destination} (redirected from {' or '.join(came)})" if came else flow.destination
 
     def renew_limits(self) -> None:
         """What limits allow, they allow once more: nothing of it is used up."""
@@ -127,6 +138,7 @@ class AttachedPolicy:
                 self._budget = self._engine.take_budget()
                 self.renew_limits()
             self._history[ruleset.number] = effective
+            self._note_redirects(ruleset)
             self._place.store(self._value(policy, ruleset))
             self._place.hook(ruleset.compiled, self._live)
         except BaseException:
@@ -135,6 +147,15 @@ class AttachedPolicy:
         old, self._ruleset, self.policy = self._ruleset, ruleset, policy
         if old is not None:
             self._engine.rulesets.release(old)
+
+    def _note_redirects(self, ruleset: Ruleset) -> None:
+        if not ruleset.compiled.redirects:
+            return
+        before = self._ruleset.policy.rules if self._ruleset is not None else ()
+        for rule in ruleset.policy.rules:
+            if rule.to is not None and rule.verdict is Verdict.REDIRECT and rule not in before:
+                name = self._resolver.name_of(rule.network.network_address) if self._resolver is not None else ""
+                self.redirects.append((rule, rule.asked_by(name)))
 
     def _effective(self, policy: NetworkPolicy) -> NetworkPolicy:
         said = {(host.text, host.protocols, host.ports) for host in policy.hosts}

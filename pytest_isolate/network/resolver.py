@@ -85,6 +85,14 @@ class Resolver:
     def _fake(self, name: str) -> Address:
         return self._fakes.setdefault(name, _FAKE[len(self._fakes) + 1])
 
+    def name_of(self, address: Address) -> str:
+        """The name that is answered with this address of ours, ``""`` for any other."""
+        return next((name for name, fake in self._fakes.items() if fake == address), "")
+
+    def serves(self, address: Address, port: int) -> bool:
+        """True for the end that the test's DNS is sent to."""
+        return port == self.port and address == ipaddress.ip_address("127.0.0.1")
+
     # -- serving ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:

@@ -80,6 +80,15 @@ class Rule:
         """Sorts the rule that decides first to the front."""
         return (-self.network.prefixlen, self.ports[1] - self.ports[0], _RANK[self.verdict])
 
+    def asked_by(self, name: str = "") -> str:
+        """``203.0.113.7:443``, ``10.0.0.0/8:80-90``, ``api.test``: what a redirect takes; ``name`` stands for the address."""
+        single = self.network.prefixlen == self.network.max_prefixlen
+        where = name or str(self.network.network_address if single else self.network)
+        if self.ports == ALL_PORTS:
+            return where
+        low, high = self.ports
+        return f"{f'[{where}]' if ':' in where else where}:{low}" + (f"-{high}" if high != low else "")
+
     def __str__(self) -> str:
         if self.text:
             return self.text

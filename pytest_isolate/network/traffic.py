@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import Protocol, Reason, Verdict, Where
 from pytest_isolate.network.compile import address_of
-from pytest_isolate.network.rules import Address, NetworkPolicy, endpoint
+from pytest_isolate.network.rules import Address, NetworkPolicy, Rule, endpoint
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp", 136: "udplite", 262: "mptcp", 2: "igmp"}
 _BITS = {1: Protocol.ICMP, 58: Protocol.ICMP, 6: Protocol.TCP, 17: Protocol.UDP}
@@ -158,6 +158,14 @@ class FlowRecord:
     def destination(self) -> str:
         """``203.0.113.7:443/tcp``."""
         return f"{endpoint(self.peer, self.peer_port)}/{self.protocol}"
+
+    def comes_of(self, rule: Rule) -> bool:
+        """True when this redirect leads where the flow went."""
+        to = rule.to
+        if to is None or to.address != self.peer or self.protocol not in ("tcp", "udp", "mptcp"):
+            return False
+        low, high = (to.port, to.port) if to.port else rule.ports
+        return low <= self.peer_port <= high
 
     @property
     def conversation(self) -> tuple[object, ...]:

@@ -138,7 +138,7 @@ class Window:
             if not isinstance(value, tuple):
                 found.append((f"isolate_net_{field.name}", value))
             elif value:
-                found.append((f"isolate_net_{field.name}", "; ".join(value[:_MAX_LINES])))
+                found.append((f"isolate_net_{field.name}", "; ".join(_some("", value))))
         return found
 
     # -- what the fixture asks -------------------------------------------------------------------------------------
@@ -314,6 +314,10 @@ def worded(traffic: Traffic | None, network: SandboxNetwork) -> str:
         f"{traffic.connections_out} connections opened, {traffic.connections_in} accepted; {traffic.denied} refused"
     )
     lines += _some("contacted ", traffic.contacted)
+    if traffic.flows_lost:
+        lines.append(
+            f"the table of flows was full: destinations of {traffic.flows_lost} packets may be missing, and have no record in flows()"
+        )
     lines += _some("", traffic.logged)
     lines += _some("", traffic.refused)
     if traffic.events_lost:

@@ -5,7 +5,9 @@ Traffic on loopback only.
 
 from __future__ import annotations
 
+import re
 import textwrap
+import xml.etree.ElementTree as ET
 
 import pytest
 
@@ -132,3 +134,47 @@ def test_a_fixture_older_than_net_policy_is_torn_down_under_the_test_s_rules(
         """,
     )
     isolated().assert_outcomes(passed=3)
+
+
+def test_what_was_contacted_is_told_by_what_was_asked_for(isolated: Run, pytester: pytest.Pytester) -> None:
+    _module(
+        pytester,
+        """
+        def test_it(net_policy):
+            with server() as to:
+                net_policy.redirect("203.0.113.7:443", to=to.getsockname())
+                net_policy.redirect("api.example.com:444", to=to.getsockname())
+                socket.create_connection(("203.0.113.7", 443), 2).close()
+                socket.create_connection(("api.example.com", 444), 2).close()
+                print("PORT", to.getsockname()[1])
+        def test_next(net_policy):
+            net_policy.allow("127.0.0.1")
+            send(11111)
+        """,
+    )
+    text = str(isolated("-rP").stdout)
+    port = re.findall(r"^PORT (\d+)", text, re.MULTILINE)[0]
+    assert re.findall("^contacted (.*)", text, re.MULTILINE) == [
+        f"127.0.0.1:{port}/tcp (redirected from 203.0.113.7:443 or api.example.com:444)",
+        "127.0.0.1:11111/udp",
+    ]
+
+
+def test_a_full_table_of_flows_is_told_and_so_are_the_destinations_left_out(
+    isolated: Run, pytester: pytest.Pytester
+) -> None:
+    _module(
+        pytester,
+        """
+        @pytest.mark.netpolicy(allow=["127.0.0.0/8"])
+        def test_it():
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+                for number in range(4300):
+                    made.sendto(b"x", (f"127.1.{number >> 8}.{number & 255}", 9))
+        """,
+    )
+    text = str(isolated("-rP", "--junitxml=found.xml").stdout)
+    assert re.search(r"the table of flows was full: destinations of \d+ packets may be missing", text)
+    found = {e.attrib["name"]: e.attrib["value"] for e in ET.parse(pytester.path / "found.xml").iter("property")}
+    assert int(found["isolate_net_flows_lost"]) >= 4300 - 4096
+    assert re.search(r"; \.\.\. and \d+ more$", found["isolate_net_contacted"])
