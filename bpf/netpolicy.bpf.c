@@ -87,6 +87,19 @@ NP_INLINE int np_denied_call(struct np_policy *p, const struct np_packet *k, __u
 	return np_refuse(p);
 }
 
+/* connect(2) of UDP sends nothing: name look-ups do it to sort addresses. So it passes, and what the socket then sends is
+ * judged as packets, which have no process of their own to name. */
+NP_INLINE int np_connect_stray(struct bpf_sock_addr *ctx, const struct np_policy *p, __u64 cookie)
+{
+	struct np_caller caller = {.pid = bpf_get_current_pid_tgid() >> 32};
+
+	if (ctx->protocol != NP_IPPROTO_UDP || !np_add_stray(p))
+		return 0;
+	bpf_get_current_comm(caller.comm, sizeof(caller.comm));
+	map_put(np_callers, &cookie, &caller);
+	return 1;
+}
+
 /* connect(2) and sendto(2) with an address. */
 NP_INLINE int np_open(struct bpf_sock_addr *ctx, const int v6, const __u8 reason)
 {
@@ -112,8 +125,9 @@ NP_INLINE int np_open(struct bpf_sock_addr *ctx, const int v6, const __u8 reason
 		return 1;
 	cookie = bpf_get_socket_cookie(ctx);
 	if ((v & 15) == NP_DENY)
-		return np_denied_call(p, &k, cookie, reason, NP_OUT);
-	if (reason == NP_R_CONNECT && (p->flags & NP_F_BUDGET) && !np_take_connection(p))
+		return (reason == NP_R_CONNECT && np_connect_stray(ctx, p, cookie)) ||
+		       np_denied_call(p, &k, cookie, reason, NP_OUT);
+	if (reason == NP_R_CONNECT && ctx->type == NP_SOCK_STREAM && (p->flags & NP_F_BUDGET) && !np_take_connection(p))
 		return np_denied_call(p, &k, cookie, NP_R_LIMIT_CONNECTIONS, NP_OUT);
 	c = storage_get(np_counts);
 	if ((v & 15) == NP_LOG) {
@@ -183,9 +197,9 @@ PROGRAM("cgroup/sock_create", np_sock_create, bpf_sock)
 	struct np_policy *p = storage_get(np_policies);
 	struct np_packet k = {.family = ctx->family, .ipproto = ctx->protocol};
 
-	if (np_valid(p) && (ctx->type != 3 || (p->flags & (NP_F_RAW | NP_F_COUNT_ONLY))))
+	if (np_valid(p) && (ctx->type != NP_SOCK_RAW || (p->flags & (NP_F_RAW | NP_F_COUNT_ONLY))))
 		return 1;
-	return np_denied_call(p, &k, 0, np_valid(p) ? NP_R_SOCKET : NP_R_MALFORMED, NP_OUT);
+	return np_denied_call(p, &k, bpf_get_socket_cookie(ctx), np_valid(p) ? NP_R_SOCKET : NP_R_MALFORMED, NP_OUT);
 }
 
 /* What was redirected looks, to its program, as if it had not been. */
@@ -298,8 +312,12 @@ NP_INLINE int np_slow(struct __sk_buff *skb, struct np_policy *p, struct np_coun
  * a policy that changes meanwhile is looked at again. */
 NP_INLINE __u64 np_look(struct np_counters *c, __u32 epoch)
 {
-	__u64 known = np_fast_bits(storage_get(np_policies)) << 32 | epoch;
+	struct np_policy *p = storage_get(np_policies);
+	__u64 fast = np_fast_bits(p), known;
 
+	if ((fast & NP_FAST_OUT_PLAIN) && np_has_strays(p))
+		fast &= ~(__u64)NP_FAST_OUT_PLAIN;
+	known = fast << 32 | epoch;
 	c->fast = known;
 	return known;
 }
@@ -308,12 +326,13 @@ NP_INLINE __u64 np_look(struct np_counters *c, __u32 epoch)
 NP_INLINE int np_fast(struct __sk_buff *skb, struct np_counters *c, const int out)
 {
 	__u64 known = c->fast;
-	__u32 zero = 0, *epoch = map_get(np_epoch, &zero);
+	__u32 zero = 0, one = 1, *stored = map_get(np_epoch, &zero), *strays = map_get(np_epoch, &one), epoch;
 
-	if (!epoch)
+	if (!stored || !strays)
 		return 0;
-	if (np_unlikely((__u32)known != *epoch))
-		known = np_look(c, *epoch);
+	epoch = *stored + (*strays << 20); /* both only rise */
+	if (np_unlikely((__u32)known != epoch))
+		known = np_look(c, epoch);
 	known >>= 32;
 	if (known & (out ? NP_FAST_OUT : NP_FAST_IN))
 		return 1;

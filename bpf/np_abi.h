@@ -53,6 +53,8 @@
 #define NP_SEEN 4096	  /* denied or logged flows remembered, to report each once */
 #define NP_ACCEPTED 65536 /* accepted TCP sockets remembered, to know who opened them; a power of two */
 #define NP_ORIGINALS 1024 /* redirected destinations remembered, for getpeername and recvmsg */
+#define NP_STRAYS 1024	  /* attachments at once whose UDP sockets may be connected where the policy refuses */
+#define NP_CALLERS 1024	  /* such sockets remembered, to name their process when they send */
 #define NP_RING_BYTES (256 * 1024)
 #define NP_LINKS 1024 /* interfaces under tcx or clsact */
 
@@ -185,6 +187,14 @@ struct np_seen {
 	__u16 port;
 	__u8 protocol;
 	__u8 where; /* NP_OUT, NP_IN or NP_BIND */
+	__u32 id;   /* of the attachment: equal policies share a rule set, and frames and some sockets have no cookie */
+	__u32 pad;
+};
+
+struct np_caller { /* value of np_callers */
+	__u32 pid; /* thread group, host's number */
+	__u32 pad;
+	char comm[16];
 };
 
 struct np_original_key {

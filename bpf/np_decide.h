@@ -22,6 +22,8 @@
 #define NP_IPPROTO_TCP 6
 #define NP_IPPROTO_UDP 17
 #define NP_IPPROTO_ICMPV6 58
+#define NP_SOCK_STREAM 1 /* as on every architecture but MIPS */
+#define NP_SOCK_RAW 3
 
 /* Linux's own numbers, the same on every architecture with little-endian BPF headers here. */
 #define NP_MAPPED_WORD_LE 0xffff0000u /* third word of ::ffff:0:0/96 as a little-endian load sees it */
@@ -129,7 +131,7 @@ NP_INLINE int np_answers(__u8 tcp_flags)
 
 /* Packets that need no look at the rules, by their IP header (20 bytes of it, 34 with that of TCP; 40 and 54).
  * Out: TCP and UDP. Every way to send them to somewhere passes connect(2)'s or sendmsg(2)'s hook first, and that has
- * judged the peer: fast open, io_uring and MPTCP's subflows too; raw sockets do not, and NP_F_RAW turns this off; a header
+ * judged the peer, or put the attachment into np_strays, which turns this off: fast open, io_uring and MPTCP's subflows too; raw sockets do not, and NP_F_RAW turns this off; a header
  * with options (a source route) or extension headers is not plain. In: the second and later packets of TCP. */
 NP_INLINE int np_plain4(const __u8 *header, const int out)
 {

@@ -131,6 +131,12 @@ NP_INLINE void np_flow_insert(struct __sk_buff *skb, const struct np_policy *p, 
 		np_add(c->flows_lost, 1);
 }
 
+/* An answer to a peer who spoke first, where sockets may be connected to such a peer against the policy. */
+NP_INLINE int np_is_stray(const struct np_policy *p, const struct np_flow *f, const int out)
+{
+	return out && f && f->opener == NP_IN && np_has_strays(p);
+}
+
 /* A packet of a flow that is new, or whose verdict is of another rule set. */
 NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np_counters *c, const int out,
 			   struct np_flow *f)
@@ -143,6 +149,8 @@ NP_INLINE int np_flow_slow(struct __sk_buff *skb, struct np_policy *p, struct np
 
 	if (np_read(skb, 0, out, &k) == 0 && np_valid(p)) {
 		opener = np_opener(skb, f, &k, cookie, out);
+		if (np_is_stray(p, f, out) && k.ipproto == NP_IPPROTO_UDP)
+			opener = NP_OUT;
 		verdict = np_judge_flow(p, &k, opener) & 15;
 		reason = verdict == NP_ALLOW || verdict == NP_LOG ? 0 : place;
 		ends = reason && np_ends(skb, &k);
@@ -178,7 +186,7 @@ NP_INLINE int np_flow_skb(struct __sk_buff *skb, const int out)
 	struct np_policy *p = storage_get(np_policies);
 	struct np_flow *f = np_flow_find(skb, p, out);
 
-	if (np_likely(f && f->ruleset == p->ruleset && np_valid_without(p, NP_F_BUDGET))) {
+	if (np_likely(f && f->ruleset == p->ruleset && np_valid_without(p, NP_F_BUDGET) && !np_is_stray(p, f, out))) {
 		np_flow_count(f, skb, out);
 		if (np_unlikely(skb->gso_segs > 1))
 			np_count_gso(skb, storage_get(np_counts), out, 0, 0);

@@ -144,6 +144,27 @@ NP_INLINE __u32 np_judge_packet(const struct np_policy *p, const struct np_packe
 	return np_judge(p, k, where, tcp ? 0 : NP_IN);
 }
 
+/* True when a UDP socket of this attachment is connected where the policy refuses. */
+NP_INLINE int np_has_strays(const struct np_policy *p)
+{
+	__u32 id = p->id;
+
+	return map_get(np_strays, &id) != 0;
+}
+
+/* Makes it so: from now on every CPU judges its datagrams. 0 when there is no room to remember it: the caller refuses. */
+NP_INLINE int np_add_stray(const struct np_policy *p)
+{
+	__u32 id = p->id, one = 1, *epoch = map_get(np_epoch, &one);
+
+	if (np_has_strays(p))
+		return 1;
+	if (!epoch || (int)map_add(np_strays, &id, &one) != 0)
+		return np_has_strays(p); /* another CPU was first */
+	np_add(*epoch, 1);
+	return 1;
+}
+
 /* True when one more connection is within the limit; takes it. Never one too many: a tie between CPUs refuses both. */
 NP_INLINE int np_take_connection(const struct np_policy *p)
 {

@@ -9,8 +9,14 @@
 /* cgroup -> its policy. Written by user space, whole, by exchange of the buffer (atomic for readers).
  * Key __u64: one value for every hook of the cgroup. Source: Documentation/bpf/map_cgroup_storage.rst (5.9+). */
 MAP_STORAGE(np_policies, BPF_MAP_TYPE_CGROUP_STORAGE, struct np_policy);
-/* A count of policies stored, raised by user space after each. Reading it is inlined, the storage of a policy is a call. */
-MAP(np_epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+/* [0]: a count of policies stored, raised by user space after each. [1]: a count of np_strays, raised by the programs.
+ * Reading them is inlined, the storage of a policy is a call. */
+MAP(np_epoch, BPF_MAP_TYPE_ARRAY, __u32, __u32, 2, 0);
+/* np_policy.id -> 1: a UDP socket of this attachment is connected where the policy refuses, so datagrams are judged one by
+ * one. Added to by the programs, deleted by user space. */
+MAP(np_strays, BPF_MAP_TYPE_HASH, __u32, __u32, NP_STRAYS, 0);
+/* cookie of such a socket -> who connected it. Programs only. */
+MAP(np_callers, BPF_MAP_TYPE_LRU_HASH, __u64, struct np_caller, NP_CALLERS, 0);
 /* cgroup -> counters of this CPU. Written by the programs, read by user space. */
 MAP_STORAGE(np_counts, BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE, struct np_counters);
 /* {ruleset, prefix} -> port list. Written by user space. */

@@ -9,20 +9,15 @@
 #include "np_maps.h"
 #include "np_packet.h"
 
-/* What a hook knows about the process: packets have none to name. */
-struct np_actor {
-	__u64 cookie;
-	__u8 has_process;
-};
-
-/* True the first time this socket meets this peer under this ruleset. */
+/* True the first time this socket of this attachment meets this peer under this ruleset. */
 NP_INLINE int np_first_report(const struct np_policy *p, const struct np_packet *k, __u64 cookie, __u8 where)
 {
 	struct np_seen key = {.cookie = cookie,
 			      .ruleset = p->ruleset,
 			      .port = where & NP_IN ? k->local_port : k->port,
 			      .protocol = k->ipproto,
-			      .where = where & (NP_OUT | NP_IN | NP_BIND)};
+			      .where = where & (NP_OUT | NP_IN | NP_BIND),
+			      .id = p->id};
 	__u32 one = 1;
 
 	__builtin_memcpy(key.address, k->peer, 16);
@@ -47,6 +42,17 @@ NP_INLINE void np_fill(struct np_event *e, const struct np_policy *p, const stru
 	__builtin_memset(e->comm, 0, sizeof(e->comm));
 }
 
+/* A packet's process, where its socket is one that np_callers knows. */
+NP_INLINE void np_name_caller(struct np_event *e, __u64 cookie)
+{
+	struct np_caller *caller = map_get(np_callers, &cookie);
+
+	if (!caller)
+		return;
+	e->pid = caller->pid;
+	__builtin_memcpy(e->comm, caller->comm, sizeof(e->comm));
+}
+
 /* with_process is a constant at every call: programs that may not ask for the process contain no such call. */
 NP_INLINE void np_report(struct np_policy *p, struct np_counters *c, const struct np_packet *k, __u64 cookie,
 			 __u8 verdict, __u8 reason, __u8 where, const int with_process)
@@ -64,6 +70,8 @@ NP_INLINE void np_report(struct np_policy *p, struct np_counters *c, const struc
 	if (with_process) {
 		e->pid = bpf_get_current_pid_tgid() >> 32;
 		bpf_get_current_comm(e->comm, sizeof(e->comm));
+	} else if (cookie) {
+		np_name_caller(e, cookie);
 	}
 	np_debug("np: verdict %d reason %d port %d\n", verdict, reason, e->port);
 	ring_submit(e);

@@ -110,6 +110,12 @@ int main(void)
 	FIELD(np_seen, port);
 	FIELD(np_seen, protocol);
 	FIELD(np_seen, where);
+	FIELD(np_seen, id);
+	FIELD(np_seen, pad);
+	STRUCT(np_caller);
+	FIELD(np_caller, pid);
+	FIELD(np_caller, pad);
+	FIELD(np_caller, comm);
 	STRUCT(np_original_key);
 	FIELD(np_original_key, cookie);
 	FIELD(np_original_key, address);
@@ -165,6 +171,8 @@ int main(void)
 	NUMBER(NP_SEEN);
 	NUMBER(NP_ACCEPTED);
 	NUMBER(NP_ORIGINALS);
+	NUMBER(NP_STRAYS);
+	NUMBER(NP_CALLERS);
 	NUMBER(NP_RING_BYTES);
 	NUMBER(NP_LINKS);
 	NUMBER(NP_R_CONNECT);

@@ -235,6 +235,7 @@ class AttachedPolicy:
 
     def _free(self) -> None:
         self._engine.forget(self, self._budget)
+        self._engine.plane.maps["np_strays"].delete(struct.pack("=I", self.id))
         if self.policy.flows:
             for name, kind in (("np_flows4", layout.Flow4), ("np_flows6", layout.Flow6)):
                 self._engine.plane.maps[name].delete_batch(

@@ -19,6 +19,8 @@ BUDGETS = 1024
 SEEN = 4096
 ACCEPTED = 65536
 ORIGINALS = 1024
+STRAYS = 1024
+CALLERS = 1024
 RING_BYTES = 256 * 1024
 LINKS = 1024
 
@@ -223,7 +225,13 @@ class Seen(ctypes.Structure):
         ("port", _u16),
         ("protocol", _u8),
         ("where", _u8),
+        ("id", _u32),
+        ("pad", _u32),
     ]
+
+
+class Caller(ctypes.Structure):
+    _fields_ = [("pid", _u32), ("pad", _u32), ("comm", ctypes.c_char * 16)]
 
 
 class OriginalKey(ctypes.Structure):
@@ -267,6 +275,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "np_budget": Budget,
     "np_redirect": Redirect,
     "np_seen": Seen,
+    "np_caller": Caller,
     "np_original_key": OriginalKey,
     "np_original": Original,
     "np_event": Event,
@@ -349,7 +358,9 @@ def _spec(kind: MapType, key: int, value: type[ctypes.Structure] | int, entries:
 
 MAPS: dict[str, MapSpec] = {
     "np_policies": _spec(MapType.CGROUP_STORAGE, 8, Policy, 0),
-    "np_epoch": _spec(MapType.ARRAY, 4, 4, 1),
+    "np_epoch": _spec(MapType.ARRAY, 4, 4, 2),
+    "np_strays": _spec(MapType.HASH, 4, 4, STRAYS),
+    "np_callers": _spec(MapType.LRU_HASH, 8, Caller, CALLERS),
     "np_counts": _spec(MapType.PERCPU_CGROUP_STORAGE, 8, Counters, 0),
     "np_rules4": _spec(MapType.LPM_TRIE, ctypes.sizeof(Key4), Rule, RULES, _NO_PREALLOC),
     "np_rules6": _spec(MapType.LPM_TRIE, ctypes.sizeof(Key6), Rule, RULES, _NO_PREALLOC),

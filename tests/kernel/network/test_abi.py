@@ -43,7 +43,18 @@ def test_every_number_is_the_same(dumped):
         "NP_LIST_MAX": layout.LIST_MAX,
         "NP_RING_BYTES": layout.RING_BYTES,
     }
-    for name in ("LISTS", "RULES", "REDIRECTS", "BUDGETS", "SEEN", "ACCEPTED", "ORIGINALS", "LINKS"):
+    for name in (
+        "LISTS",
+        "RULES",
+        "REDIRECTS",
+        "BUDGETS",
+        "SEEN",
+        "ACCEPTED",
+        "ORIGINALS",
+        "STRAYS",
+        "CALLERS",
+        "LINKS",
+    ):
         ours[f"NP_{name}"] = getattr(layout, name)
 
     def members(kind: type[enum.IntEnum | enum.IntFlag], prefix: str) -> None:
