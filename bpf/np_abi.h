@@ -221,6 +221,8 @@ struct np_original {
 #define NP_R_LIMIT_BYTES 8
 #define NP_R_LIMIT_PPS 9
 #define NP_R_MALFORMED 10
+#define NP_R_UNTOLD 11 /* user space's own: something was refused, and no event says what */
+#define NP_R_NAME 12   /* user space's own: of a host name */
 
 struct np_event {
 	__u64 time_ns; /* CLOCK_MONOTONIC */

@@ -96,17 +96,21 @@ class SandboxNetwork:
         """Here and now, for ``traffic(since)``."""
         if self.attached is None:
             return Mark()
-        return Mark(
+        mark = Mark(
             stats=self.attached.stats,
             events=len(self.attached.events()),
             redirects=len(self.attached.redirects),
             flows=self._flows(),
         )
+        self.attached.make_room()
+        return mark
 
     def traffic(self, since: Mark | None = None) -> Traffic | None:
         """What passed and what was refused since then, or since the beginning; None where nothing counts."""
         if self.attached is None:
             return None
+        from pytest_isolate.network.traffic import untold
+
         begin = since or Mark()
         stats = self.attached.stats if begin.stats is None else self.attached.stats - begin.stats
         events = self.attached.events()[begin.events :]
@@ -122,7 +126,7 @@ class SandboxNetwork:
             flows_lost=stats.flows_lost,
             contacted=self._contacted(begin),
             logged=_merged(event for event in events if event.verdict.name == "LOG"),
-            refused=_merged(event for event in events if event.verdict.name == "DENY"),
+            refused=_merged([event for event in events if event.verdict.name == "DENY"] + untold(stats, events)),
         )
 
     def _contacted(self, since: Mark) -> tuple[str, ...]:
@@ -183,6 +187,15 @@ class Networks:
             self._engine = PolicyEngine(home, loader=_loader(self.front_end), flows=FLOWS).__enter__()
             atexit.register(self.close)
         return self._engine
+
+    def fileno(self) -> int:
+        """Readable when something was refused or logged: whoever listens to tests calls ``drain``; -1 where nothing is."""
+        return -1 if self._engine is None else self._engine.fileno()
+
+    def drain(self) -> None:
+        """Take what is told from the kernel, so that one test's flood leaves room for what others have to tell."""
+        if self._engine is not None:
+            self._engine.drain()
 
     @property
     def in_use(self) -> str:

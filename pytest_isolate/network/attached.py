@@ -19,12 +19,16 @@ from pytest_isolate.network.places import Place
 from pytest_isolate.network.resolver import Resolver
 from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy, Rule
 from pytest_isolate.network.rulesets import Ruleset
-from pytest_isolate.network.traffic import Event, FlowRecord, Stats
+from pytest_isolate.network.traffic import Event, FlowRecord, Stats, untold
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pytest_isolate.network.engine import PolicyEngine
+
+
+#: Events kept for one test; more are counted as lost, or a flood would fill the memory of the process that keeps them.
+MAX_EVENTS = 10_000
 
 
 class AttachedPolicy:
@@ -38,7 +42,10 @@ class AttachedPolicy:
         self._netns_fd = netns_fd
         self._ruleset: Ruleset | None = None
         self._history: dict[int, NetworkPolicy] = {}
-        self._events: list[Event] = []
+        self._events: list[Event | tuple[layout.Event, NetworkPolicy | None]] = []
+        self._worded = 0
+        self._room = MAX_EVENTS
+        self._not_kept = 0
         self._learned: tuple[Rule, ...] = ()
         self.redirects: list[tuple[Rule, str]] = []  # in the order they came into force, and what each is asked for by
         self._resolver: Resolver | None = None
@@ -91,18 +98,28 @@ class AttachedPolicy:
     @property
     def stats(self) -> Stats:
         """Counts since the attachment."""
-        return self._last if self._last is not None else self._read() - self._base
+        stats = self._last if self._last is not None else self._read() - self._base
+        return dataclasses.replace(stats, events_lost=stats.events_lost + self._not_kept)
 
     def events(self) -> list[Event]:
         """Every denied and logged flow so far, oldest first."""
         if self._last is None:
             self._engine.drain()
-        return list(self._events)
+        while self._worded < len(self._events):
+            if isinstance(told := self._events[self._worded], tuple):
+                self._events[self._worded] = Event.of(*told)
+            self._worded += 1
+        return [event for event in self._events if isinstance(event, Event)]
 
     @property
     def denied(self) -> list[Event]:
-        """Denied flows so far; ``[]`` when nothing was refused."""
-        return [e for e in self.events() if e.verdict is Verdict.DENY]
+        """Denied flows so far; ``[]`` when nothing was refused, and only then."""
+        stats, events = self.stats, self.events()
+        return [e for e in events if e.verdict is Verdict.DENY] + untold(stats, events)
+
+    def make_room(self) -> None:
+        """From now on another test runs here: what the one before left room for is no measure."""
+        self._room = len(self._events) + MAX_EVENTS
 
     def flows(self) -> list[FlowRecord]:
         """Conversations, with a policy that has ``flows=True``."""
@@ -203,7 +220,13 @@ class AttachedPolicy:
 
     def take(self, raw: layout.Event) -> None:
         """An event of ours came out of the ring."""
-        self._events.append(Event.of(raw, self._history.get(raw.ruleset)))
+        self._keep((raw, self._history.get(raw.ruleset)))
+
+    def _keep(self, event: Event | tuple[layout.Event, NetworkPolicy | None]) -> None:
+        if len(self._events) < self._room:
+            self._events.append(event)
+        else:
+            self._not_kept += 1
 
     def _flow_entries(
         self, name: str, kind: type[layout.Flow4 | layout.Flow6]

@@ -5,7 +5,10 @@ Owns: Stats, Event, FlowRecord and the NETDENIED line. Refuses: maps and rings; 
 
 from __future__ import annotations
 
+import ipaddress
 import struct
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from pytest_isolate.kernel.bpf import layout
@@ -79,6 +82,7 @@ class Event:
     """One newly denied or logged flow. ``pid`` is the host's number, 0 for a packet without a process to name.
 
     ``port`` is the peer's (0 for none), for an inbound packet ``local_port`` is what it came for. ``rule``: in words.
+    Of Reason.NAME it is about the host ``name``, which has no address here; of Reason.UNTOLD nothing but ``rule`` is known.
     """
 
     time_s: float
@@ -91,10 +95,13 @@ class Event:
     pid: int
     comm: str
     rule: str
+    name: str = ""
 
     @property
     def destination(self) -> str:
         """``203.0.113.7:443/tcp``."""
+        if self.reason in (Reason.NAME, Reason.UNTOLD):
+            return self.name or "a destination unknown"
         if self.reason is Reason.SOCKET:
             return f"raw socket/{self.protocol}"
         inbound = self.reason is Reason.PACKET_IN
@@ -103,9 +110,17 @@ class Event:
         )
 
     def __str__(self) -> str:
-        word = "NETDENIED" if self.verdict is Verdict.DENY else "NETLOGGED"
+        word = "NETDENIED" if self.verdict is Verdict.DENY else "UNRESOLVED" if self.name else "NETLOGGED"
         process = f" by {self.comm} pid {self.pid}" if self.pid else ""
         return f"{word} {self.destination}{process} ({self.rule})"
+
+    @classmethod
+    def without_peer(cls, reason: Reason, rule: str, *, verdict: Verdict, name: str = "") -> Event:
+        """One that the kernel did not write."""
+        return cls(
+            time_s=time.monotonic(), verdict=verdict, reason=reason, address=ipaddress.IPv4Address(0), port=0,
+            local_port=0, protocol="", pid=0, comm="", rule=rule, name=name,
+        )  # fmt: skip
 
     @classmethod
     def of(cls, raw: layout.Event, policy: NetworkPolicy | None) -> Event:
@@ -123,6 +138,16 @@ class Event:
             comm=raw.comm.decode(errors="replace"),
             rule=_WHY.get(reason) or _explain(policy, address, raw, reason),
         )
+
+
+def untold(stats: Stats, events: Iterable[Event]) -> list[Event]:
+    """An event that stands for those that are missing, where something was refused and none says so; else nothing."""
+    if not stats.denied or any(event.verdict is Verdict.DENY for event in events):
+        return []
+    lost = f"events lost: {stats.events_lost}, there were too many at once"
+    before = "of a flow that was told of before, in an earlier test of the same sandbox"
+    text = f"{stats.denied} refused: {lost if stats.events_lost else before}"
+    return [Event.without_peer(Reason.UNTOLD, text, verdict=Verdict.DENY)]
 
 
 def _explain(policy: NetworkPolicy | None, address: Address, raw: layout.Event, reason: Reason) -> str:

@@ -54,7 +54,7 @@ class Crew:
         self._workers = Workers(host, self._serve_there)
         self._shared_with = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         self._threads = threads.Watch()
-        self.listening = Listening()
+        self.listening = Listening(host.networks)
         self.interrupts = interrupts.Hold()
 
     def close(self) -> None:

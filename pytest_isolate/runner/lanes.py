@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pytest
 
@@ -24,6 +25,14 @@ MAX_KEPT_BYTES = 8 * 2**20
 #: So many items may have run before their turn: what they told is kept in memory.
 MAX_KEPT_ITEMS = 256
 Ended = Callable[[Conversation], None]
+
+
+class Told(Protocol):
+    """What the kernel tells of tests: readable when there is something, -1 while nothing is open."""
+
+    def fileno(self) -> int: ...
+
+    def drain(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -48,10 +57,11 @@ class Lane:
 
 
 class Listening:
-    """Reads, keeps time, and says when a conversation is over: to whoever added it."""
+    """Reads, keeps time, and says when a conversation is over: to whoever added it. ``told`` is drained meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Told) -> None:
         self._poller = select.poll()
+        self._told, self._told_fd = told, -1
         self._by_fd: dict[int, Conversation] = {}
         self._ended: dict[Conversation, Ended] = {}
         self._paused: dict[Conversation, float] = {}
@@ -90,7 +100,10 @@ class Listening:
             self._step(left)
 
     def _step(self, most_s: float | None) -> None:
+        self._hear_told()
         for fd, _ in self._poller.poll(self._wait_ms(most_s)):
+            if fd == self._told_fd:
+                self._told.drain()
             talk = self._by_fd.get(fd)
             if talk is None or talk.over:
                 continue
@@ -106,6 +119,17 @@ class Listening:
             if talk not in self._paused:
                 talk.keep_time(now)
         self._settle()
+
+    def _hear_told(self) -> None:
+        fd = self._told.fileno()
+        if fd == self._told_fd:
+            return
+        if self._told_fd >= 0:
+            with contextlib.suppress(KeyError):
+                self._poller.unregister(self._told_fd)
+        self._told_fd = fd
+        if fd >= 0:
+            self._poller.register(fd, select.POLLIN)
 
     def _settle(self) -> None:
         """Say what is over. Whoever is told may add the next, which may be over, too, or end what others do."""

@@ -78,6 +78,8 @@ class Reason(enum.IntEnum):
     LIMIT_BYTES = 8
     LIMIT_PPS = 9
     MALFORMED = 10
+    UNTOLD = 11
+    NAME = 12
 
 
 class Fast(enum.IntFlag):

@@ -53,8 +53,11 @@ class Ring:
         self._written = ctypes.c_uint64.from_address(self._producer.address)
 
     def drain(self) -> Iterator[bytes]:
-        """Every record written so far. The place of each is given back to the kernel after it was taken."""
-        while self._consumer.address and self._read.value < self._written.value:
+        """Every record written before the call. The place of each is given back to the kernel after it was taken."""
+        end = (
+            self._written.value if self._producer.address else 0
+        )  # a flood that goes on must not keep the reader for ever
+        while self._consumer.address and self._read.value < end:
             at = self._producer.address + _PAGE + (self._read.value & self._mask)
             head = ctypes.c_uint32.from_address(at).value
             if head & _BUSY:  # reserved, not yet submitted

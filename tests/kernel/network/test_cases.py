@@ -465,3 +465,29 @@ def test_events_that_do_not_fit_are_counted(box):
         assert net.stats.denied_out == 5000
         assert len(net.events()) + net.stats.events_lost == 5000
         assert net.stats.events_lost > 0
+
+
+def _flood():
+    for port in range(1, 5001):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            attempt(lambda made=made, port=port: made.sendto(b"x", (V4, port)))
+
+
+def test_a_refusal_whose_event_was_lost_still_stands_among_the_denied(box, other_box, listen):
+    address = listen().getsockname()
+    with other_box.attach(NetworkPolicy()), box.attach(NetworkPolicy()) as net:
+        other_box.run(_flood)  # nobody drains meanwhile
+        assert box.run(lambda: attempt(lambda: tcp(address))[0]) == "EPERM"
+        (denied,) = net.denied
+        assert (net.stats.denied, net.stats.events_lost, net.events()) == (1, 1, [])
+        assert str(denied) == (
+            "NETDENIED a destination unknown (1 refused: events lost: 1, there were too many at once)"
+        )
+
+
+def test_no_more_events_are_kept_than_there_is_room_for(box, monkeypatch):
+    monkeypatch.setattr("pytest_isolate.network.attached.MAX_EVENTS", 100)
+    with box.attach(NetworkPolicy()) as net:
+        box.run(_flood)
+        assert len(net.events()) == 100
+        assert net.stats.events_lost == 4900
