@@ -16,8 +16,8 @@ from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel.bpf import layout
 from pytest_isolate.kernel.bpf.layout import MAGIC, Flag, Verdict
 from pytest_isolate.network.places import Place
-from pytest_isolate.network.resolver import Resolver
-from pytest_isolate.network.rules import COUNT_ONLY, NetworkPolicy, Rule
+from pytest_isolate.network.resolver import Resolver, check_fit
+from pytest_isolate.network.rules import COUNT_ONLY, HostRule, NetworkPolicy, Rule
 from pytest_isolate.network.rulesets import Ruleset
 from pytest_isolate.network.traffic import Event, FlowRecord, Stats, untold
 
@@ -175,26 +175,42 @@ class AttachedPolicy:
                 self.redirects.append((rule, rule.asked_by(name)))
 
     def _effective(self, policy: NetworkPolicy) -> NetworkPolicy:
-        said = {(host.text, host.protocols, host.ports) for host in policy.hosts}
-        self._learned = tuple(r for r in self._learned if (r.text, r.protocols, r.ports) in said)
-        if self._resolver is not None:
-            self._resolver.hosts = policy.hosts
         if not policy.hosts:
+            if self._resolver is not None:
+                self._resolver.hosts = ()
+            self._forget_all_but(())
             return policy
         if self._resolver is None:
-            self._resolver = Resolver(self._netns_fd, self._resolved)
-            self._resolver.hosts = policy.hosts
-        extra = (*self._resolver.rules(policy), *self._learned)
+            self._resolver = Resolver(self._netns_fd, self._resolved, self._keep)
+        own = self._resolver.rules(policy)
+        check_fit(policy, own)
+        self._resolver.hosts = policy.hosts
+        self._forget_all_but(policy.hosts)
+        extra = (*own, *self._learned)
         return dataclasses.replace(policy, rules=(*policy.rules, *extra))
+
+    def _forget_all_but(self, hosts: tuple[HostRule, ...]) -> None:
+        """What was learned of other hosts holds no more."""
+        said = {(host.text, host.protocols, host.ports) for host in hosts}
+        kept = tuple(rule for rule in self._learned if (rule.text, rule.protocols, rule.ports) in said)
+        if self._resolver is not None and kept != self._learned:
+            self._resolver.forget()
+        self._learned = kept
 
     def _resolved(self, rules: tuple[Rule, ...]) -> None:
         """The resolver is about to answer with addresses: allow them first."""
         with self._engine.lock:
-            known = {(rule, rule.text) for rule in self._learned}
+            before = self._learned
+            known = {(rule, rule.text) for rule in before}
             new = tuple(rule for rule in rules if (rule, rule.text) not in known)
-            if new and self._last is None:
-                self._learned += new
-                self._apply(self.policy)
+            if not new or self._last is not None:
+                return
+            self._learned += new
+            try:
+                self._replace(self.policy)
+            except BaseException:
+                self._learned = before  # or no later change would fit either
+                raise
 
     def _value(self, policy: NetworkPolicy, ruleset: Ruleset) -> layout.Policy:
         flags = ruleset.compiled.flags | self._live

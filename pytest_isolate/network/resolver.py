@@ -1,52 +1,79 @@
 """A DNS server for one test: answers for the names its policy names, and says which addresses it is about to answer.
 
 Owns: two sockets (UDP and TCP on one loopback port, in the test's network namespace) and one thread.
-Refuses: any other name (NXDOMAIN at once, never a time-out), zone transfers, recursion for others.
+Refuses: any other name (NXDOMAIN at once, never a time-out), zone transfers, recursion for others; to wait for one client,
+or one name, while others ask; and in its thread every call that takes a lock of the C library (tests are forked meanwhile).
 Snooping foreign answers would race with the connect that follows; a resolver of ours cannot.
-Source: RFC 1035 sections 4.1 and 4.2.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import ipaddress
 import os
 import select
 import socket
-import struct
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pytest_isolate.errors import SetupError
-from pytest_isolate.kernel.bpf.layout import Protocol, Verdict, Where
+from pytest_isolate.errors import IsolateError, PolicyError, SetupError
+from pytest_isolate.kernel.bpf.layout import Protocol, Reason, Verdict, Where
 from pytest_isolate.kernel.namespaces import inside_netns
+from pytest_isolate.network import dns
+from pytest_isolate.network.compile import compile_policy
+from pytest_isolate.network.dns import parse_question
+from pytest_isolate.network.lookups import Found, Lookups
 from pytest_isolate.network.rules import ANYWHERE, Address, HostRule, NetworkPolicy, Rule, Target, unmapped
+from pytest_isolate.network.streams import Streams
+from pytest_isolate.network.traffic import Event
 
-_A, _AAAA, _IN = 1, 28, 1
-_NOERROR, _FORMERR, _NXDOMAIN, _NOTIMP = 0, 1, 3, 4
-_TTL_S = 1
-_DATAGRAM = 512
+_DATAGRAM = 4096
 _FAKE = ipaddress.ip_network("198.18.0.0/15")  # RFC 2544: never a real destination
 _TCP_OR_UDP = Protocol.TCP | Protocol.UDP
+_FAMILY = {dns.A: 4, dns.AAAA: 6}
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a name's look-up came to: good until then, and for these rows of the policy."""
+
+    until: float
+    rows: tuple[HostRule, ...]
+    code: int
+    addresses: tuple[Address, ...]
 
 
 class Resolver:
-    """Answers for ``hosts``. ``learned`` is called, in the resolver's thread, with the rules an answer needs."""
+    """Answers for ``hosts``.
 
-    def __init__(self, netns_fd: int, learned: Callable[[tuple[Rule, ...]], None]) -> None:
+    In the resolver's thread ``learned`` is called with the rules an answer needs, and ``told`` with what went wrong with a name.
+    """
+
+    def __init__(
+        self, netns_fd: int, learned: Callable[[tuple[Rule, ...]], None], told: Callable[[Event], None]
+    ) -> None:
         self.hosts: tuple[HostRule, ...] = ()
-        self._learned = learned
+        self._learned, self._told = learned, told
+        self._known: dict[str, _Known] = {}
+        self._waiting: dict[str, list[Callable[[_Known], None]]] = {}
+        self._lookups = Lookups(self._found)
         self._fakes: dict[str, Address] = {}
         self._udp, self._tcp = _listen(netns_fd)
         self.port: int = self._udp.getsockname()[1]
+        self._streams = Streams(self._tcp, self._ask)
         self._stop_r, self._stop_w = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._serve, name="pytest-isolate-resolver", daemon=True)
         self._thread.start()
 
     def fds(self) -> list[int]:
         """Descriptors a child must not keep."""
-        return [self._udp.fileno(), self._tcp.fileno(), self._stop_r, self._stop_w]
+        own = [self._udp.fileno(), self._tcp.fileno(), self._stop_r, self._stop_w]
+        return own + self._streams.fds() + self._lookups.fds()
 
     def close(self) -> None:
         """Stop and free the port. Idempotent."""
@@ -96,66 +123,144 @@ class Resolver:
     # -- serving ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while True:
-            watched = [self._udp.fileno(), self._tcp.fileno(), self._stop_r]
-            ready, _, _ = select.select(watched, [], [])
-            if self._stop_r in ready:
-                return
-            if watched[0] in ready:
-                with contextlib.suppress(OSError):
-                    query, peer = self._udp.recvfrom(4096)
-                    self._udp.sendto(self._answer(query)[:4096], peer)
-            if watched[1] in ready:
-                with contextlib.suppress(OSError):
-                    self._serve_tcp()
+        try:
+            while self._turn():
+                pass
+        finally:
+            self._lookups.close()
+            self._streams.close()
 
-    def _serve_tcp(self) -> None:
-        connection, _ = self._tcp.accept()
-        with connection:
-            connection.settimeout(1.0)  # a test that stalls here stalls only its own name service
-            (length,) = struct.unpack("!H", _exactly(connection, 2))
-            answer = self._answer(_exactly(connection, length))
-            connection.sendall(struct.pack("!H", len(answer)) + answer)
+    def _turn(self) -> bool:
+        """Wait for whatever is next, and do it; False when told to stop. Nobody's mistake ends the thread."""
+        poller = select.poll()
+        udp, tcp = self._udp.fileno(), self._tcp.fileno()
+        watched = (udp, tcp, self._stop_r, *self._streams.fds(), *self._lookups.fds())
+        for fd in watched:
+            poller.register(fd, select.POLLIN)
+        ready = [fd for fd, _ in poller.poll(self._wait_ms())]
+        if self._stop_r in ready:
+            return False
+        for fd in ready:
+            with contextlib.suppress(Exception):
+                if fd == udp:
+                    self._datagram()
+                elif not self._streams.heard(fd):
+                    self._lookups.heard(fd)
+        with contextlib.suppress(Exception):
+            self._lookups.keep_time()
+            self._streams.keep_time()
+        return True
 
-    def _answer(self, query: bytes) -> bytes:
+    def _wait_ms(self) -> int | None:
+        ends = [at for at in (self._lookups.next_at(), self._streams.next_at()) if at is not None]
+        return max(0, int((min(ends) - time.monotonic()) * 1000) + 1) if ends else None
+
+    def _datagram(self) -> None:
+        query, peer = self._udp.recvfrom(_DATAGRAM)
+        self._ask(query, lambda answer: self._send(answer, peer))
+
+    def _send(self, answer: bytes, peer: Any) -> None:
+        with contextlib.suppress(OSError):  # nobody is there any more
+            self._udp.sendto(answer[:_DATAGRAM], peer)
+
+    def _ask(self, query: bytes, answer: Callable[[bytes], None]) -> None:
+        """Answer now, or when the name has been looked up."""
         try:
             name, kind, end = parse_question(query)
         except ValueError:
-            return query[:2] + struct.pack("!HHHHH", 0x8180 | _FORMERR, 0, 0, 0, 0) if len(query) >= 2 else b""
-        question = query[12:end]
-        rows = [h for h in self.hosts if h.name == name]
+            answer(dns.refusal(query))
+            return
+
+        def say(known: _Known) -> None:
+            found = [a for a in known.addresses if a.version == _FAMILY[kind]] if kind in _FAMILY else []
+            answer(dns.reply(query, end, known.code, found))
+
+        known = self._now(name)
+        if known is not None:
+            say(known)
+        elif kind not in _FAMILY:
+            answer(dns.reply(query, end, dns.NOERROR))
+        else:
+            self._look_up(name, say)
+
+    def _rows(self, name: str) -> tuple[HostRule, ...]:
+        return tuple(h for h in self.hosts if h.name == name)
+
+    def _now(self, name: str) -> _Known | None:
+        """What can be said without a look-up."""
+        rows = self._rows(name)
         if not rows:
-            return _reply(query, question, _NXDOMAIN, [])
-        addresses = self._addresses(name, kind, rows)
-        return _reply(query, question, _NOERROR, addresses)
-
-    def _addresses(self, name: str, kind: int, rows: list[HostRule]) -> list[Address]:
+            return _Known(0, rows, dns.NXDOMAIN, ())
         if any(h.to is not None for h in rows):
-            return [self._fake(name)] if kind == _A else []
-        family = {_A: socket.AF_INET, _AAAA: socket.AF_INET6}.get(kind)
-        if family is None:
-            return []
-        found = look_up(name, family)
-        networks = [ipaddress.ip_network(unmapped(a)) for a in found]
-        self._learned(
-            tuple(Rule(Verdict.ALLOW, n, h.protocols, h.ports, Where.OUT, None, h.text) for n in networks for h in rows)
-        )
-        return found
+            return _Known(0, rows, dns.NOERROR, (self._fake(name),))
+        known = self._known.get(name)
+        return known if known and known.rows == rows and time.monotonic() < known.until else None
+
+    def forget(self) -> None:
+        """What was allowed for a name is not allowed any more: it is looked up, and allowed, anew."""
+        self._known.clear()
+
+    def _look_up(self, name: str, say: Callable[[_Known], None]) -> None:
+        self._waiting.setdefault(name, []).append(say)
+        try:
+            self._lookups.ask(name)
+        except OSError as error:
+            self._found(name, Found(why=str(error), temporary=True))
+
+    def _found(self, name: str, found: Found) -> None:
+        """A look-up is over: allow what it found, say what went wrong, answer those who wait."""
+        rows = self._rows(name)
+        code = self._admitted(name, rows, found)
+        addresses = found.addresses if code == dns.NOERROR else ()
+        known = self._known[name] = _Known(time.monotonic() + dns.TTL_S, rows, code, addresses)
+        for say in self._waiting.pop(name, ()):
+            with contextlib.suppress(Exception):
+                say(known)
+
+    def _admitted(self, name: str, rows: tuple[HostRule, ...], found: Found) -> int:
+        """The code of the answer, once its addresses are allowed."""
+        asked = f'allow_host("{name}")'
+        if not found.addresses:
+            what = "could not be looked up now" if found.temporary else "this host knows no address of it"
+            self._told(Event.without_peer(Reason.NAME, f"{asked}: {what}: {found.why}", verdict=Verdict.LOG, name=name))
+            return dns.SERVFAIL if found.temporary else dns.NOERROR
+        try:
+            self._learned(allowing(rows, (ipaddress.ip_network(unmapped(a)) for a in found.addresses)))
+        except Exception as error:
+            why = error.why if isinstance(error, IsolateError) else str(error)
+            text = f"{asked}: its addresses could not be allowed: {why}"
+            self._told(Event.without_peer(Reason.NAME, text, verdict=Verdict.DENY, name=name))
+            return dns.SERVFAIL
+        return dns.NOERROR
 
 
-def look_up(name: str, family: int) -> list[Address]:
-    """Addresses of a name as this host knows them (hosts file, DNS); [] when it does not."""
-    try:
-        rows = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)
-    except socket.gaierror:
-        return []
-    return list(dict.fromkeys(ipaddress.ip_address(str(row[4][0]).partition("%")[0]) for row in rows))
+def allowing(
+    rows: Iterable[HostRule], networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network]
+) -> tuple[Rule, ...]:
+    """The rules that allow what ``rows`` say of one name, at these addresses."""
+    rows = tuple(rows)
+    return tuple(Rule(Verdict.ALLOW, n, h.protocols, h.ports, Where.OUT, None, h.text) for n in networks for h in rows)
 
 
-def _static(host: HostRule) -> list[Rule]:
+def check_fit(policy: NetworkPolicy, own: tuple[Rule, ...]) -> None:
+    """Refuse hosts whose ports do not fit beside what holds of every address, whichever they turn out to have.
+
+    Raises:
+        PolicyError: names the host.
+    """
+    everywhere = tuple(r for r in (*policy.rules, *own) if not r.network.prefixlen)
+    for name in dict.fromkeys(h.name for h in policy.hosts if h.to is None):
+        rows = [h for h in policy.hosts if h.name == name]
+        trial = allowing(rows, (ipaddress.ip_network("0.0.0.1"), ipaddress.ip_network("::2")))
+        try:
+            compile_policy(dataclasses.replace(policy, rules=(*everywhere, *trial), hosts=()))
+        except PolicyError as error:
+            raise PolicyError(f'allow_host("{name}")', error.why, error.remedy) from error
+
+
+def _static(host: HostRule) -> tuple[Rule, ...]:
     """What the hosts file says of the name: programs read it before they ask anybody, so nothing would be learned."""
-    found = (ipaddress.ip_network(unmapped(address)) for address in hosts_file(host.name))
-    return [Rule(Verdict.ALLOW, n, host.protocols, host.ports, Where.OUT, None, host.text) for n in found]
+    return allowing([host], (ipaddress.ip_network(unmapped(address)) for address in hosts_file(host.name)))
 
 
 def hosts_file(name: str, path: str = "/etc/hosts") -> tuple[Address, ...]:
@@ -182,42 +287,6 @@ def nameservers(path: str = "/etc/resolv.conf") -> tuple[ipaddress.IPv4Network |
     return tuple(found)
 
 
-def parse_question(query: bytes) -> tuple[str, int, int]:
-    """(name in lower case, type, byte after the question). Raises ValueError for what is not one plain question."""
-    if len(query) < 17 or struct.unpack_from("!H", query, 4)[0] != 1 or query[2] & 0xF8:
-        raise ValueError("not a standard query with one question")
-    labels, at = [], 12
-    while query[at]:
-        length = query[at]
-        if length > 63 or at + length + 1 >= len(query):
-            raise ValueError("bad label")
-        labels.append(query[at + 1 : at + 1 + length].decode("ascii", errors="replace").lower())
-        at += length + 1
-    if at + 5 > len(query):
-        raise ValueError("cut short")
-    kind, _ = struct.unpack_from("!HH", query, at + 1)
-    return ".".join(labels), kind, at + 5
-
-
-def _reply(query: bytes, question: bytes, code: int, addresses: list[Address]) -> bytes:
-    head = query[:2] + struct.pack("!HHHHH", 0x8580 | code, 1, len(addresses), 0, 0)
-    body = b"".join(
-        struct.pack("!HHHIH", 0xC00C, _A if a.version == 4 else _AAAA, _IN, _TTL_S, len(a.packed)) + a.packed
-        for a in addresses
-    )
-    return head + question + body
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = connection.recv(count - len(data))
-        if not more:
-            raise ConnectionError("peer closed")
-        data += more
-    return data
-
-
 def _listen(netns_fd: int) -> tuple[socket.socket, socket.socket]:
     """UDP and TCP on one free port of 127.0.0.1 in that namespace."""
     with inside_netns(netns_fd):
@@ -231,5 +300,7 @@ def _listen(netns_fd: int) -> tuple[socket.socket, socket.socket]:
                 tcp.close()
                 udp.close()
             else:
+                for each in (udp, tcp):
+                    each.setblocking(False)
                 return udp, tcp
     raise SetupError("resolver", why.errno or 0, detail="no port free for both UDP and TCP")

@@ -1,7 +1,8 @@
 """Threads of pytest's own process do not live on in a child, and a lock that one of them holds stays held there.
 
 Owns: the warning that says so, once in a run, naming the threads. CPython's own (3.12 on) does not see our clone.
-Refuses: to count the threads that were there before the first test: those of xdist's worker are none of the user's.
+Refuses: to count the threads that were there before the first test: those of xdist's worker are none of the user's; nor our own,
+which take no lock that a child could need (network/resolver.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import threading
 import warnings
 
 import pytest
+
+#: How the names of our own threads begin.
+OURS = "pytest-isolate-"
 
 
 class IsolateWarning(pytest.PytestWarning):
@@ -27,7 +31,8 @@ class Watch:
         """Warn on behalf of ``item`` when threads have been started since."""
         if self._done or threading.active_count() <= 1:
             return
-        names = sorted(thread.name for thread in threading.enumerate() if thread.ident not in self._known)
+        new = (thread for thread in threading.enumerate() if thread.ident not in self._known)
+        names = sorted(thread.name for thread in new if not thread.name.startswith(OURS))
         if not names:
             return
         self._done = True

@@ -102,3 +102,55 @@ class TestGroup:
     result = plain("--isolate", "--isolate-scope=module")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*NETDENIED a destination unknown (1 refused: of a flow that was told of before*"])
+
+
+def test_a_host_that_does_not_resolve_is_named_in_the_section(plain: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+import sys
+from pytest_isolate.network import lookups
+lookups.COMMAND = (sys.executable, "-c", "print('!-2 no such name', '.', sep=chr(10), end='')")
+""")
+    pytester.makepyfile("""
+import socket, pytest
+@pytest.mark.netpolicy(allow=["gone.test:80/tcp"])
+def test_it(): socket.create_connection(("gone.test", 80), 5)
+""")
+    result = plain()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["UNRESOLVED gone.test (allow_host(*): this host knows no address of it: no such name)*"]
+    )
+
+
+def test_the_resolver_is_no_thread_to_warn_of(plain: Run, pytester: pytest.Pytester) -> None:
+    """Nor does it use up the one warning of a run, which is the user's."""
+    pytester.makepyfile("""
+import socket, threading, pytest
+
+@pytest.mark.isolate(scope="module")
+class TestGroup:
+    def test_a(self, net_policy):
+        net_policy.redirect("api.example.com:443", to=("127.0.0.1", 9))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("api.example.com", 443), 2)
+
+@pytest.mark.netpolicy()
+def test_b(): pass
+def test_c(net_policy): pass
+
+@pytest.fixture(scope="session")
+def mine():
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, name="mine")
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+def test_d(net_policy, mine): pass
+@pytest.mark.netpolicy()
+def test_e(): pass
+""")
+    result = plain("--isolate", "--isolate-jobs=2")
+    result.assert_outcomes(passed=5, warnings=1)
+    result.stdout.fnmatch_lines(["*IsolateWarning: pytest-isolate forks a process that has threads (mine)*"])

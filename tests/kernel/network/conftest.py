@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -273,3 +274,19 @@ def gone(names: Iterable[str]) -> bool:
     while (there := watched & {name for _, name in socket.if_nameindex()}) and time.monotonic() < end:
         time.sleep(0.02)
     return not there
+
+
+#: Stands in for the program that asks this host: no test asks the names of the outside.
+LOOKER = """
+import sys, time
+known = {"db.test": "203.0.113.7", "web.test": "203.0.113.8", "again.test": "!-3 try again later", "six.test": "2001:db8::7"}
+if sys.argv[1] == "slow.test":
+    time.sleep(30)
+print(known.get(sys.argv[1], "!-2 no such name"), ".", sep="\\n", end="")
+"""
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this host knows of names."""
+    monkeypatch.setattr("pytest_isolate.network.lookups.COMMAND", (sys.executable, "-I", "-S", "-c", LOOKER))

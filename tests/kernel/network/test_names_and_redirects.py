@@ -103,19 +103,6 @@ def _ask_tcp(name, server=("203.0.113.53", 53)):
     return [answer[3] & 15, struct.unpack_from("!H", answer, 6)[0], socket.inet_ntoa(answer[-4:])]
 
 
-@pytest.fixture
-def hosts(monkeypatch):
-    """What this host knows of names: the resolver asks getaddrinfo, in the process of the run, not in the test's."""
-    table = {"db.test": [V4], "web.test": ["203.0.113.8"]}
-
-    def look_up(name, family):
-        import ipaddress
-
-        return [ipaddress.ip_address(a) for a in table.get(name, []) if family == socket.AF_INET]
-
-    monkeypatch.setattr("pytest_isolate.network.resolver.look_up", look_up)
-
-
 def test_an_allowed_host_resolves_over_udp_and_tcp_and_is_then_allowed(box, listen, hosts):
     server = listen(V4)
     port = server.getsockname()[1]
