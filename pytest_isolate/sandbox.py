@@ -19,6 +19,7 @@ from pytest_isolate.backend import Backend, Kind, Launch
 from pytest_isolate.calls import call_and_leave, result
 from pytest_isolate.errors import PolicyError, SetupError
 from pytest_isolate.hooks import Hooks, Life, of_this_process
+from pytest_isolate.kernel import standard
 from pytest_isolate.kernel.netns_pool import POOL
 from pytest_isolate.outcome import Outcome
 from pytest_isolate.output import Files, Output, Pipes
@@ -54,6 +55,7 @@ class Sandbox:
         hooks: Hooks | None = None,
         item: Any = None,
     ) -> None:
+        standard.hold()
         self.policy = policy
         self._hooks = hooks or of_this_process()
         self._item = item
@@ -357,6 +359,8 @@ class _Input:
 
     def __enter__(self) -> int:
         if isinstance(self._stdin, int) and self._stdin >= 0:
+            if not standard.is_open(self._stdin):
+                raise PolicyError("stdin", f"descriptor {self._stdin} is not open", "give an open one, or leave it out")
             return self._stdin
         if self._stdin == subprocess.PIPE:
             raise PolicyError("stdin", "there is nobody to write into a pipe", "use input=, or an open file")

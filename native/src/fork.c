@@ -49,7 +49,8 @@ static int run_init(void *arg)
 static void drop_caller_fds(struct launch *l)
 {
 	int *fds[] = {&l->clone.pidfd,	&l->status_fd[0], &l->status_fd[1], &l->report_fd[0],
-		      &l->parent_pidfd, &l->init_fd,	  &l->proc_fd,	    &l->gate_fd[1]};
+		      &l->parent_pidfd, &l->init_fd,	  &l->proc_fd,	    &l->gate_fd[1],
+		      &l->held_fd[0],	&l->held_fd[1],	  &l->held_fd[2]};
 	size_t i;
 
 	for (i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {

@@ -194,6 +194,9 @@ void iso_launch_close(struct launch *l)
 	close_fd(&l->parent_pidfd);
 	close_fd(&l->init_fd);
 	close_fd(&l->proc_fd);
+	close_fd(&l->held_fd[0]);
+	close_fd(&l->held_fd[1]);
+	close_fd(&l->held_fd[2]);
 	if (l->arena && !l->borrowed_arena)
 		munmap(l->arena, ISO_ARENA_BYTES);
 	unblock_signals(l);

@@ -55,6 +55,7 @@ struct launch {
 	pid_t monitor_pid;	     /* flat: written by the monitor before it starts the main process */
 	int gate_fd[2];	  /* main, init: closed as the init leaves the caller's memory; -1 without a cgroup */
 	int report_fd[2]; /* caller, main: struct iso_failure up; -1 when memory is shared up to exec */
+	int held_fd[3];	  /* takes a number of 0..2 that the caller has not open; else -1 */
 	pid_t caller_pid;
 	uint32_t caller_uid, caller_gid; /* effective */
 	sigset_t caller_mask;

@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -198,6 +199,49 @@ static int open_channels(struct launch *l)
 	return l->parent_pidfd < 0 ? l->parent_pidfd : 0;
 }
 
+static int note_index(struct launch *l, int step, int err, int index)
+{
+	iso_launch_note(l, step, err);
+	l->failure.index = index;
+	return -err;
+}
+
+/* A number that is not open may be one of our own descriptors when the child comes to it: then the program would get that. */
+static int check_given(struct launch *l)
+{
+	const int32_t *keep = iso_ptr(l->plan->keep_fds);
+	int32_t given[3] = {-1, -1, -1};
+	uint32_t i;
+
+	if (l->exec) {
+		given[0] = (int32_t)l->exec->stdin_fd_plus1 - 1;
+		given[1] = (int32_t)l->exec->stdout_fd_plus1 - 1;
+		given[2] = (int32_t)l->exec->stderr_fd_plus1 - 1;
+	}
+	for (i = 0; i < 3; i++)
+		if (given[i] >= 0 && fcntl(given[i], F_GETFD) < 0)
+			return note_index(l, ISO_STEP_STDIO, errno, (int)i);
+	for (i = 0; i < l->plan->keep_fds_count; i++)
+		if (fcntl(keep[i], F_GETFD) < 0)
+			return note_index(l, ISO_STEP_FDS, errno, (int)i);
+	return 0;
+}
+
+/* So all that is opened from here on, here and in the child, is above 2: nobody takes it for standard input. */
+static int hold_stdio(struct launch *l)
+{
+	int fd;
+
+	for (fd = 0; fd < 3; fd++) {
+		if (fcntl(fd, F_GETFD) >= 0)
+			continue;
+		l->held_fd[fd] = eventfd(0, EFD_CLOEXEC);
+		if (l->held_fd[fd] < 0)
+			return iso_launch_note(l, ISO_STEP_PREPARE, errno);
+	}
+	return 0;
+}
+
 static int open_init(struct launch *l)
 {
 	const char *path = iso_ptr(l->plan->init);
@@ -256,6 +300,7 @@ int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct 
 	l->init_fd = l->proc_fd = l->parent_pidfd = l->main_pidfd = l->clone.pidfd = l->clone.cgroup_fd = -1;
 	l->status_fd[0] = l->status_fd[1] = l->report_fd[0] = l->report_fd[1] = -1;
 	l->gate_fd[0] = l->gate_fd[1] = -1;
+	l->held_fd[0] = l->held_fd[1] = l->held_fd[2] = -1;
 	l->failure.index = -1;
 	l->caller_pid = getpid();
 	block_signals(l);
@@ -263,7 +308,11 @@ int iso_launch_open(struct launch *l, const struct iso_plan *plan, const struct 
 		return iso_launch_note(l, ISO_STEP_PLAN, EINVAL);
 	note_caller(l);
 	decide(l);
-	err = open_init(l);
+	err = check_given(l);
+	if (!err)
+		err = hold_stdio(l);
+	if (!err)
+		err = open_init(l);
 	if (!err)
 		err = open_proc(l);
 	if (err)

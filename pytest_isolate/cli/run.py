@@ -18,9 +18,10 @@ from typing import Any
 from pytest_isolate import units
 from pytest_isolate.cli import views
 from pytest_isolate.cli.forward import Forwarding
-from pytest_isolate.cli.told import Told, keep_places, say
+from pytest_isolate.cli.told import Told, say
 from pytest_isolate.errors import IsolateError, PolicyError, SetupError
 from pytest_isolate.groups import Groups
+from pytest_isolate.kernel import standard
 from pytest_isolate.outcome import Cause, Outcome
 from pytest_isolate.policy import IoLimit, Policy, unknown
 from pytest_isolate.profile import PROFILES, vary
@@ -99,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the program; the exit status."""
-    keep_places()
+    standard.hold()
     argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     try:
         told = Told(arguments)

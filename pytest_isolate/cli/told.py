@@ -51,18 +51,6 @@ def _escaped(character: str) -> str:
     return known.get(character) or "".join(f"\\{byte:03o}" for byte in os.fsencode(character))
 
 
-def keep_places() -> None:
-    """What the shell has closed (>&- 2>&-) is taken, lest a file of ours become the program's output; it is closed there, too."""
-    for fd in (1, STDERR):
-        try:
-            os.fstat(fd)
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            if nowhere != fd:
-                os.dup2(nowhere, fd, inheritable=False)
-                os.close(nowhere)
-
-
 class Told:
     """Where the outcome goes: lines on standard error, or JSON there, in a file or on a descriptor."""
 

@@ -36,6 +36,7 @@ _REMEDIES: Mapping[tuple[str, int], str] = {
         "maps",
         errno.EPERM,
     ): "map only your own ids, or have CAP_SETUID and CAP_SETGID; uid 0 needs CAP_SETFCAP to map itself (Linux 5.12)",
+    ("stdio", errno.EBADF): "give descriptors that are open",
     ("proc", errno.ESRCH): "mount a /proc of this PID namespace, or give the sandbox a PID namespace",
     ("rlimits", errno.EPERM): (
         "write no hard limit above the one this process has (ulimit -H), or have CAP_SYS_RESOURCE; NOFILE is never above fs.nr_open"

@@ -18,6 +18,7 @@ from pytest_isolate.backend import Backend, Kind
 from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
 from pytest_isolate.groups import Groups
 from pytest_isolate.hooks import of_this_process
+from pytest_isolate.kernel import standard
 from pytest_isolate.kernel.filesystem import for_tests
 from pytest_isolate.networks import Networks
 from pytest_isolate.policy import Namespace, Policy
@@ -37,6 +38,7 @@ class Host:
     """Chooses once for each distinct settings value; remembers what was given up."""
 
     def __init__(self, config: pytest.Config, resolver: Resolver) -> None:
+        standard.hold()
         self._config = config
         self._resolver = resolver
         self._admitted: dict[int, Settings] = {}

@@ -85,6 +85,17 @@ def test_the_status_is_the_programs_also_where_nobody_reads_what_is_said(
     assert done.returncode == status
 
 
+@pytest.mark.parametrize("profile", ["minimal", "standard", "strict"])
+@pytest.mark.parametrize("closed", ["0", "1", "2", "0 1 2"])
+def test_what_the_shell_has_closed_is_dev_null_for_the_program(profile: str, closed: str) -> None:
+    """It was whatever this command opened next: a cgroup's directory, isolate-init."""
+    program = "for n; do test $(readlink /proc/$$/fd/$n) = /dev/null || exit 1; done"
+    command = [sys.executable, "-m", "pytest_isolate.cli", "run", "--profile", profile, "--pids", "20", "--"]
+    argv = [*command, "sh", "-c", program, "sh", *closed.split()]
+    closing = " ".join(f"{n}>&-" for n in closed.split())
+    assert subprocess.run(["sh", "-c", f'exec "$@" {closing}', "sh", *argv], timeout=60).returncode == 0
+
+
 def test_a_program_that_is_not_there_is_127_and_one_that_cannot_be_executed_126(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no program")
     assert run("--", "no-such-program-anywhere").returncode == 127
