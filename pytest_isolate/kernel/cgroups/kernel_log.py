@@ -77,7 +77,10 @@ def parse(lines: Iterable[str], cgroup: str) -> Victim | None:
 def _records(fd: int) -> Iterable[str]:
     while True:
         try:
-            yield os.read(fd, _RECORD_BYTES).decode("utf-8", "replace")
+            record = os.read(fd, _RECORD_BYTES)
+            if not record:  # the log has no end; this is /dev/null, in a sealed view or a container
+                return
+            yield record.decode("utf-8", "replace")
         except OSError as error:
             if error.errno != errno.EPIPE:  # that one: overwritten while we read, the next read goes on behind the gap
                 return

@@ -13,16 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pytest_isolate.errors import BackendUnavailable, PolicyError
-from pytest_isolate.kernel.filesystem import programs
+from pytest_isolate.kernel.filesystem import machine, programs
 from pytest_isolate.kernel.filesystem.tree import Place, Tree, is_below
 from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.filesystem.context import Context
-
-#: /proc entries that change or show the machine, of use to nobody in a sealed view. Source: OCI runtime spec, default Linux paths.
-PROC_READONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "asound", "scsi")
-PROC_MASKED = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats")
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEVICE_LINKS = {
@@ -65,7 +61,7 @@ class Entry:
     size_bytes: int | None = None
     mode: int = 0o1777
     owned: bool = False
-    optional: bool = False  # left out where the view shows the same already
+    optional: bool = False  # left out where the view shows the same already; a mask, where it shows nothing there
     implied: bool = False  # not written by the user
     words: str = ""
 
@@ -163,15 +159,21 @@ class _Wishes:
             yield _tmpfs_entry(tmpfs, self._target(tmpfs.target))
 
     def _masks(self) -> Iterator[Entry]:
-        masks = [(mask, False) for mask in self.filesystem.masks]
-        if self._fresh_proc and self.filesystem.root != "host" and self.context.root_outside:
-            masks += [(f"/proc/{name}", True) for name in PROC_MASKED]
-        for mask, implied in masks:
+        for mask in self.filesystem.masks:
             target = self._target(mask)
             if self.context.lookup(target) is not None:
-                yield Entry(kind="mask", target=target, implied=implied, words="masked")
-            elif not implied:
+                yield Entry(kind="mask", target=target, words="masked")
+            else:
                 self.skipped.append(f"mask {mask}: the host has nothing there")
+        if self._sealed:
+            root, fresh = self.context.root_outside, self._fresh_proc
+            for path in machine.masked(self.host, root_outside=root, fresh_proc=fresh):
+                yield Entry(kind="mask", target=path, optional=True, implied=True, words="masked: it shows the machine")
+
+    @property
+    def _sealed(self) -> bool:
+        """True where what the host has is for looking at, and not for use."""
+        return self.filesystem.root != "host" or any(overlay.target == "/" for overlay in self.filesystem.overlays)
 
     def _proc(self) -> Iterator[Entry]:
         if not self.filesystem.proc:
@@ -179,13 +181,13 @@ class _Wishes:
         if not self._fresh_proc:
             if self.filesystem.root == "minimal":
                 yield Entry(
-                    kind="bind", target="/proc", source="/proc", writable=True, implied=True, words="the host's /proc"
+                    kind="bind", target="/proc", source="/proc", implied=True, words="the host's /proc, read-only"
                 )
             return
         yield Entry(kind="proc", target="/proc", implied=True, words="fresh /proc")
-        if self.filesystem.root == "host" or not self.context.root_outside:
+        if not self._sealed or not self.context.root_outside:
             return
-        for name in PROC_READONLY:
+        for name in machine.READONLY:
             if self.context.lookup(f"/proc/{name}") is not None:
                 yield Entry(kind="bind", target=f"/proc/{name}", implied=True, words="a part of /proc, read-only")
 

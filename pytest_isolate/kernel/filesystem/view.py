@@ -190,7 +190,7 @@ class _Compiler:
             if self.new_root
             else self.tree.walk(self._inside(entry.target))
         )
-        if entry.optional and host_path(found.place) == entry.source:
+        if entry.optional and self._is_needless(entry, found):
             return
         if entry.kind == "overlay" and not entry.kept_in and self._overlaid(found, entry):
             self.skipped.append(f"overlay {entry.target}: part of the overlay above it")
@@ -211,6 +211,11 @@ class _Compiler:
                 self._overlay(path, entry)
             case "link":
                 pass
+
+    def _is_needless(self, entry: Entry, found: Found) -> bool:
+        if entry.kind == "mask":  # one that is put together apart covers the host's own, which is there
+            return bool(found.error) and entry.target not in self.assembled
+        return host_path(found.place) == entry.source
 
     def _overlaid(self, found: Found, entry: Entry) -> bool:
         lower = found.place.mount.fs.lower
