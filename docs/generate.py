@@ -73,7 +73,7 @@ WORD_TEXTS = {
     "landlock_scoped": ("`yes`, `no`", "no signal and no abstract socket reaches out; needs Linux 6.12"),
     "umask": ("`077`", "of the processes inside"),
     "environment": ("`keep`, `scrub`", "`scrub`: of what is inherited, only `HOME`, `PATH`, `LANG` and the like"),
-    "close_fds": ("`yes`, `no`", "inherited descriptors above 2 are closed"),
+    "close_fds": ("`yes`, `no`", "inherited descriptors above 2 are closed; not in a forked test, to which pytest's own belong"),
     "session": ("`yes`, `no`", "a session of its own, off the terminal"),
 }  # fmt: skip
 

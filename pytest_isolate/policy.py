@@ -279,7 +279,8 @@ class Hardening:
         no_new_privs: setuid programs give nothing. seccomp and landlock imply it.
         seccomp: a profile: ``none``, ``default`` or a SeccompProfile of your own.
         landlock: paths and ports that may be opened, whatever the view shows.
-        close_fds: inherited descriptors above 2 are closed.
+        close_fds: inherited descriptors above 2 are closed in programs and calls; a test that is forked off pytest keeps what
+            pytest and its wide fixtures have open, which is its own (a fresh interpreter does not: mode ``fresh``).
         umask: of the processes inside; None keeps it.
         environment: ``scrub`` leaves a handful of variables of what is inherited (hardening.scrubbed).
     """

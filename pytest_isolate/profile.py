@@ -35,12 +35,12 @@ _STANDARD_NAMESPACES = frozenset({Namespace.UTS, Namespace.IPC, Namespace.MOUNT}
 MINIMAL = Policy(filesystem=Filesystem(proc=False))
 #: Everything that changes no outcome of the parity suites: see docs/explanation/profiles.md.
 STANDARD = Policy(namespaces=_STANDARD_NAMESPACES, filesystem=Filesystem(proc=False))
-#: Processes of its own, loopback only, host read-only, private /tmp and /dev/shm, no capabilities.
+#: Processes of its own, loopback only, host read-only, private /tmp and /dev/shm, no capabilities, nothing inherited.
 STRICT = Policy(
     namespaces=_STANDARD_NAMESPACES | {Namespace.PID, Namespace.NET},
     filesystem=Filesystem(root="readonly", tmpfs=(Tmpfs(target="/tmp"), Tmpfs(target="/dev/shm"))),
     network=Network(mode="loopback"),
-    hardening=Hardening(capabilities=frozenset(), no_new_privs=True),
+    hardening=Hardening(capabilities=frozenset(), no_new_privs=True, close_fds=True),
 )
 PROFILES: Mapping[str, Policy] = MappingProxyType({"minimal": MINIMAL, "standard": STANDARD, "strict": STRICT})
 

@@ -88,10 +88,7 @@ class NativeBackend:
         except BackendUnavailable as error:
             return [str(error).rstrip(".")]
         try:
-            child = self.fork(policy)
-            if child is None:
-                os._exit(0)
-            with child:
+            with self._child_that_leaves(policy) as child:
                 exited = child.wait(_PROBE_S)
                 child.kill()
                 child.reap(block=True)
@@ -103,12 +100,24 @@ class NativeBackend:
             return [f"the probe's child {exited.status if exited else 'hung'}"]
         return []
 
+    def _child_that_leaves(self, policy: Policy) -> native.Child:
+        parent = os.getpid()
+        try:
+            child = self.fork(policy)
+        except BaseException:
+            if os.getpid() != parent:  # nobody goes on as its parent
+                os._exit(1)
+            raise
+        if child is None:
+            os._exit(0)
+        return child
+
     def fork(self, policy: Policy, joined: native.Joined | None = None) -> native.Child | None:
         plan, layers = self._plan(policy, None)
         with _Network(plan, joined) as joined:
             child = _kept(lambda: native.fork(plan, joined), layers)
         if child is None and layers is not None:
-            layers.close()
+            layers.leave_in_child()
         if child is None and policy.hardening.environment == "scrub":
             _scrub_own_environment()
         return child

@@ -61,7 +61,7 @@ _WORDS = {
     "landlock-connect": "TCP ports to connect to, as 80,443, or none",
     "landlock-bind": "TCP ports to bind, or none",
     "landlock-scoped": "yes: no signal and no abstract socket reaches out",
-    "close-fds": "yes: inherited descriptors above 2 are closed",
+    "close-fds": "no: descriptors above 2 are inherited",
     "umask": "umask, as 077",
     "environment": "keep, or scrub: only HOME, PATH, LANG and the like stay",
 }
@@ -95,6 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     told.add_argument("--json-file", metavar="FILE", help="write the outcome to FILE, as JSON")
     told.add_argument("--json-fd", type=int, metavar="N", help="write the outcome to descriptor N, as JSON")
+    parser.add_argument(
+        "--keep-fd",
+        action="append",
+        default=[],
+        type=int,
+        metavar="N",
+        help="a descriptor above 2 to be inherited, and no other; may be given again",
+    )
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- cmd", help="the program and its arguments")
 
 
@@ -120,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _outcome(argv: Sequence[str], arguments: argparse.Namespace) -> Outcome:
     if not argv:
         raise PolicyError("no program is named", "there is nothing to run", "write it after --, as in: run -- true")
+    _keep_only(arguments.keep_fd)
     policy = views.viewed(policy_of(arguments), arguments, argv[0])
     groups = None if arguments.cgroup is None else Groups(arguments.cgroup)
     kill_after_s = policy.grace_s if arguments.grace is not None else None
@@ -141,9 +150,13 @@ def _script(program: str) -> str | None:
 
 
 def policy_of(arguments: argparse.Namespace) -> Policy:
-    """The profile, varied by the options that are words of a policy."""
+    """The profile, varied by the options that are words of a policy. None lets descriptors be inherited that nobody named."""
     words: dict[str, Any] = {name.replace("-", "_"): getattr(arguments, name.replace("-", "_")) for name in _WORDS}
     words["timeout"] = _timeout(words["timeout"])
+    if words["close_fds"] is None:
+        words["close_fds"] = not arguments.keep_fd
+    elif arguments.keep_fd:
+        raise PolicyError("--keep-fd", "--close-fds says of all what this says of some", "leave one out")
     words["rlimits"] = dict(map(_rlimit, arguments.rlimit)) or None
     words["io"] = [_io(text) for text in arguments.io] or None
     for verb in ("net_allow", "net_deny"):
@@ -165,6 +178,16 @@ def _timeout(text: str | None) -> float | None:
     if number in (0, float("inf")):
         return None
     return units.duration_s(number * _TIMES[unit], what="timeout")
+
+
+def _keep_only(kept: Sequence[int]) -> None:
+    """Where some are to be inherited, all others are closed by exec; without any, by the sandbox (close_fds)."""
+    for fd in kept:
+        if fd < 0 or not standard.is_open(fd):
+            raise PolicyError(f"--keep-fd {fd}", "it is not open", "open it for this command, as in: 5<file")
+    for fd in map(int, os.listdir("/proc/self/fd")) if kept else ():
+        if fd > 2 and fd not in kept and standard.is_open(fd):  # not the one that lists them
+            os.set_inheritable(fd, False)
 
 
 def _rlimit(text: str) -> tuple[str, Any]:

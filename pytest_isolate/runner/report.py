@@ -130,6 +130,8 @@ def _hardening(hardening: Hardening) -> Iterator[str]:
         yield f"seccomp {hardening.seccomp if isinstance(hardening.seccomp, str) else hardening.seccomp.name}"
     if hardening.landlock is not None:
         yield "Landlock"
+    if hardening.close_fds:
+        yield "no inherited descriptors"
     if hardening.umask is not None:
         yield f"umask {hardening.umask:03o}"
     if hardening.environment == "scrub":

@@ -188,6 +188,8 @@ class Resolver:
                 asked.check(exempt=not enabled, mode=mode)
                 policy = asked.add_to(policy)
             policy = network.with_always_allowed(policy, self._always)
+            if mode == "fork":
+                policy = _with_what_pytest_has_open(policy, marker)
             slow_s = units.duration_s(values["slow"], what="--isolate-slow")
         except IsolateError as error:
             raise _usage_error(where, error) from error
@@ -215,6 +217,22 @@ class Resolver:
         if limits:
             why = f"it runs in pytest's own process, where nothing holds {', '.join(limits)}"
             raise _usage_error(where, PolicyError("mode inprocess", why, "leave out the one or the other"))
+
+
+def _with_what_pytest_has_open(policy: Policy, marker: Mapping[str, Any]) -> Policy:
+    """A forked test is a part of the run: its reports, its captured output and what wide fixtures have open are descriptors.
+
+    Raises:
+        PolicyError: the test's own marker asks to close them.
+    """
+    if not policy.hardening.close_fds:
+        return policy
+    if "close_fds" in marker:
+        why = (
+            "a test that is forked off pytest writes its reports to such descriptors, and wide fixtures have some open"
+        )
+        raise PolicyError("close_fds", why, 'use mode="fresh"')
+    return replace(policy, hardening=replace(policy.hardening, close_fds=False))
 
 
 def _profile_of(backends: tuple[str, ...]) -> str:

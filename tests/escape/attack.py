@@ -72,7 +72,7 @@ def _carried_out(attack: Attack, policy: Policy) -> str:
 
 def boxed(attack: Attack, who: str) -> str:
     """What the attack says from inside the box."""
-    policy = vary(STRICT, **{"seccomp": "default", "close_fds": True, "timeout": 20, **attack.box})
+    policy = vary(STRICT, **{"seccomp": "default", "timeout": 20, **attack.box})
     return str(throwaway(lambda: _carried_out(attack, policy), who=who, prepare=interpreter_for_everyone))
 
 

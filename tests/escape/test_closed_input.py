@@ -19,7 +19,7 @@ def looked_through(stdin: int, profile: str) -> Any:
     """What a program sees through its standard input; 0 is not open where the sandbox is made."""
     directory = os.open("/", os.O_RDONLY)
     os.close(0)
-    with Sandbox(vary(PROFILES[profile], close_fds=True, pids=20)) as sandbox:
+    with Sandbox(vary(PROFILES[profile], pids=20)) as sandbox:
         sandbox.run(["true"])
         found = sandbox.run(["sh", "-c", LOOK], stdin=directory if stdin < 0 else stdin)
     groups.of_this_process().close()

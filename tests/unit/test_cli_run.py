@@ -96,6 +96,35 @@ def test_what_the_shell_has_closed_is_dev_null_for_the_program(profile: str, clo
     assert subprocess.run(["sh", "-c", f'exec "$@" {closing}', "sh", *argv], timeout=60).returncode == 0
 
 
+def inherited(*words: str, fds: tuple[int, ...]) -> list[str]:
+    """Which of the descriptors the program has, under ``words``."""
+    look = "for n; do test -e /proc/$$/fd/$n && echo $n; done; true"
+    command = [sys.executable, "-m", "pytest_isolate.cli", "run", *words, "--", "sh", "-c", look, "sh", *map(str, fds)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, pass_fds=fds, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("profile", ["minimal", "standard", "strict"])
+def test_no_descriptor_is_inherited_that_nobody_named(profile: str) -> None:
+    fds = tuple(os.open("/", os.O_RDONLY) for _ in range(3))
+    first, second, third = map(str, fds)
+    try:
+        assert inherited("--profile", profile, fds=fds) == []
+        assert inherited("--profile", profile, "--close-fds", "no", fds=fds) == [first, second, third]
+        kept = inherited("--profile", profile, "--keep-fd", first, "--keep-fd", third, fds=fds)
+        assert kept == [first, third]
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_a_descriptor_to_be_kept_has_to_be_there() -> None:
+    absent = run("--keep-fd", "77", "--", "true")
+    assert (absent.returncode, "it is not open" in absent.stderr) == (2, True)
+    both = run("--keep-fd", "1", "--close-fds", "no", "--", "true")
+    assert (both.returncode, "Leave one out" in both.stderr) == (2, True)
+
+
 def test_a_program_that_is_not_there_is_127_and_one_that_cannot_be_executed_126(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no program")
     assert run("--", "no-such-program-anywhere").returncode == 127

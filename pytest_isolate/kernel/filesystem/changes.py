@@ -123,6 +123,16 @@ class Layers:
         self._ours.close()
         self._childs.close()
 
+    def leave_in_child(self) -> None:
+        """Give up a forked child's copy of what is its parent's, of which close_fds may have left nothing."""
+        for end in (self._ours, self._childs):
+            with contextlib.suppress(OSError):
+                end.close()
+        for tree_fd in self._trees.values():
+            with contextlib.suppress(OSError):
+                os.close(tree_fd)
+        self._trees.clear()
+
 
 def _copy_mode_and_owner(lower: str, upper: str) -> None:
     """The merged directory shows those of the upper one."""
