@@ -158,6 +158,9 @@ def pytest_sessionfinish() -> None:
     networks = sys.modules.get("pytest_isolate.networks")
     if networks is not None:
         networks.close_those_of_this_process()
+    mountwatch = sys.modules.get("pytest_isolate.kernel.filesystem.mountwatch")
+    if mountwatch is not None:
+        mountwatch.MOUNTS.forget()
 
 
 def pytest_report_teststatus(report: Any) -> tuple[str, str, str] | None:

@@ -120,9 +120,9 @@ def test_no_descriptor_is_inherited_that_nobody_named(profile: str) -> None:
 
 def test_a_descriptor_to_be_kept_has_to_be_there() -> None:
     absent = run("--keep-fd", "77", "--", "true")
-    assert (absent.returncode, "it is not open" in absent.stderr) == (2, True)
+    assert (absent.returncode, "it is not open" in absent.stderr) == (125, True)
     both = run("--keep-fd", "1", "--close-fds", "no", "--", "true")
-    assert (both.returncode, "Leave one out" in both.stderr) == (2, True)
+    assert (both.returncode, "Leave one out" in both.stderr) == (125, True)
 
 
 def test_a_program_that_is_not_there_is_127_and_one_that_cannot_be_executed_126(tmp_path: Path) -> None:

@@ -73,9 +73,15 @@ def test_the_status_holds_where_nothing_can_be_said_and_nothing_is_said_elsewher
     assert (done.returncode, done.stdout) == (status, "")
 
 
-def test_a_closed_standard_error_is_closed_for_the_program_too() -> None:
-    assert shell('exec "$@"', "--", "sh", "-c", "echo x >&2").returncode == 0
-    assert shell('exec "$@" 2>&-', "--", "sh", "-c", "echo x >&2 && exit 0; exit 4").returncode == 4
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_closed_is_dev_null_for_the_program(closed: str, tmp_path: Path) -> None:
+    """As a daemon has it: no file of ours, and none that the program opens, becomes its input or output."""
+    told = tmp_path / "told"
+    tell = f"for n in 0 2; do readlink /proc/$$/fd/$n; done >{told}"
+    assert shell(f'exec "$@" {closed}', "--", "sh", "-c", tell).returncode == 0
+    places = told.read_text().split()
+    assert "<" not in closed or places[0] == os.devnull
+    assert (places[1] == os.devnull) == ("2>" in closed)
 
 
 def test_a_file_name_is_one_line_and_quoted_as_a_shell_reads_it(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class MountWatch:
             self._version += 1
 
     def forget(self) -> None:
-        """In a forked child: the table is its parent's and not for its eyes, and a change would be told to one of them only."""
+        """Close it. In a forked child the table is its parent's and not for its eyes, and a change would be told to one of them only."""
         self._lock = threading.Lock()  # another thread may have held it
         with contextlib.suppress(OSError):
             if os.fstat(self._fd).st_ino == self._inode:
