@@ -87,13 +87,21 @@ NP_INLINE int np_denied_call(struct np_policy *p, const struct np_packet *k, __u
 	return np_refuse(p);
 }
 
-/* connect(2) of UDP sends nothing: name look-ups do it to sort addresses. So it passes, and what the socket then sends is
- * judged as packets, which have no process of their own to name. */
-NP_INLINE int np_connect_stray(struct bpf_sock_addr *ctx, const struct np_policy *p, __u64 cookie)
+/* connect(2) of UDP sends nothing: name look-ups do it to sort the addresses to which they then connect by TCP, or with no port
+ * at all. Where that is allowed it passes, and what the socket then sends is judged as packets, which have no process of
+ * their own to name. Elsewhere it is refused here: a client that hears of it only when it sends may wait for a time-out. */
+NP_INLINE int np_connect_stray(struct bpf_sock_addr *ctx, const struct np_policy *p, const struct np_packet *k,
+			       __u64 cookie)
 {
 	struct np_caller caller = {.pid = bpf_get_current_pid_tgid() >> 32};
+	struct np_packet stream = *k;
 
-	if (ctx->protocol != NP_IPPROTO_UDP || !np_add_stray(p))
+	if (ctx->protocol != NP_IPPROTO_UDP)
+		return 0;
+	stream.ipproto = NP_IPPROTO_TCP;
+	if (k->port && (np_judge(p, &stream, NP_OUT, 0) & 15) == NP_DENY)
+		return 0;
+	if (!np_add_stray(p))
 		return 0;
 	bpf_get_current_comm(caller.comm, sizeof(caller.comm));
 	map_put(np_callers, &cookie, &caller);
@@ -125,7 +133,7 @@ NP_INLINE int np_open(struct bpf_sock_addr *ctx, const int v6, const __u8 reason
 		return 1;
 	cookie = bpf_get_socket_cookie(ctx);
 	if ((v & 15) == NP_DENY)
-		return (reason == NP_R_CONNECT && np_connect_stray(ctx, p, cookie)) ||
+		return (reason == NP_R_CONNECT && np_connect_stray(ctx, p, &k, cookie)) ||
 		       np_denied_call(p, &k, cookie, reason, NP_OUT);
 	if (reason == NP_R_CONNECT && ctx->type == NP_SOCK_STREAM && (p->flags & NP_F_BUDGET) && !np_take_connection(p))
 		return np_denied_call(p, &k, cookie, NP_R_LIMIT_CONNECTIONS, NP_OUT);

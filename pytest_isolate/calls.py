@@ -28,10 +28,13 @@ class CallFailed(IsolateError, RuntimeError):
     """The function of ``Sandbox.python`` raised, or its process ended before it returned; the text says which."""
 
 
-def call_and_leave(function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: Files) -> NoReturn:
-    """In the child: call, send the result, leave without running anything of the parent's."""
+def call_and_leave(
+    function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: Files, give_up: Callable[[], object]
+) -> NoReturn:
+    """In the child: give up what is the parent's, call, send the result, leave without running anything of the parent's."""
     code = _EXIT_FAILED_CALL
     try:
+        give_up()
         os.dup2(files.out_fd, 1)
         os.dup2(files.err_fd, 2)
         _reopen_streams()

@@ -190,6 +190,12 @@ class Sandbox:
         name = getattr(function, "__qualname__", repr(function))
         read_fd, write_fd = os.pipe()
         files = Files(text=True, merge=False)
+        ours = self._networks
+
+        def give_up() -> None:
+            ours.leave_in_child()
+            groups.leave_in_child()
+
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, read_fd)
             undo.callback(files.close)
@@ -207,9 +213,7 @@ class Sandbox:
                 with no_room_said(chosen.limits):
                     process = backend.fork(chosen, joined(cgroup, network, kept))
                 if process is None:
-                    self._networks.leave_in_child()
-                    groups.leave_in_child()
-                    call_and_leave(function, args, kwargs, write_fd, files)
+                    call_and_leave(function, args, kwargs, write_fd, files, give_up)
                 if cgroup is not None:
                     cgroup.started()
                 if life is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _MAX_BODIES = 4
 #: What a child that has said its last word may take to end.
 EXIT_S = 10.0
+_EXIT_UNBEGUN = 70  # EX_SOFTWARE of sysexits.h
 #: What a new child does, for ever.
 Serve = Callable[[pytest.Item, "pytest.Item | None", reporter.Link], NoReturn]
 
@@ -182,9 +184,7 @@ class Workers:
             with no_room_said(settings.policy.limits):
                 process = backend.fork(settings.policy, joined(worker.cgroup, worker.network))
             if process is None:
-                self._forget(worker)
-                registry.enter(settings.policy)
-                self._serve(item, following, link)
+                self._become(worker, item, following, link, settings)
             if worker.cgroup is not None:
                 worker.cgroup.started()
             if worker.life is not None:
@@ -245,6 +245,24 @@ class Workers:
         return self._host.hooks.begin(
             Launch(name=item.name, kind=kind, args=(item.nodeid,), policy=policy, backend=backend.name, item=item)
         )
+
+    def _become(
+        self,
+        own: TestProcess,
+        item: pytest.Item,
+        following: pytest.Item | None,
+        link: reporter.Link,
+        settings: Settings,
+    ) -> NoReturn:
+        """In the child, which must not go on as its parent whatever fails."""
+        try:
+            self._forget(own)
+            registry.enter(settings.policy)
+            self._serve(item, following, link)
+        except BaseException:
+            os.write(link.err_fd, traceback.format_exc().encode("utf-8", "backslashreplace"))
+        finally:
+            os._exit(_EXIT_UNBEGUN)
 
     def _forget(self, own: TestProcess) -> None:
         """In the child: close what is the parent's side, its own and that of its siblings."""

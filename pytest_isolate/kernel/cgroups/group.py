@@ -173,14 +173,16 @@ class Cgroup:
         """Close the procs fds once the child has joined; with hundreds of sandboxes at once fds are scarce."""
         fds, self._procs_fds = self._procs_fds or (), None
         for fd in fds:
-            os.close(fd)
+            with contextlib.suppress(OSError):  # in a child whose descriptors were closed (close_fds)
+                os.close(fd)
 
     def close_descriptors(self) -> None:
         """Close what a child joins by; opened again when asked for."""
         self.release_procs_fds()
         fd, self._dir_fd = self._dir_fd, -1
         if fd >= 0:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def is_there(self) -> bool:
         """False once one of its directories was removed from outside."""

@@ -65,8 +65,9 @@ class Branch:
             fd = cgroupfs.open_directory(self.path)
         except OSError:
             fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.dup2(fd, self.fd, inheritable=False)
-        os.close(fd)
+        if fd != self.fd:  # it is, where the child's descriptors were closed before
+            os.dup2(fd, self.fd, inheritable=False)
+            os.close(fd)
 
     def enable(self, wanted: frozenset[str]) -> None:
         """Give the children the controllers in ``wanted`` (v2: cgroup.subtree_control); fine when they have them."""

@@ -1,7 +1,9 @@
-"""connect(2) of UDP sends nothing, and name look-ups do it to sort addresses: it passes, and what is sent is judged."""
+"""connect(2) of UDP sends nothing, and name look-ups do it to sort addresses for TCP: where that may go it passes, and what is
+sent is judged. Elsewhere it is refused at once."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -25,9 +27,18 @@ def _connects(*addresses):
 
 @pytest.mark.parametrize("flows", [False, True])
 def test_a_connect_alone_is_neither_refused_nor_told(box, flows):
-    with box.attach(NetworkPolicy(flows=flows)) as net:
-        assert box.run(lambda: _connects((V4, 80), (V6, 80), (f"::ffff:{V4}", 80))) == ["ok"] * 3
+    with box.attach(NetworkPolicy(flows=flows).allow(V4, tcp=[80]).allow(V6, tcp=[80])) as net:
+        places = (V4, 80), (V6, 80), (f"::ffff:{V4}", 80), (V4, 0), (V6, 0), ("203.0.113.8", 0)
+        assert box.run(lambda: _connects(*places)) == ["ok"] * 6
         assert (net.stats.denied, net.events()) == (0, [])
+
+
+def test_where_nothing_may_go_it_is_refused_at_once(box):
+    """A client of DNS that hears of it only when it sends waits for its time-out."""
+    policy = NetworkPolicy(errno=errno.ECONNREFUSED).allow(V4, tcp=[80])
+    with box.attach(policy) as net:
+        assert box.run(lambda: _connects((V4, 53), (V6, 80))) == ["ECONNREFUSED"] * 2
+        assert [(e.port, e.protocol) for e in net.denied] == [(53, "udp"), (80, "udp")]
 
 
 def test_a_name_look_up_for_an_allowed_port_leaves_no_denial(box, listen):
@@ -37,7 +48,7 @@ def test_a_name_look_up_for_an_allowed_port_leaves_no_denial(box, listen):
         socket.getaddrinfo(None, port, type=socket.SOCK_STREAM)
         return attempt(lambda: tcp(("127.0.0.1", port)))[0]
 
-    with box.attach(NetworkPolicy().allow("127.0.0.1", tcp=[port])) as net:
+    with box.attach(NetworkPolicy().allow("localhost", tcp=[port])) as net:
         assert box.run(work) == "ok"
         assert (net.stats.denied, net.denied) == (0, [])
 
@@ -53,7 +64,7 @@ def test_what_it_then_sends_is_refused_and_told_with_its_process(box, listen, fl
             made.connect(address)
             return [os.getpid(), *(attempt(lambda: made.send(b"x"))[0] for _ in range(3))]
 
-    with box.attach(NetworkPolicy(flows=flows).allow("192.0.2.1")) as net:
+    with box.attach(NetworkPolicy(flows=flows).allow(host, tcp=[address[1]])) as net:
         pid, *answers = box.run(work)
         assert answers == ["EPERM"] * 3
         assert net.stats.denied_out == 3
@@ -80,7 +91,8 @@ def test_it_is_refused_also_where_datagrams_pass_without_a_look_at_the_rules(box
                 answers.append(attempt(lambda: made.send(b"x"))[0])
         return answers
 
-    with box.attach(NetworkPolicy().allow(V4, udp=[allowed.getsockname()[1]])):
+    rules = NetworkPolicy().allow(V4, udp=[allowed.getsockname()[1]]).allow(V4, tcp=[refused.getsockname()[1]])
+    with box.attach(rules):
         assert set(box.run(work)) == {"EPERM"}
         assert box.run(lambda: attempt(lambda: udp(allowed.getsockname(), connected=True))[0]) == "ok"
 
@@ -97,7 +109,7 @@ def test_who_was_spoken_to_by_a_peer_may_not_for_that_connect_and_answer(box, li
             made.connect(source)
             return attempt(lambda: made.send(b"x"))[0]
 
-    with box.attach(NetworkPolicy(flows=flows)):
+    with box.attach(NetworkPolicy(flows=flows).allow(V4, tcp=[peer.getsockname()[1]])):
         job = box.start(work)
         for _ in range(20):
             attempt(lambda: peer.sendto(b"x", (V4, 9393)))
