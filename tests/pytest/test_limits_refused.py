@@ -176,7 +176,7 @@ def test_an_rlimit_under_which_no_fork_of_pytest_starts_is_refused_and_named(
     line = (
         "a process forked from this one, which has * files open, does not even start under it (EBADF). Write several *"
     )
-    result.stderr.fnmatch_lines([f"ERROR: pytest-isolate: rlimit NOFILE = {named}: {line}"])
+    result.stderr.fnmatch_lines([f"ERROR: pytest-isolate: markers of *::test_it: rlimit NOFILE = {named}: {line}"])
 
 
 def test_low_rlimits_under_which_a_test_runs_are_not_refused(pytester: pytest.Pytester, plain: Run) -> None:
