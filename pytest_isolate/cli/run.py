@@ -108,11 +108,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the program; the exit status."""
-    standard.hold()
     argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
     try:
+        standard.hold()  # before a file of ours becomes the program's input or output
         told = Told(arguments)
-    except PolicyError as error:
+    except IsolateError as error:
         say(str(error))
         return EXIT_SANDBOX
     try:
@@ -184,7 +184,9 @@ def _keep_only(kept: Sequence[int]) -> None:
     """Where some are to be inherited, all others are closed by exec; without any, by the sandbox (close_fds)."""
     for fd in kept:
         if fd < 0 or not standard.is_open(fd):
-            raise PolicyError(f"--keep-fd {fd}", "it is not open", "open it for this command, as in: 5<file")
+            raise PolicyError(f"--keep-fd {fd}", "it is not open", "open it for this command, as in: 5<FILE")
+        if not os.get_inheritable(fd):
+            raise PolicyError(f"--keep-fd {fd}", "this command writes the outcome there", "give another one")
     for fd in map(int, os.listdir("/proc/self/fd")) if kept else ():
         if fd > 2 and fd not in kept and standard.is_open(fd):  # not the one that lists them
             os.set_inheritable(fd, False)

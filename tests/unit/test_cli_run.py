@@ -118,11 +118,19 @@ def test_no_descriptor_is_inherited_that_nobody_named(profile: str) -> None:
             os.close(fd)
 
 
-def test_a_descriptor_to_be_kept_has_to_be_there() -> None:
-    absent = run("--keep-fd", "77", "--", "true")
-    assert (absent.returncode, "it is not open" in absent.stderr) == (125, True)
-    both = run("--keep-fd", "1", "--close-fds", "no", "--", "true")
-    assert (both.returncode, "Leave one out" in both.stderr) == (125, True)
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--keep-fd", "77"), "it is not open"),
+        (("--keep-fd", "1", "--close-fds", "no"), "Leave one out"),
+        (("--keep-fd", "7", "--json-fd", "7"), "writes the outcome there"),
+    ],
+)
+def test_a_descriptor_to_be_kept_has_to_be_there_and_free(words: tuple[str, ...], why: str) -> None:
+    command = [sys.executable, "-m", "pytest_isolate.cli", "run", *words, "--", "true"]
+    shell = ["sh", "-c", 'exec "$@" 7>/dev/null', "sh", *command]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, why in done.stderr) == (125, True), done.stderr
 
 
 def test_a_program_that_is_not_there_is_127_and_one_that_cannot_be_executed_126(tmp_path: Path) -> None:

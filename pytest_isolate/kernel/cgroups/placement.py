@@ -61,13 +61,17 @@ class Branch:
         """Have ``fd`` mean what the path means to this process, a forked child with another view; where it means nothing, the
         fd is of a directory without cgroups.
         """
-        try:
-            fd = cgroupfs.open_directory(self.path)
-        except OSError:
-            fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        if fd != self.fd:  # it is, where the child's descriptors were closed before
-            os.dup2(fd, self.fd, inheritable=False)
-            os.close(fd)
+        with contextlib.suppress(OSError):  # closed before (close_fds)
+            os.close(self.fd)  # first of all: under RLIMIT_NOFILE there may be no room for another
+        with contextlib.suppress(OSError):
+            try:
+                fd = cgroupfs.open_directory(self.path)
+            except OSError:
+                fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if fd != self.fd:
+                with contextlib.suppress(OSError):  # a number beyond that limit
+                    os.dup2(fd, self.fd, inheritable=False)
+                os.close(fd)
 
     def enable(self, wanted: frozenset[str]) -> None:
         """Give the children the controllers in ``wanted`` (v2: cgroup.subtree_control); fine when they have them."""
