@@ -46,6 +46,23 @@ def require_front_end(name: str) -> None:
     require("bcc" if of_bcc else "bpf", not reason, reason)
 
 
+def require_policy_engine() -> None:
+    """Skip, naming the feature, where no network policy can be held by eBPF here; found out by the real sequence."""
+    from pytest_isolate.errors import IsolateError
+    from pytest_isolate.groups import Groups
+    from pytest_isolate.networks import Networks
+
+    groups = Groups(run_id="probe")
+    networks = Networks(groups)
+    try:
+        networks.engine()
+    except IsolateError as error:
+        require("bpf", False, str(error))
+    finally:
+        networks.close()
+        groups.close()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # In-process pytester runs would share our fork state (design, trap 22); `--runpytest` is pytester's own option.
     config.option.runpytest = "subprocess"

@@ -16,7 +16,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Resolver:
         self.hosts: tuple[HostRule, ...] = ()
         self._learned, self._told = learned, told
         self._known: dict[str, _Known] = {}
+        self._forgotten = 0  # how often what was known was given up
         self._waiting: dict[str, list[Callable[[_Known], None]]] = {}
         self._lookups = Lookups(self._found)
         self._fakes: dict[str, Address] = {}
@@ -141,15 +142,26 @@ class Resolver:
         if self._stop_r in ready:
             return False
         for fd in ready:
-            with contextlib.suppress(Exception):
+            with self._going_on():
                 if fd == udp:
                     self._datagram()
                 elif not self._streams.heard(fd):
                     self._lookups.heard(fd)
-        with contextlib.suppress(Exception):
+        with self._going_on():
             self._lookups.keep_time()
             self._streams.keep_time()
         return True
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """One question's end is not that of the others. A client that is gone is nobody's fault; what is ours is told."""
+        try:
+            yield
+        except OSError:
+            pass
+        except Exception as error:
+            text = f"the resolver failed: {type(error).__name__}: {error}"
+            self._told(Event.without_peer(Reason.NAME, text, verdict=Verdict.LOG, name="a name"))
 
     def _wait_ms(self) -> int | None:
         ends = [at for at in (self._lookups.next_at(), self._streams.next_at()) if at is not None]
@@ -198,6 +210,7 @@ class Resolver:
 
     def forget(self) -> None:
         """What was allowed for a name is not allowed any more: it is looked up, and allowed, anew."""
+        self._forgotten += 1
         self._known.clear()
 
     def _look_up(self, name: str, say: Callable[[_Known], None]) -> None:
@@ -209,12 +222,14 @@ class Resolver:
 
     def _found(self, name: str, found: Found) -> None:
         """A look-up is over: allow what it found, say what went wrong, answer those who wait."""
-        rows = self._rows(name)
+        rows, forgotten = self._rows(name), self._forgotten
         code = self._admitted(name, rows, found)
         addresses = found.addresses if code == dns.NOERROR else ()
-        known = self._known[name] = _Known(time.monotonic() + dns.TTL_S, rows, code, addresses)
+        known = _Known(time.monotonic() + dns.TTL_S, rows, code, addresses)
+        if forgotten == self._forgotten:  # else what was allowed just now may be so no more
+            self._known[name] = known
         for say in self._waiting.pop(name, ()):
-            with contextlib.suppress(Exception):
+            with self._going_on():
                 say(known)
 
     def _admitted(self, name: str, rows: tuple[HostRule, ...], found: Found) -> int:

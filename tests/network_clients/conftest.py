@@ -20,10 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_isolate.errors import IsolateError
-from pytest_isolate.groups import Groups
-from pytest_isolate.networks import Networks
-from tests.conftest import require
+from tests.conftest import require, require_policy_engine
 
 _STARTS_S = 30.0
 
@@ -31,15 +28,7 @@ _STARTS_S = 30.0
 @pytest.fixture(scope="session", autouse=True)
 def _policies() -> None:
     """Everything here needs the policy engine."""
-    groups = Groups(run_id="probe")
-    networks = Networks(groups)
-    try:
-        networks.engine()
-    except IsolateError as error:
-        require("bpf", False, str(error))
-    finally:
-        networks.close()
-        groups.close()
+    require_policy_engine()
 
 
 @pytest.fixture(autouse=True)

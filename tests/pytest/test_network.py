@@ -15,11 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_isolate.errors import IsolateError
-from pytest_isolate.groups import Groups
 from pytest_isolate.kernel.interfaces import SUBNETS
-from pytest_isolate.networks import Networks
-from tests.conftest import require, require_front_end
+from tests.conftest import require_front_end, require_policy_engine
 from tests.kernel.network.conftest import gone
 
 from .conftest import Run
@@ -38,16 +35,8 @@ def dial(port=PORT, host="127.0.0.1"):
 
 @pytest.fixture(scope="session", autouse=True)
 def _policies() -> None:
-    """Everything here needs the policy engine; say so once, by the real sequence."""
-    groups = Groups(run_id="probe")
-    networks = Networks(groups)
-    try:
-        networks.engine()
-    except IsolateError as error:
-        require("bpf", False, str(error))
-    finally:
-        networks.close()
-        groups.close()
+    """Everything here needs the policy engine."""
+    require_policy_engine()
 
 
 @pytest.fixture(params=["libbpf", "bcc"])

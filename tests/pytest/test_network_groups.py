@@ -11,10 +11,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pytest_isolate.errors import IsolateError
-from pytest_isolate.groups import Groups
-from pytest_isolate.networks import Networks
-from tests.conftest import require
+from tests.conftest import require_policy_engine
 
 from .conftest import Run
 
@@ -38,16 +35,8 @@ def send(port, size=1):
 
 @pytest.fixture(scope="module", autouse=True)
 def _policies() -> None:
-    """Everything here needs the policy engine; say so once, by the real sequence."""
-    groups = Groups(run_id="probe")
-    networks = Networks(groups)
-    try:
-        networks.engine()
-    except IsolateError as error:
-        require("bpf", False, str(error))
-    finally:
-        networks.close()
-        groups.close()
+    """Everything here needs the policy engine."""
+    require_policy_engine()
 
 
 def _module(pytester: pytest.Pytester, body: str) -> None:

@@ -22,11 +22,13 @@ from typing import Any
 
 import pytest
 
+from pytest_isolate.groups import of_this_process as groups_of_this_process
 from pytest_isolate.kernel import bcc
 from pytest_isolate.kernel.bpf import load
 from pytest_isolate.kernel.interfaces import Netns, loopback_up
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET, inside_netns, setns
 from pytest_isolate.network import AttachedPolicy, NetworkPolicy, PolicyEngine
+from pytest_isolate.networks import of_this_process as networks_of_this_process
 from tests.conftest import require_front_end
 
 ADDRESSES = (
@@ -101,6 +103,15 @@ def netns() -> Iterator[Netns]:
             _write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")  # of this namespace
             _write("/proc/sys/net/ipv4/tcp_fastopen", "3")
         yield namespace
+
+
+@pytest.fixture(scope="module")
+def by_libbpf() -> Iterator[None]:
+    """What sandboxes of this process are held by, for a module of tests; given up after it."""
+    require_front_end("libbpf")
+    yield
+    networks_of_this_process().close()
+    groups_of_this_process().close()
 
 
 def _write(path: str, text: str) -> None:

@@ -9,21 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 from pytest_isolate import Cause, PolicyError, Sandbox
-from pytest_isolate.groups import of_this_process as groups_of_this_process
-from pytest_isolate.networks import of_this_process, policy_of
+from pytest_isolate.networks import policy_of
 from pytest_isolate.policy import Network
-from tests.conftest import require_front_end
 from tests.kernel.network.conftest import gone
 
 DIAL = "import socket, sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5).close()"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _engine() -> Iterator[None]:
-    require_front_end("libbpf")
-    yield
-    of_this_process().close()
-    groups_of_this_process().close()
+def _engine(by_libbpf: None) -> None:
+    """Everything here is held by it."""
 
 
 @pytest.fixture

@@ -9,16 +9,12 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from pytest_isolate import PolicyError, Sandbox
-from pytest_isolate.groups import of_this_process as groups_of_this_process
 from pytest_isolate.kernel.namespaces import inside_netns
-from pytest_isolate.networks import of_this_process
-from tests.conftest import require_front_end
 
 # A line on stdin (our address, theirs, port) makes it send a frame by each interface that is not lo.
 FRAMES = r"""
@@ -42,11 +38,8 @@ RULES: dict[str, Any] = {"net": "private", "net_allow": ["192.0.2.1"]}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _engine() -> Iterator[None]:
-    require_front_end("libbpf")
-    yield
-    of_this_process().close()
-    groups_of_this_process().close()
+def _engine(by_libbpf: None) -> None:
+    """Everything here is held by it."""
 
 
 class Ear:
