@@ -66,9 +66,11 @@ def require_policy_engine() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # In-process pytester runs would share our fork state (design, trap 22); `--runpytest` is pytester's own option.
     config.option.runpytest = "subprocess"
-    # Whoever runs the suite in the background of a shell has SIGINT ignored, and so would every pytest that tests interrupt.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Whoever runs the suite in the background of a shell, or with nohup(1), has these ignored, and so would every program that
+    # tests signal. One with a handler starts what it executes with the default, and goes on being deaf to SIGHUP itself.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
 
 def _is_worker(config: pytest.Config) -> bool:

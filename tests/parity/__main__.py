@@ -264,7 +264,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plain-only", action="store_true", help="no other run")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keeps downloads and environments for the next time")
     parser.add_argument("--keep", action="store_true", help="keep the temporary directory too, and say where it is")
-    parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS", help="for one run of one suite")
+    parser.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for one run of one suite")
     parser.add_argument("--show", type=int, default=20, metavar="N", help="differences listed per suite (0: all)")
     options = parser.parse_args(_joined(list(sys.argv[1:] if argv is None else argv)))
     if options.plain_runs < 1:

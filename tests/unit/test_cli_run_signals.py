@@ -33,7 +33,9 @@ def started(*words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def said(process: subprocess.Popen[str]) -> str:
+    """Its next line; none within half a minute is a failure, and no hang."""
     assert process.stdout is not None
+    assert select.select([process.stdout], [], [], 30)[0], "nothing was said"
     return process.stdout.readline().strip()
 
 
