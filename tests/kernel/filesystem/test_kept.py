@@ -14,7 +14,7 @@ from pytest_isolate.errors import PolicyError
 from pytest_isolate.outcome import FilesChanged
 from pytest_isolate.policy import Filesystem, Overlay
 from tests.kernel.filesystem.asking import host_mount, place_in
-from tests.kernel.throwaway import NOBODY, launch, throwaway
+from tests.kernel.throwaway import NOBODY, launch, mount, throwaway
 
 pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
@@ -77,3 +77,25 @@ def test_root_keeps_nothing_in_a_directory_of_somebody_elses_but_makes_one_besid
         (disk / "kept").rmdir()
         throwaway(lambda: launch(kept(disk), (disk / "old" / "new").touch) and None)
         assert (disk / "kept" / "upper" / "new").exists()
+
+
+def test_a_mount_below_finds_its_own_changes_again_when_others_are_gone() -> None:
+    for place in place_in("/var/tmp", "root"):
+        mounted = [place / "old" / name for name in ("a", "upper", "z")]
+
+        def prepare(gone: int, mounted: list[Path] = mounted) -> None:
+            for folder in mounted[gone:]:
+                mount("t", str(folder), "tmpfs")
+
+        def found(place: Path = place, mounted: list[Path] = mounted) -> list[list[str]]:
+            return launch(kept(place), lambda: [os.listdir(folder) for folder in mounted]).result  # type: ignore[no-any-return]
+
+        def first(place: Path = place, mounted: list[Path] = mounted) -> None:
+            launch(kept(place), lambda: [(folder / f"of-{folder.name}").touch() for folder in mounted] and None)
+
+        for folder in mounted:
+            folder.mkdir()
+        throwaway(first, prepare=lambda: prepare(0))
+        assert throwaway(found, prepare=lambda: prepare(0)) == [["of-a"], ["of-upper"], ["of-z"]]
+        assert throwaway(found, prepare=lambda: prepare(1)) == [[], ["of-upper"], ["of-z"]]
+        assert sorted(os.listdir(place / "kept")) == ["%2Fa", "%2Fupper", "%2Fz", "upper", "work"]
