@@ -319,8 +319,8 @@ class Policy:
         if self.hostname is not None:
             if Namespace.UTS not in self.namespaces:
                 raise PolicyError("hostname", "it would rename the host", "add the uts namespace")
-            if not 0 < len(self.hostname.encode()) <= 64:
-                raise PolicyError("hostname", f"{self.hostname!r} is not 1 to 64 bytes", "shorten it")
+            if not 0 < len(os.fsencode(self.hostname)) <= 64:
+                raise PolicyError("hostname", f"{shown(self.hostname)} is not 1 to 64 bytes", "shorten it")
         if self.filesystem.needs_mounts and Namespace.MOUNT not in self.namespaces:
             raise PolicyError("filesystem", "mounts would be made on the host", "add the mnt namespace")
 
