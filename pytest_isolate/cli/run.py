@@ -90,7 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     views.add_arguments(parser)
     parser.add_argument("--cgroup", choices=_CGROUPS, help="where group limits are held; none: memory by RLIMIT_DATA")
     parser.add_argument("--cwd", metavar="DIR", help="the directory to run in")
-    parser.add_argument("--backend", default="native", metavar="NAME", help="what starts it: native, or one of a plugin")
+    parser.add_argument(
+        "--backend", default="native", metavar="NAME", help="what starts it: native, or one of a plugin"
+    )
     told = parser.add_mutually_exclusive_group()
     told.add_argument(
         "--json", action="store_true", help="write the outcome to standard error, as JSON on a line of its own"

@@ -78,7 +78,9 @@ class Layers:
         self._held.append(fd)
         if (owner := os.fstat(fd).st_uid) != os.geteuid():
             why = f"{folder}, to keep the changes in, belongs to user {owner}"
-            raise PolicyError(f"overlay {layer.target}", why, "name a directory of your own, or one that is yet to be made")
+            raise PolicyError(
+                f"overlay {layer.target}", why, "name a directory of your own, or one that is yet to be made"
+            )
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for part in ("work", "upper"):
             part_fd, made = _own_directory(part, dir_fd=fd)

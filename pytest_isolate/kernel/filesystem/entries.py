@@ -189,7 +189,9 @@ class _Wishes:
     @property
     def _sealed(self) -> bool:
         """True where what the host has is for looking at, and not for use."""
-        return self.filesystem.root != "host" or any(self.host.real(overlay.target) == "/" for overlay in self.filesystem.overlays)
+        return self.filesystem.root != "host" or any(
+            self.host.real(overlay.target) == "/" for overlay in self.filesystem.overlays
+        )
 
     def _proc(self) -> Iterator[Entry]:
         if not self.filesystem.proc:
@@ -276,7 +278,7 @@ def _by_target(entries: list[Entry]) -> dict[str, Entry]:
 
 
 def _one_layer_each(entries: list[Entry]) -> None:
-    """One directory cannot hold the layers of two overlays, nor one within the other's. Source: overlayfs.rst, Sharing and copying layers."""
+    """No layer is kept in another's, nor within it. Source: overlayfs.rst, Sharing and copying layers."""
     for one, other in itertools.permutations([entry for entry in entries if entry.kept_in], 2):
         if one.target != other.target and (one.kept_in == other.kept_in or is_below(one.kept_in, other.kept_in)):
             why = f"both are to be kept in {other.kept_in}"

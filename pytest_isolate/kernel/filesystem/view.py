@@ -143,7 +143,9 @@ class _Compiler:
         return [
             entry.target
             for number, entry in enumerate(self.wanted)
-            if entry.kind != "proc" and needed.get(entry.target, set()) - {number} and not mounted & set(_with_parents(entry.target)[1:])
+            if entry.kind != "proc"
+            and needed.get(entry.target, set()) - {number}
+            and not mounted & set(_with_parents(entry.target)[1:])
         ]
 
     def _sources(self) -> Iterator[tuple[int, str]]:
