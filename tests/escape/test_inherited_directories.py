@@ -56,3 +56,15 @@ def test_a_function_has_no_descriptor_of_what_its_changes_are_kept_in(place: Pat
             os.close(fd)
     assert (place / "escaped").exists() == given
     assert took == ([str(place / "given")] if given else [])
+
+
+def test_nor_of_what_those_of_a_neighbour_are_kept_in(place: Path) -> None:
+    overlay = Overlay(target=str(place / "work"), keep=str(place / "kept"))
+    policy = replace(STRICT, hardening=replace(STRICT.hardening, close_fds=False))
+    with Sandbox(policy) as box, Sandbox(policy) as neighbour:
+        program = neighbour.spawn(
+            ["sh", "-c", "touch new; echo ready; exec sleep 60"], fs=Filesystem(overlays=(overlay,)), cwd=place / "work"
+        )
+        assert box.python(write_beside_what_is_open) == []
+        program.wait_for_line("ready")
+        assert program.terminate().files_changed.added == (str(place / "work" / "new"),), "it is its parent's as before"

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+import weakref
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ class Layers:
         self._fds: list[int] = []
         self._held: list[int] = []  # directories of kept layers, locked
         self._trees: dict[int, int] = {}  # number of the bind -> its tree
+        _LIVING.add(self)
         self._ours, self._childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
     def __enter__(self) -> Self:
@@ -142,11 +144,26 @@ class Layers:
         for end in (self._ours, self._childs):
             with contextlib.suppress(OSError):
                 end.close()
-        for fd in (*self._trees.values(), *self._held, *self._fds):  # each a way to the host's mounts
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        for fds in (self._trees, self._held, self._fds):
-            fds.clear()
+        _close_all([*self._trees.values(), *self._fds])
+        self._trees.clear()
+        self._fds.clear()
+
+
+#: Of this process: a child that is forked off inherits the descriptors of all.
+_LIVING: weakref.WeakSet[Layers] = weakref.WeakSet()
+
+
+def leave_held_in_child() -> None:
+    """Give up a forked child's copies of what leads to the host's mounts, also of the sandboxes beside its own."""
+    for layers in list(_LIVING):
+        _close_all(layers._held)
+        layers._held.clear()
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
 
 
 def _own_directory(path: str, *, dir_fd: int | None = None) -> tuple[int, bool]:
