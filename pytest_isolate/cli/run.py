@@ -182,12 +182,15 @@ def policy_of(arguments: argparse.Namespace) -> Policy:
 
 
 def _timeout(text: str | None) -> float | None:
-    """0 and inf are no time-out, as timeout(1) has it."""
+    """0 and inf are no time-out, and 1e3 is a number, as timeout(1) has it."""
     if text is None:
         return None
+    number = text.rstrip("smhd")
     with contextlib.suppress(ValueError):
-        if float(text.rstrip("smhd")) in (0, float("inf")):
+        if float(number) in (0, float("inf")):
             return None
+        if "e" in number.lower():
+            text = f"{float(number):f}{text[len(number) :]}"
     return units.duration_s(text, what="timeout")
 
 
