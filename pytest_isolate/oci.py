@@ -178,7 +178,7 @@ def _mount(place: Place) -> dict[str, Any]:
             }
         case "proc":
             return {"destination": place.target, "type": "proc", "source": "proc"}
-        case "mask" if os.path.isdir(place.target):
+        case "mask" if place.directory:
             options = ["mode=0", "size=4096", "ro"]
             return {"destination": place.target, "type": "tmpfs", "source": "tmpfs", "options": options}
         case "mask":

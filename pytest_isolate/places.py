@@ -26,7 +26,8 @@ class Place:
     """One place of a view, sources and targets without symlinks; in the order in which they are to be mounted.
 
     ``bind`` shows ``source``; ``tmpfs`` is empty, ``size_bytes`` large (None: no bound) with ``mode``; ``mask`` hides
-    what is there; ``proc`` is a fresh /proc; ``link`` is a symlink to ``source``. ``implied``: nobody asked for it by name.
+    what is there, a ``directory`` or not; ``proc`` is a fresh /proc; ``link`` is a symlink to ``source``. ``implied``: nobody
+    asked for it by name.
     """
 
     kind: Literal["bind", "tmpfs", "mask", "proc", "link"]
@@ -36,6 +37,7 @@ class Place:
     recursive: bool = True
     size_bytes: int | None = None
     mode: int = 0o1777
+    directory: bool = False
     implied: bool = False
 
 
@@ -46,12 +48,12 @@ def places(policy: Policy) -> list[Place]:
         PolicyError: a source or target that is not there: a tool would make it, on the host.
         BackendUnavailable: the kernel does not allow it to this user; a bind as its owner's, for tools map no ids of a mount.
     """
-    _view(policy)
+    view = _view(policy)
     if owned := [bind.source for bind in policy.filesystem.binds if bind.owned]:
         what = f"bind of {owned[0]} as its owner's"
         raise BackendUnavailable(what, "tools map no ids of a mount", "use the backend native, as root")
     context = context_of(policy)
-    found = entries(_filesystem(policy), context=context, host=Tree(context.mounts, context.lookup), skipped=[])
+    found = entries(_filesystem(policy), context=context, host=Tree(context.mounts, context.lookup))
     return [
         Place(
             kind="bind" if entry.kind == "overlay" else entry.kind,
@@ -61,10 +63,18 @@ def places(policy: Policy) -> list[Place]:
             recursive=entry.recursive,
             size_bytes=entry.size_bytes,
             mode=entry.mode,
+            directory=entry.kind == "mask" and _is_directory(entry.target, view),
             implied=entry.implied,
         )
         for entry in found
     ]
+
+
+def _is_directory(path: str, view: filesystem.MountPlan | None) -> bool:
+    if view is None:
+        return os.path.isdir(path)
+    node = view.tree.walk(path).node
+    return node is not None and node.kind == "directory"
 
 
 def context_of(policy: Policy) -> filesystem.Context:

@@ -165,10 +165,11 @@ class Tmpfs:
 class Overlay:
     """``target`` of the host, writable inside; changes go to a private layer and are thrown away or kept.
 
-    ``keep`` names the directory to keep them in, which is made if need be; True is ``TARGET.changes``, beside the target.
+    ``keep`` names the directory to keep them in, which is made if need be; True is ``TARGET.changes``, beside the target,
+    symlinks followed.
     Afterwards ``KEEP/upper`` holds them as an upper layer has them (Source: Documentation/filesystems/overlayfs.rst): what is new or
     changed, whole; what was deleted as a character device 0:0. A further run goes on from there; one at a time.
-    A file system mounted below the target has its layer in ``KEEP/1/upper``, the next in ``KEEP/2/upper``.
+    A file system mounted at ``TARGET/a/b`` has its layer in ``KEEP/%2Fa%2Fb/upper``.
     ``size_bytes`` bounds the changes that are thrown away (None: the kernel's half of RAM); kept ones are on a disk.
     """
 
@@ -182,17 +183,8 @@ class Overlay:
             raise PolicyError(
                 f"overlay {self.target}: keep", f"{self.keep!r} is no directory", "name one, or write True"
             )
-        if self.keep and not self.kept_in.startswith("/"):
+        if isinstance(self.keep, str) and not self.keep.startswith("/"):
             raise PolicyError(f"overlay {self.target}: keep", f"{self.keep!r} is relative", "write an absolute path")
-        if self.keep is True and not self.target.strip("/"):
-            raise PolicyError("overlay /: keep", "there is nothing beside it", "name the directory: keep='/...'")
-
-    @property
-    def kept_in(self) -> str:
-        """The directory that ``keep`` means; empty where the changes are thrown away."""
-        if self.keep is True:
-            return f"{self.target.rstrip('/')}.changes"
-        return self.keep or ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,8 +319,8 @@ class Policy:
         if self.hostname is not None:
             if Namespace.UTS not in self.namespaces:
                 raise PolicyError("hostname", "it would rename the host", "add the uts namespace")
-            if not 0 < len(self.hostname.encode()) <= 64:
-                raise PolicyError("hostname", f"{self.hostname!r} is not 1 to 64 bytes", "shorten it")
+            if not 0 < len(os.fsencode(self.hostname)) <= 64:
+                raise PolicyError("hostname", f"{shown(self.hostname)} is not 1 to 64 bytes", "shorten it")
         if self.filesystem.needs_mounts and Namespace.MOUNT not in self.namespaces:
             raise PolicyError("filesystem", "mounts would be made on the host", "add the mnt namespace")
 

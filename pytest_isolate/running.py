@@ -5,6 +5,7 @@ Owns: Running. Refuses: to start anything (sandbox.py), and to keep what it writ
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal as signals
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_isolate.backend import Process
 from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
 from pytest_isolate.kernel.native import Exited
+from pytest_isolate.kernel.processes import ended
 from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Traffic, Usage
 from pytest_isolate.policy import Limits, Policy
 from pytest_isolate.profile import vary
@@ -124,6 +126,16 @@ class Running:
     def signal(self, signum: int) -> None:
         """Send a signal to the program."""
         self._process.signal(signum)
+
+    def signal_group(self, signum: int) -> None:
+        """Send a signal to its process group where it leads one, as a terminal does, else to it alone; to nobody when it has ended."""
+        if ended(self._process.pidfd, 0):  # from here on its number may be another's
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signum)
+                return
+        self.signal(signum)
 
     @property
     def limits(self) -> LiveLimits:

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pytest_isolate import groups, networks, wire
 from pytest_isolate.backend import Backend, Kind, Launch
 from pytest_isolate.calls import call_and_leave, result
-from pytest_isolate.errors import PolicyError, SetupError
+from pytest_isolate.errors import PolicyError
 from pytest_isolate.hooks import Hooks, Life, of_this_process
 from pytest_isolate.kernel import standard
 from pytest_isolate.kernel.netns_pool import POOL
@@ -28,7 +28,7 @@ from pytest_isolate.private import PrivateNetwork
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.registry import choose
 from pytest_isolate.running import ProgramFailed, Running
-from pytest_isolate.starting import joined, no_room, no_room_said, view_of
+from pytest_isolate.starting import joined, no_room_said, view_of
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.filesystem import MountPlan, Resolution
@@ -136,6 +136,8 @@ class Sandbox:
     ) -> Running:
         with contextlib.ExitStack() as undo, given as stdin_fd:
             args = _arguments(argv)
+            if cwd is not None and not os.fspath(cwd):
+                raise PolicyError("cwd", "it is empty", "name a directory, or leave it out")
             policy = self._vary(words)
             backend = self._choose(policy)
             output = kind()
@@ -149,7 +151,7 @@ class Sandbox:
             life = self._begin("programs", tuple(args), policy, backend)
             if life is not None:
                 undo.callback(life.close)
-            try:
+            with no_room_said(policy.limits):
                 process = backend.spawn(
                     policy,
                     args,
@@ -160,10 +162,6 @@ class Sandbox:
                     stdout_fd=output.out_fd,
                     stderr_fd=output.err_fd,
                 )
-            except SetupError as error:
-                if (instead := no_room(error, policy.limits)) is not None:
-                    raise instead from error
-                raise
             if cgroup is not None:
                 cgroup.started()
             if life is not None:

@@ -32,12 +32,12 @@ def no_room_said(limits: Limits) -> Iterator[None]:
     try:
         yield
     except SetupError as error:
-        if (instead := no_room(error, limits)) is not None:
+        if (instead := _no_room(error, limits)) is not None:
             raise instead from error
         raise
 
 
-def no_room(error: SetupError, limits: Limits) -> PolicyError | None:
+def _no_room(error: SetupError, limits: Limits) -> PolicyError | None:
     if error.errno == errno.ENOMEM and limits.memory_bytes:
         asked = f"memory limit of {format_bytes(limits.memory_bytes)}"
         return PolicyError(asked, f"the sandbox itself does not fit into it ({error})", "raise it")

@@ -199,8 +199,11 @@ static int setattr_op(struct builder *b, const struct iso_mount *op)
 static int umount_op(struct builder *b, const struct iso_mount *op)
 {
 	struct place place;
-	int err = iso_find_place(b, iso_ptr(op->target), &place);
+	int err;
 
+	if (!b->root) /* by its own name: what is mounted on /proc by now may have no name for it */
+		return (int)result(umount2(iso_ptr(op->target), DETACH));
+	err = iso_find_place(b, iso_ptr(op->target), &place);
 	if (err)
 		return err;
 	err = (int)result(umount2(place.name, DETACH));

@@ -114,7 +114,7 @@ def _mounted(place: Place) -> Iterator[str]:
             yield from ("--perms", f"{place.mode:o}")
             yield from () if place.size_bytes is None else ("--size", str(place.size_bytes))
             yield from ("--tmpfs", place.target)
-        case "mask" if os.path.isdir(place.target):
+        case "mask" if place.directory:
             yield from ("--perms", "0", "--tmpfs", place.target, "--remount-ro", place.target)
         case "mask":
             yield from ("--ro-bind", "/dev/null", place.target)

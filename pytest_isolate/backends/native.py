@@ -16,6 +16,7 @@ from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, landlock, native, netns_pool, seccomp
 from pytest_isolate.kernel.filesystem import Layers, MountPlan
+from pytest_isolate.kernel.filesystem.changes import leave_held_in_child
 from pytest_isolate.kernel.filesystem.mountwatch import MOUNTS
 from pytest_isolate.kernel.plan import CLONE_FLAGS, IdMap, LandlockRuleset, Plan
 from pytest_isolate.kernel.rlimits import check_room, compile_rlimits
@@ -116,8 +117,10 @@ class NativeBackend:
         plan, layers = self._plan(policy, None)
         with _Network(plan, joined) as joined:
             child = _kept(lambda: native.fork(plan, joined), layers)
-        if child is None and layers is not None:
-            layers.leave_in_child()
+        if child is None:
+            leave_held_in_child()
+            if layers is not None:
+                layers.leave_in_child()
         if child is None and policy.hardening.environment == "scrub":
             _scrub_own_environment()
         return child

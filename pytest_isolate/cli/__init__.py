@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -33,6 +34,8 @@ EXIT_USAGE = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["run"]:
+        _end_by_sigint()
     arguments = _parser(words).parse_args(words)
     from pytest_isolate.errors import IsolateError, PolicyError
 
@@ -50,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         say_no_more(sys.stdout)
     return status
+
+
+def _end_by_sigint() -> None:
+    """As a command in C does, until its program is there to hear it (cli/forward.py): no traceback of half-done imports."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def say_no_more(stream: TextIO) -> None:

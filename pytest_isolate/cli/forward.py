@@ -14,8 +14,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from pytest_isolate.kernel.processes import ended
-
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -117,13 +115,5 @@ class Forwarding:
             self._kill_at = time.monotonic() + self._kill_after_s
 
     def _send(self, number: int) -> None:
-        """To the program, or to its process group where it leads one. Its number is its own until it has ended."""
-        pid = self._running.pid
-        with contextlib.suppress(OSError, ValueError):
-            if ended(self._running._process.pidfd, 0):
-                return
-            with contextlib.suppress(OSError):
-                if number in _FOR_ALL and os.getpgid(pid) == pid:
-                    os.killpg(pid, number)
-                    return
-            self._running.signal(number)
+        with contextlib.suppress(OSError, ValueError):  # it was waited for meanwhile, and its pidfd is closed
+            (self._running.signal_group if number in _FOR_ALL else self._running.signal)(number)

@@ -1,17 +1,19 @@
 """`pytest-isolate run`: a program in a sandbox, from the shell. Exit statuses as timeout(1) and env(1) have them.
 
 Owns: the options of the command and its exit status. Refuses: to capture: the program has the terminal.
-Exit status: the program's own; 128 + N killed by signal N; 124 a time-out; 125 this command failed: a request without meaning, or
-a sandbox that could not be made; 126 the program cannot be executed; 127 there is no such program.
+Exit status: the program's own; 128 + N killed by signal N; 124 a time-out, unless that took SIGKILL; 125 this command failed: a
+request without meaning, or a sandbox that could not be made; 126 the program cannot be executed; 127 there is no such program.
 Signals to this command are the program's (forward.py); what is said, and the JSON, is in told.py; views are in views.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +74,6 @@ _REPEATABLE = {
     "net-deny": ("RULE", "what may not be opened to"),
 }
 _IO = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", "wiops": "write_iops"}
-_TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _CGROUPS = ("auto", "v1", "v2", "systemd", "none")
 
 
@@ -89,21 +90,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     views.add_arguments(parser)
     parser.add_argument("--cgroup", choices=_CGROUPS, help="where group limits are held; none: memory by RLIMIT_DATA")
     parser.add_argument("--cwd", metavar="DIR", help="the directory to run in")
+    parser.add_argument(
+        "--backend", default="native", metavar="NAME", help="what starts it: native, or one of a plugin"
+    )
     told = parser.add_mutually_exclusive_group()
     told.add_argument(
         "--json", action="store_true", help="write the outcome to standard error, as JSON on a line of its own"
     )
     told.add_argument("--json-file", metavar="FILE", help="write the outcome to FILE, as JSON")
-    told.add_argument("--json-fd", type=int, metavar="N", help="write the outcome to descriptor N, as JSON")
+    told.add_argument("--json-fd", type=descriptor, metavar="N", help="write the outcome to descriptor N, as JSON")
     parser.add_argument(
         "--keep-fd",
         action="append",
         default=[],
-        type=int,
+        type=descriptor,
         metavar="N",
         help="a descriptor above 2 to be inherited, and no other; may be given again",
     )
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- cmd", help="the program and its arguments")
+
+
+def descriptor(text: str) -> int:
+    """The type of an option's value. Raises ValueError: no descriptor has that number."""
+    number = int(text)
+    if not 0 <= number < 1 << 31:
+        raise ValueError
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -132,7 +144,10 @@ def _outcome(argv: Sequence[str], arguments: argparse.Namespace) -> Outcome:
     policy = views.viewed(policy_of(arguments), arguments, argv[0])
     groups = None if arguments.cgroup is None else Groups(arguments.cgroup)
     kill_after_s = policy.grace_s if arguments.grace is not None else None
-    with Forwarding(kill_after_s) as signals, Sandbox(policy, name="run", cgroups=groups) as sandbox:
+    with (
+        Forwarding(kill_after_s) as signals,
+        Sandbox(policy, backends=(arguments.backend,), name="run", cgroups=groups) as sandbox,
+    ):
         try:
             running = sandbox.spawn(argv, stdin=0, cwd=arguments.cwd, capture=False)
         except SetupError as error:
@@ -167,23 +182,22 @@ def policy_of(arguments: argparse.Namespace) -> Policy:
 
 
 def _timeout(text: str | None) -> float | None:
-    """As timeout(1): any number that strtod(3) reads, then s, m, h or d; 0 and inf are no time-out."""
+    """0 and inf are no time-out, and 1e3 is a number, as timeout(1) has it."""
     if text is None:
         return None
-    unit = text[-1:] if text[-1:] in _TIMES else ""
-    try:
-        number = float(text.removesuffix(unit))
-    except ValueError:
-        return units.duration_s(text, what="timeout")
-    if number in (0, float("inf")):
-        return None
-    return units.duration_s(number * _TIMES[unit], what="timeout")
+    number = text.rstrip("smhd")
+    with contextlib.suppress(ValueError):
+        if float(number) in (0, float("inf")):
+            return None
+        if "e" in number.lower():
+            text = f"{float(number):f}{text[len(number) :]}"
+    return units.duration_s(text, what="timeout")
 
 
 def _keep_only(kept: Sequence[int]) -> None:
     """Where some are to be inherited, all others are closed by exec; without any, by the sandbox (close_fds)."""
     for fd in kept:
-        if fd < 0 or not standard.is_open(fd):
+        if not standard.is_open(fd):
             raise PolicyError(f"--keep-fd {fd}", "it is not open", "open it for this command, as in: 5<FILE")
         if not os.get_inheritable(fd):
             raise PolicyError(f"--keep-fd {fd}", "this command writes the outcome there", "give another one")
@@ -217,8 +231,8 @@ def _io(text: str) -> IoLimit:
 
 
 def status(outcome: Outcome) -> int:
-    """What the shell is told."""
-    if Cause.TIMEOUT in outcome.causes:
+    """What the shell is told: of a time-out, as timeout(1) does, that it took SIGKILL."""
+    if Cause.TIMEOUT in outcome.causes and outcome.status.signal != signal.SIGKILL:
         return EXIT_TIMEOUT
     if outcome.status.code is not None:
         return outcome.status.code

@@ -31,10 +31,14 @@ _IN_RUNS_WORDS = (
 )
 
 
-def say(text: str) -> None:
-    """A line on standard error, whatever is in ``text``."""
+def _in_runs_words(text: str) -> str:
     for pattern, words in _IN_RUNS_WORDS:
         text = pattern.sub(words, text)
+    return text
+
+
+def say(text: str) -> None:
+    """A line on standard error, whatever is in ``text``."""
     line = "".join(c if c.isprintable() else _escaped(c) for c in text)
     _write(STDERR, f"pytest-isolate run: {line}\n")
 
@@ -65,6 +69,7 @@ class Told:
 
     def ended(self, outcome: Outcome, status: int) -> None:
         """The causes and the changed files, a line each, and the outcome as JSON where it was asked for."""
+        outcome = dataclasses.replace(outcome, detail=tuple(map(_in_runs_words, outcome.detail)))
         if self._lines:
             for line in outcome.detail:
                 say(line)
@@ -77,9 +82,10 @@ class Told:
 
     def failed(self, argv: Sequence[str], error: Exception, status: int) -> None:
         """Nothing was run: why, and an outcome with the cause SETUP."""
-        say(str(error))
+        why = _in_runs_words(str(error))
+        say(why)
         outcome = Outcome(
-            args=tuple(argv), status=ExitStatus(code=status), causes=(Cause.SETUP,), detail=(f"SETUP: {error}",)
+            args=tuple(argv), status=ExitStatus(code=status), causes=(Cause.SETUP,), detail=(f"SETUP: {why}",)
         )
         self._json(outcome, status)
 
@@ -99,14 +105,15 @@ def _as_json(outcome: Outcome, status: int) -> str:
 
 
 def _given(fd: int) -> int:
+    if fd <= STDERR:
+        raise PolicyError(f"--json-fd {fd}", "that is the program's", "name one above 2; --json is for standard error")
     try:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     except OSError as error:
         raise PolicyError(f"--json-fd {fd}", os.strerror(error.errno or 0).lower(), f"open it: {fd}>FILE") from None
     if flags & os.O_ACCMODE == os.O_RDONLY:
         raise PolicyError(f"--json-fd {fd}", "it is not open for writing", f"open it so: {fd}>FILE")
-    if fd > STDERR:
-        os.set_inheritable(fd, False)  # it is not the program's
+    os.set_inheritable(fd, False)  # it is not the program's
     return fd
 
 

@@ -138,13 +138,12 @@ class End:
     gateways: tuple[str, ...] = ()
 
 
-def veth(a: End, b: End, *, mtu: int = 1500, index: int = 0) -> tuple[int, int]:
+def veth(a: End, b: End, *, mtu: int = 1500) -> tuple[int, int]:
     """Make a pair with its ends in two namespaces, up and addressed; the two interface indices.
 
-    The kernel creates it in one message, so a clash of names leaves nothing behind. ``index`` is asked for at end ``a``
-    (0: any), so that it can be unique over namespaces too.
+    The kernel creates it in one message, so a clash of names leaves nothing behind.
     """
-    _add_pair(a, b, mtu, index, 0)
+    _add_pair(a, b, mtu, 0, 0)
     return _bring_up(a), _bring_up(b)
 
 
@@ -226,20 +225,20 @@ def private_network(test_netns_fd: int, host_netns_fd: int = -1) -> Iterator[tup
         SetupError: the kernel refused it, or every subnet is taken.
     """
 
-    def make(subnet: Subnet) -> int:
-        index, _ = veth(
+    def ends(subnet: Subnet) -> _Ends:
+        return (
             End(netns_fd=host_netns_fd, name=subnet.interface, addresses=subnet.host),
             End(netns_fd=test_netns_fd, name="eth0", addresses=subnet.test, gateways=subnet.gateways),
-            index=_FIRST_INDEX + subnet.number,
+            (_FIRST_INDEX + subnet.number, 0),
         )
-        return index
 
-    subnet, index = _on_a_free_subnet(make, _networks)
+    subnet, (host, test, (index, _)) = _on_a_free_subnet(ends, _networks)
     try:
+        _bring_up(host)
+        _bring_up(test)
         yield subnet, index
     finally:
-        with contextlib.suppress(SetupError):  # gone already when the namespace went first
-            inside(host_netns_fd, lambda route: route.link("del", index=index_of(route, subnet.interface)))
+        _delete(host_netns_fd, index)  # gone already when the namespace went first
 
 
 def wire(a_netns_fd: int, b_netns_fd: int, made: Callable[[int, int], None]) -> Subnet:
@@ -250,14 +249,15 @@ def wire(a_netns_fd: int, b_netns_fd: int, made: Callable[[int, int], None]) -> 
     those of ``private_network``.
     """
 
-    def make(subnet: Subnet) -> tuple[End, End, tuple[int, int]]:
-        indices = _FIRST_INDEX_OF_WIRES + 2 * subnet.number, _FIRST_INDEX_OF_WIRES + 2 * subnet.number + 1
-        a = End(netns_fd=a_netns_fd, name=subnet.interface, addresses=subnet.host)
-        b = End(netns_fd=b_netns_fd, name=subnet.interface, addresses=subnet.test)
-        _add_pair(a, b, 1500, *indices)
-        return a, b, indices
+    def ends(subnet: Subnet) -> _Ends:
+        index = _FIRST_INDEX_OF_WIRES + 2 * subnet.number
+        return (
+            End(netns_fd=a_netns_fd, name=subnet.interface, addresses=subnet.host),
+            End(netns_fd=b_netns_fd, name=subnet.interface, addresses=subnet.test),
+            (index, index + 1),
+        )
 
-    subnet, (a, b, indices) = _on_a_free_subnet(make, _wires)
+    subnet, (a, b, indices) = _on_a_free_subnet(ends, _wires)
     try:
         made(*indices)
         _bring_up(a)
@@ -268,20 +268,32 @@ def wire(a_netns_fd: int, b_netns_fd: int, made: Callable[[int, int], None]) -> 
     return subnet
 
 
-def _on_a_free_subnet(make: Callable[[Subnet], _T], numbers: Iterator[int]) -> tuple[Subnet, _T]:
-    """The next subnet that nobody has, and what ``make`` made on it: one whose interface name or index exists is passed over.
+#: Both ends of a veth, and their indices; 0: the kernel chooses one.
+_Ends = tuple[End, End, tuple[int, int]]
+
+
+def _on_a_free_subnet(ends: Callable[[Subnet], _Ends], numbers: Iterator[int]) -> tuple[Subnet, _Ends]:
+    """The next subnet that nobody has, and the veth made on it, down: one whose interface name or index exists is passed over.
 
     Each is tried once: where a process counts on from, others are rarely; so the first try is mostly the last.
     """
     first = os.getpid() * 61
     for _ in range(SUBNETS):
         subnet = Subnet((first + next(numbers)) % SUBNETS)
+        found = a, b, indices = ends(subnet)
         try:
-            return subnet, make(subnet)
+            _add_pair(a, b, 1500, *indices)
         except SetupError as error:
-            if error.errno not in (errno.EEXIST, errno.EBUSY):  # the name, or the index, is somebody else's
+            of_subnet = error.errno in (errno.EEXIST, errno.EBUSY)  # the name, or the index, is somebody else's
+            if not of_subnet or (b.name != subnet.interface and _exists(b)):
                 raise
+        else:
+            return subnet, found
     raise SetupError("interfaces", errno.EEXIST, detail=f"all {SUBNETS} subnets are taken", remedy="run fewer at once")
+
+
+def _exists(end: End) -> bool:
+    return bool(inside(end.netns_fd, lambda route: route.link_lookup(ifname=end.name)))
 
 
 def _delete(netns_fd: int, index: int) -> None:

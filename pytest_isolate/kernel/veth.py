@@ -6,6 +6,7 @@ Source: rtnetlink(7), linux/if_link.h, linux/veth.h; drivers/net/veth.c, veth_ne
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -51,6 +52,6 @@ def _request(kind: int, flags: int, body: bytes, what: str) -> None:
         answer = kernel.recv(65536)
     _, answered, _, _, _, code = struct.unpack_from("=IHHIIi", answer)
     if answered != _NLMSG_ERROR:
-        raise OSError(71, f"{what}: the kernel answered a message of type {answered}")
+        raise OSError(errno.EPROTO, f"{what}: the kernel answered a message of type {answered}")
     if code:
         raise OSError(-code, f"{what}: {os.strerror(-code)}")

@@ -40,6 +40,14 @@ def test_a_time_out_is_124_as_timeout_1_has_it() -> None:
     assert "TIMEOUT" in done.stderr
 
 
+def test_a_time_out_that_takes_sigkill_is_137_as_timeout_1_has_it() -> None:
+    stubborn = ["sh", "-c", "trap '' TERM; exec sleep 9"]
+    assert subprocess.run(["timeout", "-k", "0.2", "0.5", *stubborn], timeout=60).returncode in (137, -9)  # the control
+    done = run("--timeout", "0.5", "--grace", "0.2", "--", *stubborn)
+    assert done.returncode == 137
+    assert "TIMEOUT" in done.stderr
+
+
 def test_a_signal_is_128_and_its_number() -> None:
     assert run("--", "sh", "-c", "kill -9 $$").returncode == 137
 
@@ -196,6 +204,14 @@ def test_a_seccomp_profile_and_landlock_hold(require: Callable[[str, bool, str],
         ["--mask", "etc", "--", "true"],
         ["--with-program", "ls", "--", "true"],
         ["--json-fd", "97", "--", "true"],
+        ["--json-fd", "0", "--", "true"],
+        ["--json-fd", "1", "--", "true"],
+        ["--json-fd", "2", "--", "true"],
+        ["--cwd", "", "--", "true"],
+        ["--hostname", "n" * 65, "--", "true"],
+        ["--mask", "/nonexistent", "--", "true"],
+        ["--backend", "no-such-one", "--", "true"],
+        ["--backend", "fork", "--", "true"],
         ["--json-file", "/no/such/place", "--", "true"],
         ["--"],
     ],
@@ -207,10 +223,39 @@ def test_what_has_no_meaning_is_one_line_and_status_125(words: list[str]) -> Non
     assert len(done.stderr) < 400
 
 
-@pytest.mark.parametrize("words", [["--no-such-option", "--", "true"], ["--profile", "no-such", "--", "true"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--no-such-option", "--", "true"],
+        ["--profile", "no-such", "--", "true"],
+        ["--json-fd", "-1", "--", "true"],
+        ["--json-fd", "99999999999", "--", "true"],
+        ["--keep-fd", "99999999999", "--", "true"],
+        ["--keep-fd", "x", "--", "true"],
+    ],
+    ids=" ".join,
+)
 def test_what_the_command_line_does_not_know_is_125_too(words: list[str]) -> None:
     done = run(*words)
-    assert (done.returncode, "usage: pytest-isolate" in done.stderr) == (125, True)
+    usage, why = done.stderr.splitlines()
+    assert (done.returncode, usage.split()[0], "error: " in why) == (125, "usage:", True)
+
+
+def test_a_host_name_is_bytes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_isolate.cli", "run", "--hostname", b"\xff", "--", "uname", "-n"],
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, b"\xff\n"), done.stderr
+
+
+def test_another_technology_runs_it_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    """A user namespace cannot join a network that the host wired: to the native backend that is a lack."""
+    done = run("--namespaces", "+user", "--net", "private", "--json-file", str(tmp_path / "out"), "--", "true")
+    assert done.returncode == 125
+    assert "native lacks" in done.stderr
+    assert "bubblewrap" not in done.stderr + (tmp_path / "out").read_text()
 
 
 def test_a_script_without_a_first_line_is_run_by_sh_as_execvp_3_does(
@@ -230,12 +275,12 @@ def test_an_empty_name_is_no_program() -> None:
     assert run("--", "").returncode == 127
 
 
-@pytest.mark.parametrize("text", ["0", "0s", "inf", "1d", ".5h", "1e3", "9.", "5000ms"])
+@pytest.mark.parametrize("text", ["0", "0s", "inf", "1d", ".5h", "1e3", "1e1m", "9.", "5000ms"])
 def test_a_time_out_is_written_as_for_timeout_1(text: str) -> None:
     assert run("--timeout", text, "--", "true").returncode == 0
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "nan", "1w", "s"])
+@pytest.mark.parametrize("text", ["", "x", "-1", "nan", "1w", "s", "0x1p3", "1e"])
 def test_a_time_out_that_is_none_is_refused(text: str) -> None:
     assert run(f"--timeout={text}", "--", "true").returncode == 125
 
@@ -262,3 +307,6 @@ def test_errors_speak_of_the_options_of_this_command() -> None:
     done = run("--cgroup", "none", "--pids", "10", "--", "true")
     assert done.returncode == 125
     assert "(--cgroup=none)" in done.stderr
+    said = json.loads(run("--cgroup", "none", "--pids", "10", "--json", "--", "true").stderr.splitlines()[-1])
+    assert "(--cgroup=none)" in said["detail"][0]
+    assert "--isolate" not in said["detail"][0]

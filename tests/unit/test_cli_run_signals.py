@@ -146,3 +146,19 @@ def test_a_prompt_survives_a_ctrl_c() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
     finally:
         os.close(fd)
+
+
+def test_a_ctrl_c_before_there_is_a_program_ends_the_command_without_a_word() -> None:
+    """Sent by an import of the command's, which takes most of the time until then."""
+    script = """
+import os, signal, sys
+from pytest_isolate.cli import main
+class Interrupts:
+    def find_spec(name, path=None, target=None):
+        if name == "pytest_isolate.sandbox":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts)
+main(["run", "--", "true"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

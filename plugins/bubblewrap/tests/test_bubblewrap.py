@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pytest_isolate import (
     PolicyError,
     Sandbox,
     SetupError,
+    Tmpfs,
     hooks,
     tool,
     vary,
@@ -95,3 +97,15 @@ def test_a_signal_reaches_the_program_and_not_bwrap_alone():
         running.wait_for_line("ready")
         outcome = running.terminate()
     assert (outcome.status.code, outcome.stdout) == (3, "ready\nbye\n")
+
+
+def test_a_mask_is_of_the_kind_that_the_view_has_there(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "folder" / "inner").touch()
+    view = Filesystem(tmpfs=(Tmpfs(target="/mnt"),), binds=(Bind(source=str(tmp_path), target="/mnt/b"),))
+    look = ["sh", "-c", "cat /mnt/b/file; ls /mnt/b/folder; test -d /mnt/b/folder"]
+    with sandbox(vary(STANDARD, fs=view)) as box:
+        assert box.run(look, cwd="/").stdout == "contentinner\n"
+        outcome = box.run(look, cwd="/", fs=replace(view, masks=("/mnt/b/file", "/mnt/b/folder")))
+    assert (outcome.stdout, outcome.status.code) == ("", 0), outcome.stderr

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+import weakref
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ class Layers:
         self._fds: list[int] = []
         self._held: list[int] = []  # directories of kept layers, locked
         self._trees: dict[int, int] = {}  # number of the bind -> its tree
+        _LIVING.add(self)
         self._ours, self._childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
 
     def __enter__(self) -> Self:
@@ -64,17 +66,31 @@ class Layers:
                 continue
             folder = os.path.dirname(layer.upper)
             try:
-                for part in ("upper", "work"):
-                    os.makedirs(f"{folder}/{part}", exist_ok=True)
-                self._held.append(os.open(folder, DIRECTORY))
-                fcntl.flock(self._held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _copy_mode_and_owner(layer.lower, layer.upper)
+                self._hold(folder, layer)
             except BlockingIOError:
                 why = f"another sandbox keeps its changes in {folder}"
                 raise PolicyError(f"overlay {layer.target}", why, "wait for it, or name another directory") from None
             except OSError as error:
                 why = f"to keep the changes in {folder}: {os.strerror(error.errno or 0).lower()}"
                 raise PolicyError(f"overlay {layer.target}", why, "name a directory that you may write") from error
+
+    def _hold(self, folder: str, layer: Layer) -> None:
+        """Whoever else could write into ``folder`` could lead us, who may be root, elsewhere by what is in it."""
+        fd, _ = _own_directory(folder)
+        self._held.append(fd)
+        if (owner := os.fstat(fd).st_uid) != os.geteuid():
+            why = f"{folder}, to keep the changes in, belongs to user {owner}"
+            raise PolicyError(
+                f"overlay {layer.target}", why, "name a directory of your own, or one that is yet to be made"
+            )
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for part in ("work", "upper"):
+            part_fd, made = _own_directory(part, dir_fd=fd)
+            try:
+                if made and part == "upper":  # later it is what the program has made of it
+                    _copy_mode_and_owner(layer.lower, part_fd)
+            finally:
+                os.close(part_fd)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -128,18 +144,43 @@ class Layers:
         for end in (self._ours, self._childs):
             with contextlib.suppress(OSError):
                 end.close()
-        for tree_fd in self._trees.values():
-            with contextlib.suppress(OSError):
-                os.close(tree_fd)
+        _close_all([*self._trees.values(), *self._fds])
         self._trees.clear()
+        self._fds.clear()
 
 
-def _copy_mode_and_owner(lower: str, upper: str) -> None:
+#: Of this process: a child that is forked off inherits the descriptors of all.
+_LIVING: weakref.WeakSet[Layers] = weakref.WeakSet()
+
+
+def leave_held_in_child() -> None:
+    """Give up a forked child's copies of what leads to the host's mounts, also of the sandboxes beside its own."""
+    for layers in list(_LIVING):
+        _close_all(layers._held)
+        layers._held.clear()
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def _own_directory(path: str, *, dir_fd: int | None = None) -> tuple[int, bool]:
+    """Open a directory, which is made if need be, and no symlink to one; (descriptor, whether it was made)."""
+    made = False
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, dir_fd=dir_fd)
+        made = True
+    return os.open(path, DIRECTORY, dir_fd=dir_fd), made
+
+
+def _copy_mode_and_owner(lower: str, upper_fd: int) -> None:
     """The merged directory shows those of the upper one."""
     status = os.stat(lower)
     if os.geteuid() == 0:
-        os.chown(upper, status.st_uid, status.st_gid)
-    os.chmod(upper, stat.S_IMODE(status.st_mode))
+        os.fchown(upper_fd, status.st_uid, status.st_gid)
+    os.fchmod(upper_fd, stat.S_IMODE(status.st_mode))
 
 
 def files_changed(layer: Layer, *, layers_fd: int = -1, limit: int = MAX_ENTRIES) -> FilesChanged:

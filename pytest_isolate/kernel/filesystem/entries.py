@@ -7,8 +7,9 @@ Refuses: to order mounts among each other beyond that, and to emit ops (view.py)
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -58,17 +59,18 @@ class Entry:
     writable: bool = False
     recursive: bool = True
     kept_in: str = ""  # the directory for the changes of an overlay, free of symlinks; empty: they are thrown away
+    kept_below: str = ""  # what is there of the way to it: the rest is made for the launch
     size_bytes: int | None = None
     mode: int = 0o1777
     owned: bool = False
-    optional: bool = False  # left out where the view shows the same already; a mask, where it shows nothing there
+    optional: bool = False  # left out where the view shows the same already
     implied: bool = False  # not written by the user
     words: str = ""
 
 
-def entries(filesystem: Filesystem, *, context: Context, host: Tree, skipped: list[str]) -> list[Entry]:
-    """Every place, parents before what is inside them. What needs no op is added to ``skipped``, with the reason."""
-    return _Wishes(filesystem, context, host, skipped).sorted()
+def entries(filesystem: Filesystem, *, context: Context, host: Tree) -> list[Entry]:
+    """Every place, parents before what is inside them."""
+    return _Wishes(filesystem, context, host).sorted()
 
 
 @dataclass(slots=True)
@@ -76,7 +78,6 @@ class _Wishes:
     filesystem: Filesystem
     context: Context
     host: Tree
-    skipped: list[str]
 
     def sorted(self) -> list[Entry]:
         wanted = [*self._binds(), *self._overlays(), *self._tmpfs(), *self._masks(), *self._proc()]
@@ -91,7 +92,8 @@ class _Wishes:
             for program in programs.closure(self.filesystem.programs):
                 taken.setdefault(program.target, _program_entry(program))
         self._check_root(taken.get("/"))
-        return sorted(taken.values(), key=lambda entry: entry.target.count("/") if entry.target != "/" else 0)
+        shown = _not_covered(taken)
+        return sorted(shown, key=lambda entry: entry.target.count("/") if entry.target != "/" else 0)
 
     def _binds(self) -> Iterator[Entry]:
         for bind in self.filesystem.binds:
@@ -123,10 +125,28 @@ class _Wishes:
             node = self.host.walk(source).node
             if node is None or node.kind != "directory":
                 raise PolicyError(f"overlay {overlay.target}", "not a directory", "overlay the directory it is in")
-            yield _overlay_entry(overlay, source, self._kept_in(overlay, source))
+            yield self._overlay_entry(source, self._kept_in(overlay, source), overlay.size_bytes)
+
+    def _overlay_entry(self, source: str, kept_in: str, size_bytes: int | None, *, implied: bool = False) -> Entry:
+        kept_below = kept_in
+        while kept_below and self.host.walk(kept_below).error:
+            kept_below = os.path.dirname(kept_below)
+        return Entry(
+            kind="overlay",
+            target=source,
+            source=source,
+            kept_in=kept_in,
+            kept_below=kept_below,
+            size_bytes=size_bytes,
+            implied=implied,
+            words=f"overlay, changes are {'kept' if kept_in else 'thrown away'}",
+        )
 
     def _kept_in(self, overlay: Overlay, source: str) -> str:
-        what, kept = f"overlay {overlay.target}", overlay.kept_in
+        what = f"overlay {overlay.target}"
+        if overlay.keep is True and source == "/":
+            raise PolicyError(f"{what}: keep", "there is nothing beside it", "name the directory: keep='/...'")
+        kept = overlay.keep if isinstance(overlay.keep, str) else f"{source}.changes" if overlay.keep else ""
         if self.context.user_namespace and not self.context.userxattr:
             raise BackendUnavailable(
                 what, "a user namespace has no overlays before Linux 5.11", "run as root, or use a tmpfs"
@@ -160,20 +180,18 @@ class _Wishes:
 
     def _masks(self) -> Iterator[Entry]:
         for mask in self.filesystem.masks:
-            target = self._target(mask)
-            if self.context.lookup(target) is not None:
-                yield Entry(kind="mask", target=target, words="masked")
-            else:
-                self.skipped.append(f"mask {mask}: the host has nothing there")
+            yield Entry(kind="mask", target=self._target(mask), words="masked")
         if self._sealed:
             root, fresh = self.context.root_outside, self._fresh_proc
             for path in machine.masked(self.host, root_outside=root, fresh_proc=fresh):
-                yield Entry(kind="mask", target=path, optional=True, implied=True, words="masked: it shows the machine")
+                yield Entry(kind="mask", target=path, implied=True, words="masked: it shows the machine")
 
     @property
     def _sealed(self) -> bool:
         """True where what the host has is for looking at, and not for use."""
-        return self.filesystem.root != "host" or any(overlay.target == "/" for overlay in self.filesystem.overlays)
+        return self.filesystem.root != "host" or any(
+            self.host.real(overlay.target) == "/" for overlay in self.filesystem.overlays
+        )
 
     def _proc(self) -> Iterator[Entry]:
         if not self.filesystem.proc:
@@ -207,7 +225,6 @@ class _Wishes:
     def _submounts(self, overlay: Entry) -> Iterator[Entry]:
         """The host's mounts below an overlay, which the overlay itself would hide."""
         below = list(self.host.below(overlay.source))
-        number = 0
         if below and self.context.user_namespace:
             raise BackendUnavailable(
                 f"overlay {overlay.target}",
@@ -220,10 +237,8 @@ class _Wishes:
                 continue
             node = self.host.node(Place(mount, mount.root))
             if mount.fs.fstype in _STORES and node is not None and node.kind == "directory":
-                number += 1
-                part = Overlay(target=path, size_bytes=overlay.size_bytes)
-                kept_in = f"{overlay.kept_in}/{number}" if overlay.kept_in else ""
-                yield _overlay_entry(part, path, kept_in, implied=True)
+                kept_in = f"{overlay.kept_in}/{_one_name(path, overlay.source)}" if overlay.kept_in else ""
+                yield self._overlay_entry(path, kept_in, overlay.size_bytes, implied=True)
             else:
                 whole.append(path)
                 yield Entry(kind="bind", target=path, source=path, implied=True, words="mount of the host, read-only")
@@ -263,27 +278,22 @@ def _by_target(entries: list[Entry]) -> dict[str, Entry]:
 
 
 def _one_layer_each(entries: list[Entry]) -> None:
-    """One directory cannot hold the layers of two overlays. Source: overlayfs.rst, Sharing and copying layers."""
-    kept: dict[str, str] = {}
-    for entry in entries:
-        if entry.kept_in and kept.setdefault(entry.kept_in, entry.target) != entry.target:
-            both = f"{kept[entry.kept_in]} and {entry.target}"
-            raise PolicyError(
-                f"overlays {both}", f"both are to be kept in {entry.kept_in}", "name a directory for each"
-            )
+    """No layer is kept in another's, nor within it. Source: overlayfs.rst, Sharing and copying layers."""
+    for one, other in itertools.permutations([entry for entry in entries if entry.kept_in], 2):
+        if one.target != other.target and (one.kept_in == other.kept_in or is_below(one.kept_in, other.kept_in)):
+            why = f"both are to be kept in {other.kept_in}"
+            raise PolicyError(f"overlays {other.target} and {one.target}", why, "name a directory for each")
 
 
-def _overlay_entry(overlay: Overlay, source: str, kept_in: str, *, implied: bool = False) -> Entry:
-    kept = "kept" if kept_in else "thrown away"
-    return Entry(
-        kind="overlay",
-        target=source,
-        source=source,
-        kept_in=kept_in,
-        size_bytes=overlay.size_bytes,
-        implied=implied,
-        words=f"overlay, changes are {kept}",
-    )
+def _one_name(path: str, above: str) -> str:
+    """Where ``path`` is below ``above``, as the name of a directory: %2Fa%2Fb; none that an overlay itself makes begins so."""
+    return path[len(above.rstrip("/")) :].replace("%", "%25").replace("/", "%2F")
+
+
+def _not_covered(taken: Mapping[str, Entry]) -> list[Entry]:
+    """The entries without what is implied below a mask of the user's, or in a /proc of his own making: it would undo that."""
+    covers = [e.target for e in taken.values() if not e.implied and (e.kind == "mask" or e.target == "/proc")]
+    return [e for e in taken.values() if not (e.implied and any(is_below(e.target, cover) for cover in covers))]
 
 
 def _tmpfs_entry(tmpfs: Tmpfs, target: str) -> Entry:

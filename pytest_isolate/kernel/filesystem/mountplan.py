@@ -41,7 +41,6 @@ class MountPlan:
     Attributes:
         ops: for Plan.mounts; with layers, first give it the socket: ``ops_sending_to(fd)``.
         words: for each op, what it is for; a SetupError's index points here.
-        skipped: what needed no op, with the reason.
         owned: indices of the binds for which each launch prepares a tree (idmapped.py).
         tree: the mounts as the sandbox will see them; ``host``: as the host has them.
     """
@@ -51,7 +50,6 @@ class MountPlan:
     tree: Tree
     host: Tree
     layers: tuple[Layer, ...] = ()
-    skipped: tuple[str, ...] = ()
     owned: tuple[int, ...] = ()
 
     @property

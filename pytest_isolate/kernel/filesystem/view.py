@@ -50,6 +50,10 @@ STAGE_CANDIDATES = (
 )
 
 _UNSAFE_IN_OPTIONS = frozenset(',:\\"')
+#: What a masked file is.
+_NOTHING = "/dev/null"
+#: Stands for all of them: the child names what it mounts on by /proc/self/fd (native/src/targets.c).
+_EVERY_PLACE = -1 << 31
 _EMPTY = "size=4k,nr_inodes=2,mode=755"
 
 
@@ -72,7 +76,6 @@ class _Compiler:
     table: MountTable = field(init=False)
     wanted: list[Entry] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
     owned: list[int] = field(default_factory=list)
     sealed_late: list[str] = field(default_factory=list)
     assembled: dict[str, str] = field(default_factory=dict)  # target -> where it is put together
@@ -87,7 +90,7 @@ class _Compiler:
         self.table = MountTable(tree=self.tree, mount_setattr=self.context.mount_setattr)
 
     def compile(self) -> MountPlan:
-        self.wanted = entries(self.filesystem, context=self.context, host=self.host, skipped=self.skipped)
+        self.wanted = entries(self.filesystem, context=self.context, host=self.host)
         self.table.emit(
             MountKind.PROPAGATION, "/", "keep mounts from the host and the host's from us", flags=MS_REC | MS_PRIVATE
         )
@@ -103,7 +106,6 @@ class _Compiler:
             tree=self.tree,
             host=self.host,
             layers=tuple(self._made_on(layer) for layer in self.layers),
-            skipped=tuple(self.skipped),
             owned=tuple(self.owned),
         )
 
@@ -136,11 +138,14 @@ class _Compiler:
         for number, source in self._sources():
             for path in _with_parents(source):
                 needed.setdefault(path, set()).add(number)
+        needed["/proc"] = {_EVERY_PLACE}
         mounted = {entry.target for entry in self.wanted if entry.kind != "link"}
         return [
             entry.target
             for number, entry in enumerate(self.wanted)
-            if needed.get(entry.target, set()) - {number} and not mounted & set(_with_parents(entry.target)[1:])
+            if entry.kind != "proc"
+            and needed.get(entry.target, set()) - {number}
+            and not mounted & set(_with_parents(entry.target)[1:])
         ]
 
     def _sources(self) -> Iterator[tuple[int, str]]:
@@ -148,9 +153,10 @@ class _Compiler:
         for number, entry in enumerate(self.wanted):
             if entry.source and entry.kind != "link":
                 yield number, entry.source
-        for number, entry in enumerate(self.wanted):
+            if entry.kind == "mask":
+                yield number, _NOTHING
             if entry.kept_in:
-                yield -1 - number, self._kept_source(entry)
+                yield -1 - number, entry.kept_below
 
     def _choose_stage(self, *, targets_count: bool) -> str:
         used = {path for _, source in self._sources() for path in _with_parents(source)}
@@ -173,10 +179,10 @@ class _Compiler:
     def _finish(self) -> None:
         for path in self.sealed_late:
             self.table.remount(path, self.table.mounted(path).flags | MS_RDONLY, "nothing more is added")
-        for target, stage in self.assembled.items():
-            self.table.emit(MountKind.MOUNT, target, f"put {target} in place", source=stage, flags=MS_MOVE)
         for store in self.stores:
             self.table.emit(MountKind.SEND_DIR, store, "hand the layers to the supervisor")
+        for target, stage in sorted(self.assembled.items(), key=lambda item: item[0] == "/proc"):
+            self.table.emit(MountKind.MOUNT, target, f"put {target} in place", source=stage, flags=MS_MOVE)
         if self.new_root:
             self.table.emit(MountKind.PIVOT, self.new_root, "enter the new root, leave the host's")
         elif self.stage:
@@ -190,11 +196,14 @@ class _Compiler:
             if self.new_root
             else self.tree.walk(self._inside(entry.target))
         )
-        if entry.optional and self._is_needless(entry, found):
+        if entry.kind == "mask" and found.error and entry.target not in self.assembled:
+            if entry.implied:
+                return
+            raise PolicyError(f"mask {entry.target}", "there is nothing in the view to be hidden", "leave it out")
+        if entry.optional and host_path(found.place) == entry.source:
             return
         if entry.kind == "overlay" and not entry.kept_in and self._overlaid(found, entry):
-            self.skipped.append(f"overlay {entry.target}: part of the overlay above it")
-            return
+            return  # part of the overlay above it
         path = self._mount_point(entry, found)
         match entry.kind:
             case "proc":
@@ -211,11 +220,6 @@ class _Compiler:
                 self._overlay(path, entry)
             case "link":
                 pass
-
-    def _is_needless(self, entry: Entry, found: Found) -> bool:
-        if entry.kind == "mask":  # one that is put together apart covers the host's own, which is there
-            return bool(found.error) and entry.target not in self.assembled
-        return host_path(found.place) == entry.source
 
     def _overlaid(self, found: Found, entry: Entry) -> bool:
         lower = found.place.mount.fs.lower
@@ -234,12 +238,10 @@ class _Compiler:
         if entry.kind == "link":
             if found.error and self._is_ours(found.place.mount):
                 self.table.emit(MountKind.SYMLINK, path, f"{entry.target}", source=entry.source)
-            elif found.error:
-                self.skipped.append(f"link {entry.target}: the file system there is the host's")
             return path
         if found.error not in (0, errno.ENOENT):
             raise PolicyError(f"{entry.kind} at {entry.target}", os.strerror(found.error).lower(), "name another place")
-        kind = "directory" if entry.kind in ("tmpfs", "overlay", "proc") else self._kind_of(entry)
+        kind = "directory" if entry.kind in ("tmpfs", "overlay", "proc") else self._kind_of(entry, found)
         if found.node is not None and not found.rest:
             if (found.node.kind == "directory") != (kind == "directory"):
                 raise PolicyError(
@@ -270,13 +272,14 @@ class _Compiler:
             made=frozenset(f"{layer.target.rstrip('/')}{path}" for path in made),
         )
 
-    def _kind_of(self, entry: Entry) -> str:
-        node = self.context.lookup(entry.source or entry.target)
+    def _kind_of(self, entry: Entry, found: Found) -> str:
+        """Of what is mounted: of its source, or of what is there; where a cover of the host's own is put together apart, of that."""
+        node = self.context.lookup(entry.source) if entry.source else found.node or self.context.lookup(entry.target)
         return "directory" if node is not None and node.kind == "directory" else "file"
 
     def _mask(self, path: str, entry: Entry) -> None:
-        if self._kind_of(entry) == "file":
-            self.table.emit(MountKind.BIND, path, entry.words, source="/dev/null", flags=MS_BIND)
+        if self._kind_of(entry, self.tree.walk(path)) == "file":
+            self.table.emit(MountKind.BIND, path, entry.words, source=_NOTHING, flags=MS_BIND)
             return
         if any(is_below(other.target, entry.target) for other in self.wanted):
             self.table.mount_tmpfs(path, entry.words, "mode=755")
@@ -330,20 +333,13 @@ class _Compiler:
 
     def _kept_home(self, entry: Entry, number: int) -> str:
         """The directory to keep a layer in, under a name on the stage: plain, and writable though the host is sealed."""
-        alias, source = f"{self.stage}/kept{number}", self._kept_source(entry)
+        alias, source = f"{self.stage}/kept{number}", entry.kept_below
         self.table.emit(MountKind.MKDIR, alias, "a place for the layer to keep")
         self._bind(
             alias,
             Entry(kind="bind", target=alias, source=source, writable=True, recursive=False, words="layer to keep"),
         )
         return alias + entry.kept_in[len(source.rstrip("/")) :]
-
-    def _kept_source(self, entry: Entry) -> str:
-        """The directory to keep a layer in; what is there of the way to it, where it will be made for the launch."""
-        path = entry.kept_in
-        while self.host.walk(path).error:
-            path = os.path.dirname(path)
-        return path
 
     def _layer_home(self, entry: Entry, number: int) -> str:
         """Where an overlay's layer is made: with the others, or on a tmpfs of its own when its size is bounded."""

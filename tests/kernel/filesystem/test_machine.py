@@ -77,10 +77,11 @@ def test_a_sealed_view_shows_nothing_of_the_machine(name: str, pid_namespace: bo
 
 
 @both
-def test_an_overlay_of_the_whole_root_is_sealed_too(pid_namespace: bool) -> None:
+@pytest.mark.parametrize("root", ["/", "//", "/.", "/usr/.."])
+def test_an_overlay_of_the_whole_root_is_sealed_too(root: str, pid_namespace: bool) -> None:
     def body() -> None:
         assert attempted(Filesystem(proc=False), pid_namespace=pid_namespace)[1][SETTINGS[0]] == "ok"  # the control
-        found, settings = attempted(Filesystem(overlays=(Overlay(target="/"),)), pid_namespace=pid_namespace)
+        found, settings = attempted(Filesystem(overlays=(Overlay(target=root),)), pid_namespace=pid_namespace)
         assert found == []
         assert settings[SETTINGS[0]] == "EROFS"
 

@@ -6,13 +6,15 @@ import errno
 import os
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_isolate.errors import PolicyError, SetupError
 from pytest_isolate.kernel import filesystem, native
-from pytest_isolate.policy import Bind, Filesystem, Tmpfs
+from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 from tests.kernel.filesystem.asking import place_in, write
 from tests.kernel.throwaway import launch, launch_plan, mount, throwaway
 
@@ -76,7 +78,7 @@ def test_a_private_tmpfs_has_its_size_and_mode(who: str) -> None:
 def test_masks_hide_a_file_and_a_directory_but_not_what_is_put_back(who: str, place: Path) -> None:
     (place / "old" / "kept").mkdir()
     view = Filesystem(
-        masks=(str(place / "file"), str(place / "old"), str(place / "absent")),
+        masks=(str(place / "file"), str(place / "old")),
         binds=(Bind(source=str(place / "old" / "kept"), target=str(place / "old" / "kept"), writable=True),),
     )
 
@@ -91,9 +93,77 @@ def test_masks_hide_a_file_and_a_directory_but_not_what_is_put_back(who: str, pl
             ],
         )
         assert inside.result == ["", ["kept"], "EROFS", "ok" if who == "root" else "EACCES"]
-        assert inside.plan.skipped == (f"mask {place / 'absent'}: the host has nothing there",)
 
     throwaway(body, who=who)
+
+
+@pytest.mark.parametrize("root", ["host", "readonly", "minimal"])
+def test_a_mask_hides_what_only_the_view_has_at_its_path(root: Any, who: str, place: Path) -> None:
+    shown = () if root == "minimal" else (Tmpfs(target="/mnt"),)
+    plain = Filesystem(root=root, tmpfs=shown, binds=(Bind(source=str(place), target="/mnt/b"),))
+    masked = replace(plain, masks=("/mnt/b/file", "/mnt/b/old"))
+
+    def look() -> list[Any]:
+        return [Path("/mnt/b/file").read_text(), os.listdir("/mnt/b/old")]
+
+    def body() -> None:
+        assert launch(plain, look).result == ["content", ["inner"]]
+        assert launch(masked, look).result == ["", []]
+
+    throwaway(body, who=who)
+
+
+def test_a_mask_of_what_is_not_in_the_view_is_refused(who: str, place: Path) -> None:
+    def body() -> None:
+        for view in (
+            Filesystem(masks=(str(place / "absent"),)),
+            Filesystem(masks=(str(place / "file"),), tmpfs=(Tmpfs(target=str(place)),)),
+            Filesystem(root="minimal", masks=(str(place / "file"),)),
+        ):
+            with pytest.raises(PolicyError, match="nothing in the view"):
+                launch(view, lambda: None)
+
+    throwaway(body, who=who)
+
+
+@pytest.mark.parametrize("root", ["host", "readonly"])
+def test_what_covers_dev_or_proc_keeps_nothing_else_from_being_mounted(root: Any, who: str, place: Path) -> None:
+    masks = (str(place / "file"),)
+    views = {
+        "/dev": Filesystem(root=root, masks=masks, tmpfs=(Tmpfs(target="/dev"),)),
+        "/dev masked": Filesystem(root=root, masks=(*masks, "/dev")),
+        "/proc": Filesystem(root=root, masks=masks, tmpfs=(Tmpfs(target="/proc"),)),
+        "/proc masked": Filesystem(root=root, masks=(*masks, "/proc")),
+        "/proc bound": Filesystem(
+            root=root,
+            masks=masks,
+            binds=(Bind(source=str(place), target="/proc"),),
+            tmpfs=(Tmpfs(target="/proc/old"),),
+        ),
+    }
+
+    def body() -> None:
+        for name, view in views.items():
+            inside = launch(
+                view, lambda name=name: [os.listdir(name.split()[0]), (place / "file").read_text()], cwd="/"
+            )
+            assert inside.result == [sorted(os.listdir(place)) if name == "/proc bound" else [], ""], name
+
+    throwaway(body, who=who)
+
+
+def test_nothing_of_the_views_own_is_put_back_below_a_mask(place: Path) -> None:
+    def body() -> None:
+        plain = Filesystem(overlays=(Overlay(target="/"),))
+        control = launch(plain, lambda: os.path.exists(place / "old" / "mounted"), cwd="/")
+        masked = replace(plain, masks=(str(place),))
+        assert (control.result, launch(masked, lambda: os.listdir(place), cwd="/").result) == (True, [])
+
+    def prepare() -> None:
+        mount("t", str(place / "old"), "tmpfs")
+        (place / "old" / "mounted").touch()
+
+    throwaway(body, prepare=prepare)
 
 
 def test_the_table_creates_nothing_on_the_host(who: str, place: Path) -> None:

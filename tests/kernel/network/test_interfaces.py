@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 
+from pytest_isolate.errors import SetupError
 from pytest_isolate.kernel import interfaces
 from pytest_isolate.kernel.interfaces import End, Netns, inside, loopback_up, private_network
 from pytest_isolate.kernel.namespaces import inside_netns
@@ -211,3 +212,16 @@ def test_nothing_is_left_when_the_namespaces_go(hive):
         during = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
         assert "iso" in during
     assert subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout == before
+
+
+def test_a_name_taken_in_the_tests_own_namespace_is_no_subnet_taken() -> None:
+    """Every other subnet would meet it, too: it was tried with all of them."""
+    with Netns() as host, Netns() as test, private_network(test.fd, host.fd):
+        before = links(host)
+        with pytest.raises(SetupError) as caught, private_network(test.fd, host.fd):
+            pass
+        assert (caught.value.errno, links(host)) == (errno.EEXIST, before)
+
+
+def links(netns: Netns) -> list[str]:
+    return inside(netns.fd, lambda route: [link.get_attr("IFLA_IFNAME") for link in route.get_links()])
