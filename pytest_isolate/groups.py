@@ -199,22 +199,16 @@ class Groups:
 
     def _start_takes(self, policy: Policy, backend: Backend, limits: Limits) -> int | None:
         """The peak of a fork of this process that does nothing; None when it does not live to its end."""
+        from pytest_isolate.backends.forked import end_of
         from pytest_isolate.kernel.native import Joined
 
         with self.manager().create("probe", limits) as cgroup:
             try:
-                child = backend.fork(policy, Joined(cgroup.dir_fd, cgroup.procs_fds))
+                exited = end_of(backend, policy, Joined(cgroup.dir_fd, cgroup.procs_fds), meanwhile=cgroup.started)
             except SetupError as error:
                 if error.errno == errno.ENOMEM:
                     return None
                 raise
-            if child is None:
-                os._exit(0)
-            cgroup.started()
-            exited = child.wait(10.0)
-            child.kill()
-            child.reap(block=True)
-            child.close()
             cgroup.kill()
             return (cgroup.usage().memory_peak_bytes or 0) if exited is not None and exited.status.code == 0 else None
 
