@@ -331,7 +331,7 @@ class Cgroup:
         killed = None
         if (cost.events.oom_kill or 0) > (start.oom_kill or 0):  # only then is the kernel's log worth reading
             killed = kernel_log.victim(f"/{self._branch_of['memory'].name}/{self.name}")
-        return verdicts(start, cost.events, self.limits, usage=cost, largest=killed, surely=surely)
+        return verdicts(start, cost.events, self.limits, usage=cost, victim=killed, surely=surely)
 
     def throttling(self, usage: CgroupUsage, before: CgroupEvents | None = None) -> str:
         """What the CPU quota cost since ``before`` (default: since it was made), in a line; empty where it cost nothing."""
