@@ -240,14 +240,16 @@ class Groups:
             CleanupError: names the directories that remain.
         """
         bereaved, self._bereaved = self._bereaved, False
-        if bereaved:
-            from pytest_isolate.kernel.cgroups import sweep
+        try:
+            if bereaved and self.mode != "none":
+                from pytest_isolate.kernel.cgroups import sweep
 
-            sweep()  # now, while we are where they were forked; what does not go is left to the next run's start
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            atexit.unregister(self.close)
-            manager.close()
+                sweep()  # now, while we are where they were forked; what does not go is left to the next run's start
+        finally:
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                atexit.unregister(self.close)
+                manager.close()
 
 
 #: Of this process, and of the one it was forked from.

@@ -339,8 +339,10 @@ class Conversation:
         if refusal is not None and not self._timed_out:
             self._blame(when, crash.Ending(text=f"pytest-isolate: {refusal}", cause=Cause.SETUP), usage)
         else:
-            low = too_low_to_start(exited, self.worker.limits, self.wall_s) if self._start_s else []
-            ending = crash.Ending(text=low[0], cause=Cause.SETUP) if low else self._ending(status, when, usage)
+            ending = self._ending(status, when, usage)
+            if self._start_s and ending.cause is None and not self._garbage:
+                low = too_low_to_start(exited, self.worker.limits, self.wall_s)
+                ending = crash.Ending(text=low[0], cause=Cause.SETUP) if low else ending
             self._blame(when, ending, usage)
 
     def _ending(self, status: ExitStatus, when: crash.When, usage: CgroupUsage | None) -> crash.Ending:
