@@ -41,6 +41,11 @@ _NOTHING = Limits()
 _CHARGED_AHEAD_BYTES = 64 * 4096
 
 
+def group_part(limits: Limits) -> Limits:
+    """What of a settled policy's limits its group holds: not memory, where RLIMIT_DATA does."""
+    return replace(limits, memory_bytes=None) if limits.memory_fallback == "rlimit" else limits
+
+
 class Groups:
     """See the module. ``mode`` as ``--isolate-cgroup``: auto, v1, v2, systemd; ``none`` for no cgroups at all."""
 
@@ -104,7 +109,7 @@ class Groups:
             self._try(policy.limits)
         except BackendUnavailable as error:
             if policy.limits.memory_fallback == "rlimit":
-                self._try(replace(policy.limits, memory_bytes=None))
+                self._try(group_part(policy.limits))
                 return policy
             if not error.remedy and policy.limits.memory_bytes:
                 raise BackendUnavailable(error.what, error.why, _BY_RLIMIT) from error
@@ -119,9 +124,7 @@ class Groups:
 
     def enter(self, name: str, policy: Policy) -> Cgroup | None:
         """A group for one sandbox; None when the settled policy asks for no group limit and nothing is counted."""
-        limits = policy.limits
-        if limits.memory_fallback == "rlimit":
-            limits = replace(limits, memory_bytes=None)
+        limits = group_part(policy.limits)
         if limits.needs_cgroup or (self.account and self.why_not_counted() == ""):
             before, self._asked = self._asked, (name, limits)
             self._again = before is not None and before[0] == name and before[1] is limits

@@ -99,7 +99,8 @@ def _oom(
     if own:
         said = f"OOM-killed: {peak} of {limit}" if peak else f"OOM-killed at the limit of {limit}"
     else:
-        said = f"OOM-killed by the host, or by a limit above the sandbox{': ' if peak else ''}{peak}"
+        inside = ", or inside it" if victim is None and after.oom is None else ""
+        said = f"OOM-killed by the host, or by a limit above the sandbox{inside}{': ' if peak else ''}{peak}"
     if victim is not None:
         said += f", killed: {victim.name} pid {victim.pid}, rss {format_bytes(victim.rss_bytes)}"
     return [(Cause.OOM, said)]

@@ -39,9 +39,9 @@ def test_a_cause_needs_a_counter_that_moved(after, said):
     assert verdicts(after, after, LIMITS, usage=PEAK) == [v for v in said if v[0] is Cause.SETUP]
 
 
-def test_a_kill_below_the_limit_is_the_hosts_doing():
+def test_a_kill_below_the_limit_is_anothers_doing():
     low = CgroupUsage(memory_peak_bytes=100 * MIB, pids_peak=20)
-    said = [(Cause.OOM, "OOM-killed by the host, or by a limit above the sandbox: peak 100 MiB")]
+    said = [(Cause.OOM, "OOM-killed by the host, or by a limit above the sandbox, or inside it: peak 100 MiB")]
     assert verdicts(NONE, CgroupEvents(oom=None, oom_kill=1), LIMITS, usage=low) == said
 
 
