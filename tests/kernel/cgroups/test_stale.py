@@ -16,12 +16,12 @@ from pytest_isolate.kernel.cgroups import open_manager, stale
 _RUN_THAT_DIES = """
 import os, sys, time
 from pytest_isolate.kernel.cgroups import open_manager
+from tests.kernel.joining import join
 manager = open_manager("victim", mode=sys.argv[1])
-fds = manager.create("left").all_procs_fds
+left = manager.create("left")
 pid = os.fork()
 if pid == 0:
-    for fd in fds:
-        os.write(fd, b"0")
+    join(left)
     os.setsid()
     os.close(1)
     time.sleep(120)
