@@ -137,7 +137,7 @@ class Cgroup:
         try:
             return cgroupfs.open_directory(self.name, place.dir_fd)
         except OSError as error:
-            raise cgroupfs.fault("directory", error, self.name) from error
+            raise cgroupfs.fault("open", error, self.name) from error
 
     @property
     def procs_fds(self) -> tuple[int, ...]:
