@@ -77,16 +77,18 @@ class Reaper:
         """Collect what has ended; wait for the oldest until at most ``keep`` are left."""
         self._bodies = [body for body in self._bodies if not _collected(*body)]
         while len(self._bodies) > keep:
-            self.end(self._bodies[0][0])
-            _collected(*self._bodies.pop(0))
+            body = self._bodies.pop(0)
+            self.end(body[0])
+            _collected(*body)
 
     def end(self, process: Process) -> None:
-        """Wait for its end; it is untrusted, and has so long for it."""
+        """Wait for its end, and that of what it has started since; it is untrusted, and has so long for it."""
         try:
-            hangs = process.wait(EXIT_S) is None
+            exited = process.wait(EXIT_S)
+            lives = exited is None or exited.leftovers
         except IsolateError:  # of its backend's tool, which has failed when all was said
-            hangs = False
-        if hangs:
+            lives = True
+        if lives:
             process.kill()
             self._bereave()
         process.reap(block=True)
