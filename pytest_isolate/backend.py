@@ -86,7 +86,7 @@ class Backend(Protocol):
         """What of ``policy`` it cannot enforce on this host, each as ``what: why. remedy``; empty when it can."""
 
     def fork(self, policy: Policy, joined: Joined | None = None) -> Process | None:
-        """Fork the calling interpreter into a sandbox; None in the child.
+        """Fork the calling interpreter into a sandbox; None in the child, which ends here where it cannot be made ready.
 
         Raises:
             SetupError: the sandbox could not be made; names step and errno.

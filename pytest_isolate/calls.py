@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from pytest_isolate import wire
+from pytest_isolate import networks, wire
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.output import Files
 from pytest_isolate.running import Running
@@ -31,7 +31,10 @@ class CallFailed(IsolateError, RuntimeError):
 def call_and_leave(
     function: Callable[..., Any], args: Any, kwargs: Any, write_fd: int, files: Files, give_up: Callable[[], object]
 ) -> NoReturn:
-    """In the child: give up what is the parent's, call, send the result, leave without running anything of the parent's."""
+    """In the child: give up what is the parent's, call, send the result, leave without running anything of the parent's.
+
+    What the function's own sandboxes were held by is removed, with what still runs in them: that ends with this process anyway.
+    """
     code = _EXIT_FAILED_CALL
     try:
         give_up()
@@ -50,6 +53,8 @@ def call_and_leave(
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+        with contextlib.suppress(Exception):  # the result is sent; what does not go now is swept by the next run
+            networks.close_those_of_this_process()
         code = 0
     finally:
         os._exit(code)

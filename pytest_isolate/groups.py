@@ -41,6 +41,11 @@ _NOTHING = Limits()
 _CHARGED_AHEAD_BYTES = 64 * 4096
 
 
+def group_part(limits: Limits) -> Limits:
+    """What of a settled policy's limits its group holds: not memory, where RLIMIT_DATA does."""
+    return replace(limits, memory_bytes=None) if limits.memory_fallback == "rlimit" else limits
+
+
 class Groups:
     """See the module. ``mode`` as ``--isolate-cgroup``: auto, v1, v2, systemd; ``none`` for no cgroups at all."""
 
@@ -104,7 +109,7 @@ class Groups:
             self._try(policy.limits)
         except BackendUnavailable as error:
             if policy.limits.memory_fallback == "rlimit":
-                self._try(replace(policy.limits, memory_bytes=None))
+                self._try(group_part(policy.limits))
                 return policy
             if not error.remedy and policy.limits.memory_bytes:
                 raise BackendUnavailable(error.what, error.why, _BY_RLIMIT) from error
@@ -119,9 +124,7 @@ class Groups:
 
     def enter(self, name: str, policy: Policy) -> Cgroup | None:
         """A group for one sandbox; None when the settled policy asks for no group limit and nothing is counted."""
-        limits = policy.limits
-        if limits.memory_fallback == "rlimit":
-            limits = replace(limits, memory_bytes=None)
+        limits = group_part(policy.limits)
         if limits.needs_cgroup or (self.account and self.why_not_counted() == ""):
             before, self._asked = self._asked, (name, limits)
             self._again = before is not None and before[0] == name and before[1] is limits
@@ -199,22 +202,16 @@ class Groups:
 
     def _start_takes(self, policy: Policy, backend: Backend, limits: Limits) -> int | None:
         """The peak of a fork of this process that does nothing; None when it does not live to its end."""
+        from pytest_isolate.backends.forked import end_of
         from pytest_isolate.kernel.native import Joined
 
         with self.manager().create("probe", limits) as cgroup:
             try:
-                child = backend.fork(policy, Joined(cgroup.dir_fd, cgroup.procs_fds))
+                exited = end_of(backend, policy, Joined(cgroup.dir_fd, cgroup.procs_fds), meanwhile=cgroup.started)
             except SetupError as error:
                 if error.errno == errno.ENOMEM:
                     return None
                 raise
-            if child is None:
-                os._exit(0)
-            cgroup.started()
-            exited = child.wait(10.0)
-            child.kill()
-            child.reap(block=True)
-            child.close()
             cgroup.kill()
             return (cgroup.usage().memory_peak_bytes or 0) if exited is not None and exited.status.code == 0 else None
 
@@ -246,14 +243,16 @@ class Groups:
             CleanupError: names the directories that remain.
         """
         bereaved, self._bereaved = self._bereaved, False
-        if bereaved:
-            from pytest_isolate.kernel.cgroups import sweep
+        try:
+            if bereaved and self.mode != "none":
+                from pytest_isolate.kernel.cgroups import sweep
 
-            sweep()  # now, while we are where they were forked; what does not go is left to the next run's start
-        manager, self._manager = self._manager, None
-        if manager is not None:
-            atexit.unregister(self.close)
-            manager.close()
+                sweep()  # now, while we are where they were forked; what does not go is left to the next run's start
+        finally:
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                atexit.unregister(self.close)
+                manager.close()
 
 
 #: Of this process, and of the one it was forked from.

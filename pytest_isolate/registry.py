@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 from pytest_isolate.backend import Backend, Kind, Process
+from pytest_isolate.backends.forked import give_up
 from pytest_isolate.errors import BackendUnavailable, PluginError, PolicyError
 from pytest_isolate.hooks import Hooks, blaming, of_this_process
 from pytest_isolate.policy import Policy, unknown
@@ -104,7 +105,13 @@ class Offered:
         return id(self.backend)
 
     def fork(self, *args: Any, **words: Any) -> Process | None:
-        return self._started("fork", args, words)
+        parent = os.getpid()
+        try:
+            return self._started("fork", args, words)
+        except BaseException as error:
+            if os.getpid() != parent:
+                give_up(error)
+            raise
 
     def spawn(self, *args: Any, **words: Any) -> Process:
         process = self._started("spawn", args, words)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.backend import Process
 from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
+from pytest_isolate.groups import group_part
 from pytest_isolate.kernel.native import Exited
 from pytest_isolate.kernel.processes import ended
 from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Traffic, Usage
@@ -159,7 +160,11 @@ class Running:
                     f"update({word}=...)", "it cannot change while the program runs", f"of use: {', '.join(LIVE_WORDS)}"
                 )
         policy = _lifted(vary(self.policy, **{word: value for word, value in words.items() if value != LIFTED}), words)
-        cgroup.update(policy.limits)
+        if policy.limits.memory_fallback == "rlimit" and policy.limits.memory_bytes != self.policy.limits.memory_bytes:
+            raise BackendUnavailable(
+                "update(memory=...)", "RLIMIT_DATA holds it here, which each process has inherited", "start it anew"
+            )
+        cgroup.update(group_part(policy.limits))
         self.policy = policy
 
     def freeze(self) -> None:
@@ -390,6 +395,8 @@ def _lifted(policy: Policy, words: Mapping[str, Any]) -> Policy:
     """
     nothing = Limits()
     fields = {field: getattr(nothing, field) for word, field in LIVE_WORDS.items() if words.get(word) == LIFTED}
+    if "memory_bytes" in fields and words.get("swap") is None:
+        fields["swap_bytes"] = None
     limits = replace(policy.limits, **fields)
     if "swap_bytes" in fields and limits.memory_bytes:
         raise PolicyError(

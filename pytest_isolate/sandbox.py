@@ -225,7 +225,8 @@ class Sandbox:
             with open(read_fd, "rb", buffering=0) as channel:
                 return result(running, wire.Reader(channel.fileno()))
         finally:
-            self._end(running)
+            if self._end(running).returncode:
+                self._groups.bereave()
 
     @property
     def _groups(self) -> groups.Groups:
@@ -315,11 +316,11 @@ class Sandbox:
             self._varied[key] = policy if tier is None else tier.policy
         return self._varied[key]
 
-    def _end(self, running: Running) -> None:
+    def _end(self, running: Running) -> Outcome:
         """It has ended, or ends now, and is nobody's any more; close() in another thread may have been first."""
         with contextlib.suppress(ValueError):
             self._running.remove(running)
-        running.terminate()
+        return running.terminate()
 
     def close(self) -> None:
         """End what still runs, last started first. What one end raises is raised when all has ended."""

@@ -16,6 +16,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from pytest_isolate.backend import Kind
+from pytest_isolate.backends.forked import give_up
 from pytest_isolate.errors import BackendUnavailable, SetupError
 from pytest_isolate.kernel.native import Exited, Joined, Rusage
 from pytest_isolate.kernel.processes import leftovers_of_session
@@ -94,9 +95,12 @@ class ForkBackend:
         pid = os.fork()
         if pid:
             return ForkedProcess(pid)
-        if joined is not None:
-            _join(joined)
-        _enter(policy, parent)
+        try:
+            if joined is not None:
+                _join(joined)
+            _enter(policy, parent)
+        except BaseException as error:
+            give_up(error)
         return None
 
     def spawn(

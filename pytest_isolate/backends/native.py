@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pytest_isolate.backend import Kind
+from pytest_isolate.backends.forked import end_of, give_up
 from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError
 from pytest_isolate.hardening import scrubbed
 from pytest_isolate.kernel import capabilities, filesystem, landlock, native, netns_pool, seccomp
@@ -24,7 +25,6 @@ from pytest_isolate.policy import Hardening, Namespace, Policy
 from pytest_isolate.remembered import Remembered
 
 _EVERY_ID = 2**32 - 1
-_PROBE_S = 10.0
 _NET_AND_USER = CLONE_FLAGS[Namespace.NET] | CLONE_FLAGS[Namespace.USER]
 
 
@@ -89,10 +89,7 @@ class NativeBackend:
         except BackendUnavailable as error:
             return [str(error).rstrip(".")]
         try:
-            with self._child_that_leaves(policy) as child:
-                exited = child.wait(_PROBE_S)
-                child.kill()
-                child.reap(block=True)
+            exited = end_of(self, policy)
         except PolicyError:
             raise
         except IsolateError as error:
@@ -101,28 +98,29 @@ class NativeBackend:
             return [f"the probe's child {exited.status if exited else 'hung'}"]
         return []
 
-    def _child_that_leaves(self, policy: Policy) -> native.Child:
-        parent = os.getpid()
-        try:
-            child = self.fork(policy)
-        except BaseException:
-            if os.getpid() != parent:  # nobody goes on as its parent
-                os._exit(1)
-            raise
-        if child is None:
-            os._exit(0)
-        return child
-
     def fork(self, policy: Policy, joined: native.Joined | None = None) -> native.Child | None:
         plan, layers = self._plan(policy, None)
-        with _Network(plan, joined) as joined:
-            child = _kept(lambda: native.fork(plan, joined), layers)
-        if child is None:
-            leave_held_in_child()
-            if layers is not None:
+        inside = False
+
+        def start() -> native.Child | None:
+            nonlocal inside
+            child = native.fork(plan, joined)
+            inside = child is None
+            return child
+
+        try:
+            with _Network(plan, joined) as joined:
+                child = _kept(start, layers)
+            if inside:
+                leave_held_in_child()
+            if inside and layers is not None:
                 layers.leave_in_child()
-        if child is None and policy.hardening.environment == "scrub":
-            _scrub_own_environment()
+            if inside and policy.hardening.environment == "scrub":
+                _scrub_own_environment()
+        except BaseException as error:
+            if inside:
+                give_up(error)
+            raise
         return child
 
     def spawn(

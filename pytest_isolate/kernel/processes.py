@@ -25,14 +25,7 @@ def pids() -> Iterator[int]:
 
 def leftovers_of_session(leader: int) -> list[Leftover]:
     """The living processes of the session that ``leader`` made, the leader not counted."""
-    return _matching(lambda pid: pid != leader and _session(pid) == leader)
-
-
-def leftovers_of_namespace(init: int, *but_not: int) -> list[Leftover]:
-    """The living processes whose PID namespace is that of ``init``; neither ``init`` nor ``but_not`` are counted."""
-    namespace = os.readlink(f"/proc/{init}/ns/pid")
-    ours = {init, *but_not}
-    return _matching(lambda pid: pid not in ours and os.readlink(f"/proc/{pid}/ns/pid") == namespace)
+    return described(pids(), lambda pid: pid != leader and _session(pid) == leader)
 
 
 def descendants(root: int) -> set[int]:
@@ -118,10 +111,6 @@ def _alive(pid: int) -> bool:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
-
-
-def _matching(belongs: Callable[[int], bool]) -> list[Leftover]:
-    return described(pids(), belongs)
 
 
 def described(candidates: Iterable[int], belongs: Callable[[int], bool] = lambda _: True) -> list[Leftover]:

@@ -37,12 +37,12 @@ def serve(item: pytest.Item, nextitem: pytest.Item | None, reporter: Reporter, o
         status = 0
     except BaseException as error:
         with contextlib.suppress(Exception):
-            os.write(reporter.link.trace_fd, _told(error))
+            os.write(reporter.link.trace_fd, told(error))
     finally:
         os._exit(status)
 
 
-def _told(error: BaseException) -> bytes:
+def told(error: BaseException) -> bytes:
     """What it is, and its traceback; without frames where the test has changed even what formats one."""
     name = error.__class__.__name__
     with contextlib.suppress(BaseException):

@@ -272,7 +272,7 @@ class Conversation:
         if hasattr(report, "isolate_cause"):
             self.worker.told.add(Cause(report.isolate_cause))
             return
-        causes = verdict.of_group(cgroup, self._events, usage)
+        causes = [] if cgroup is None else cgroup.verdicts(self._events, usage)
         verdict.mark_failure(report, causes)
         self.worker.told.update(cause for cause, _ in causes)
         if causes and not hasattr(report, "isolate_cause"):
@@ -339,8 +339,10 @@ class Conversation:
         if refusal is not None and not self._timed_out:
             self._blame(when, crash.Ending(text=f"pytest-isolate: {refusal}", cause=Cause.SETUP), usage)
         else:
-            low = too_low_to_start(exited, self.worker.limits, self.wall_s) if self._start_s else []
-            ending = crash.Ending(text=low[0], cause=Cause.SETUP) if low else self._ending(status, when, usage)
+            ending = self._ending(status, when, usage)
+            if self._start_s and ending.cause is None and not self._garbage:
+                low = too_low_to_start(exited, self.worker.limits, self.wall_s)
+                ending = crash.Ending(text=low[0], cause=Cause.SETUP) if low else ending
             self._blame(when, ending, usage)
 
     def _ending(self, status: ExitStatus, when: crash.When, usage: CgroupUsage | None) -> crash.Ending:
@@ -362,7 +364,8 @@ class Conversation:
         if status.signal == signal.SIGXFSZ:
             text = f"FSIZE: a file grew over the limit on file size (SIGXFSZ), during {when}"
             return crash.Ending(text=text, cause=Cause.FSIZE)
-        if causes := verdict.of_group(self.worker.cgroup, self._events, usage):
+        cgroup = self.worker.cgroup
+        if cgroup is not None and (causes := cgroup.verdicts(self._events, usage)):
             self.worker.told.update(cause for cause, _ in causes)
             text = "\n".join(line for _, line in causes)
             return crash.Ending(text=f"{text}\n(the test's process was {status} during {when})", cause=causes[0][0])

@@ -185,7 +185,7 @@ class Telling:
                 self._held.outcome, self._held.longrepr = "failed", text
                 self._held.isolate_cause = cause.value  # type: ignore[attr-defined]
             else:
-                self._held.sections.append(("Limits", text))
+                verdict.add_section(self._held, [(cause, text)])
             self._explain(cause.value, text)
 
     def reached(self, scope: str) -> None:

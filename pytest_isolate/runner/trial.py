@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_isolate.backend import Backend
+from pytest_isolate.backends.forked import end_of
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.policy import UNLIMITED, Limits, Policy
 from pytest_isolate.runner import crash
@@ -21,7 +22,6 @@ from pytest_isolate.runner.child import take_outputs
 
 #: CPU takes a second at least, and a start milliseconds; what a test's process reports goes through a pipe, which FSIZE spares.
 _CAN_PREVENT = ("AS", "DATA", "NOFILE", "STACK")
-_TRIAL_S = 10.0
 
 
 def check(config: pytest.Config, policy: Policy, backend: Backend) -> None:
@@ -64,27 +64,13 @@ def _open_files() -> int:
 
 def _start(config: pytest.Config, policy: Policy, backend: Backend) -> str:
     """Why the trial's process did not start; empty when it did."""
-    ours = os.getpid()
     outputs = crash.Outputs.make()
     try:
-        child = backend.fork(policy)
-        if child is None:
-            take_outputs(config, outputs.out_fd, outputs.err_fd, outputs.trace_fd)
-            os._exit(0)
-    except BaseException as error:
-        if os.getpid() != ours:
-            os._exit(_errno_of(error))
-        raise
+        exited = end_of(
+            backend, policy, within=lambda: take_outputs(config, outputs.out_fd, outputs.err_fd, outputs.trace_fd)
+        )
     finally:
         outputs.close()
-    exited = child.wait(_TRIAL_S)
-    child.kill()
-    child.reap(block=True)
-    child.close()
     if exited is None:
         return "it hung"
     return "" if exited.status.code == 0 else errno.errorcode.get(exited.status.code or 0, str(exited.status))
-
-
-def _errno_of(error: BaseException) -> int:
-    return errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None) or 1

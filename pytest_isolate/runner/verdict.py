@@ -101,11 +101,6 @@ def _errno_of(error: BaseException) -> int:
     return getattr(error, "errno", None) or 0
 
 
-def of_group(cgroup: Cgroup | None, before: CgroupEvents | None, usage: CgroupUsage | None) -> list[tuple[Cause, str]]:
-    """In the parent: what the group's limits caught since ``before``, by ``usage``, which was read of it."""
-    return [] if cgroup is None else cgroup.verdicts(before, usage)
-
-
 def add_quota(report: Any, cgroup: Cgroup | None, before: CgroupEvents | None, usage: CgroupUsage | None) -> None:
     """Say on the report of a failure what the CPU quota has cost the test since ``before``; nothing where it cost nothing."""
     if cgroup is not None and usage is not None and (text := cgroup.throttling(usage, before)):

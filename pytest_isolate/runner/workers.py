@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -24,6 +23,7 @@ from pytest_isolate.kernel import hugepages
 from pytest_isolate.outcome import Cause, ExitStatus, Outcome
 from pytest_isolate.policy import Namespace
 from pytest_isolate.runner import crash, fresh, garbage, reporter
+from pytest_isolate.runner.child import told
 from pytest_isolate.runner.host import Host, kind_of
 from pytest_isolate.runner.orders import Orders
 from pytest_isolate.runner.process import TestProcess, Verdict
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _MAX_BODIES = 4
 #: What a child that has said its last word may take to end.
 EXIT_S = 10.0
-_EXIT_UNBEGUN = 70  # EX_SOFTWARE of sysexits.h
 #: What a new child does, for ever.
 Serve = Callable[[pytest.Item, "pytest.Item | None", reporter.Link], NoReturn]
 
@@ -55,9 +54,13 @@ class Entry:
 
 
 class Reaper:
-    """Processes that have said their last word: their ends are collected while the next test already runs."""
+    """Processes that have said their last word: their ends are collected while the next test already runs.
 
-    def __init__(self) -> None:
+    ``bereave``: said when one had to be killed.
+    """
+
+    def __init__(self, bereave: Callable[[], None]) -> None:
+        self._bereave = bereave
         self._bodies: list[tuple[Process, Cgroup | None, SandboxNetwork | None]] = []
 
     def add(self, worker: TestProcess) -> None:
@@ -72,13 +75,27 @@ class Reaper:
 
     def collect(self, keep: int) -> None:
         """Collect what has ended; wait for the oldest until at most ``keep`` are left."""
-        self._bodies = [body for body in self._bodies if not _collected(*body, block=False)]
+        self._bodies = [body for body in self._bodies if not _collected(*body)]
         while len(self._bodies) > keep:
-            _collected(*self._bodies.pop(0), block=True)
+            body = self._bodies.pop(0)
+            self.end(body[0])
+            _collected(*body)
+
+    def end(self, process: Process) -> None:
+        """Wait for its end, and that of what it has started since; it is untrusted, and has so long for it."""
+        try:
+            exited = process.wait(EXIT_S)
+            lives = exited is None or exited.leftovers
+        except IsolateError:  # of its backend's tool, which has failed when all was said
+            lives = True
+        if lives:
+            process.kill()
+            self._bereave()
+        process.reap(block=True)
 
 
-def _collected(process: Process, cgroup: Cgroup | None, network: SandboxNetwork | None, *, block: bool) -> bool:
-    done = process.reap(block)
+def _collected(process: Process, cgroup: Cgroup | None, network: SandboxNetwork | None) -> bool:
+    done = process.reap(block=False)
     if done:
         process.close()
         if network is not None:
@@ -130,7 +147,7 @@ class Workers:
     def __init__(self, host: Host, serve: Serve) -> None:
         self._host = host
         self._serve = serve
-        self._reaper = Reaper()
+        self._reaper = Reaper(host.groups.bereave)
         self._live: list[TestProcess] = []
         self._heap = hugepages.Heap()
         self._has_forked = False
@@ -259,10 +276,10 @@ class Workers:
             self._forget(own)
             registry.enter(settings.policy)
             self._serve(item, following, link)
-        except BaseException:
-            os.write(link.err_fd, traceback.format_exc().encode("utf-8", "backslashreplace"))
+        except BaseException as error:
+            os.write(link.trace_fd, told(error))
         finally:
-            os._exit(_EXIT_UNBEGUN)
+            os._exit(reporter.EXIT_OUR_FAULT)
 
     def _forget(self, own: TestProcess) -> None:
         """In the child: close what is the parent's side, its own and that of its siblings."""
@@ -292,7 +309,7 @@ class Workers:
             verdict.leftovers += living(process, worker.cgroup, exited is None or exited.leftovers)
             worker.kill()
         if verdict.died or verdict.leftovers or worker.life is not None:
-            process.reap(block=True)  # a port that a leaked server held is free before the next test asks for it
+            self._reaper.end(process)  # a port that a leaked server held is free before the next test asks for it
         if worker.cgroup is not None:
             verdict.counted = worker.cgroup.usage(current=False, pressure=worker.cgroup.accounts)
         if worker.life is not None:

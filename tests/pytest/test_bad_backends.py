@@ -101,6 +101,25 @@ def test_one_whose_fork_is_none_is_blamed_and_the_run_goes_on(
     result.stdout.fnmatch_lines([line])
 
 
+def test_one_whose_fork_raises_in_the_child_leaves_one_pytest(pytester: pytest.Pytester, plain: Run) -> None:
+    more = """
+    def fork(self, policy, joined=None):
+        pid = os.fork()
+        if not pid:
+            raise RuntimeError("in the child")
+        from pytest_isolate.backends.fork import ForkedProcess
+        return ForkedProcess(pid)
+"""
+    finish = "def pytest_sessionfinish(): print(file=open('finished', 'a'))"
+    conftest = f"{CONFTEST.format(command='pass', more=more)}\n{finish}"
+    pytester.makeconftest(conftest.replace("spoilt = None", 'spoilt = None\n    runs = frozenset({"tests"})'))
+    pytester.makepyfile(SUITE)
+    result = plain("--isolate", "--isolate-backend=bad", "-s")
+    result.assert_outcomes(passed=1, errors=2)
+    result.stderr.fnmatch_lines(["*plugin *, backend bad, fork*RuntimeError: in the child"])
+    assert (pytester.path / "finished").read_text() == "\n", "once, in the parent"
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [("return 'a licence.'", "bad lacks a licence"), ("raise SystemExit(3)", "bad lacks an answer: SystemExit: 3")],

@@ -173,6 +173,7 @@ _ODD: dict[str, dict[str, object]] = {
     "keywords that are a list": {"keywords": ["a"]},
     "a place of one word": {"location": [1]},
     "a cause that is none": {"isolate_cause": []},
+    "a cause of None": {"isolate_cause": None},
     "a skip without its place": {"outcome": "skipped"},
     "an xfail for no text": {"outcome": "skipped", "wasxfail": 5},
     "a field named as a method": {"toterminal": 1},
@@ -239,6 +240,25 @@ def test_after_a_report_that_is_not_taken_nothing_is_believed(
         result = isolated(*options)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.assert_outcomes(failed=1)
+
+
+def test_a_hook_that_gives_reports_no_cause_is_told_of_and_the_run_goes_on(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+        @pytest.hookimpl(hookwrapper=True)
+        def pytest_runtest_makereport(item, call):
+            report = (yield).get_result()
+            if report.failed:
+                report.isolate_cause = None
+        """
+    )
+    pytester.makepyfile(test_it="def test_bad(): assert 0\ndef test_after(): pass")
+    result = isolated()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*during call: a report that pytest does not know*"])
 
 
 def test_a_hundred_megabytes_of_output_are_cut_in_the_middle(pytester: pytest.Pytester, isolated: Run) -> None:

@@ -219,6 +219,37 @@ def test_a_thread_that_never_ends_does_not_keep_the_run(pytester: pytest.Pyteste
     assert time.monotonic() - began < 10
 
 
+def test_a_process_that_does_not_end_after_its_last_word_does_not_keep_the_run(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    pytester.makepyfile(
+        test_it="""
+        import os, sys, time, types
+        import pytest
+
+        def hang(*_):
+            time.sleep(6804)
+
+        def clear_away(by):
+            sys.modules["pytest_isolate.networks"] = types.SimpleNamespace(close_those_of_this_process=by)
+
+        def test_hangs_in_what_is_cleared_away():
+            clear_away(hang)
+
+        def test_leaves_one_that_hangs():
+            clear_away(lambda: os.fork() or hang())
+
+        @pytest.mark.isolate(namespaces="+pid")
+        def test_leaves_one_that_hangs_in_its_namespace():
+            clear_away(lambda: os.fork() or hang())
+
+        def test_hangs_in_leaving():
+            os._exit = hang
+        """
+    )
+    isolated("--isolate-timeout=2").assert_outcomes(passed=4)
+
+
 def test_slow_is_said_once_while_the_test_runs_and_not_with_q(pytester: pytest.Pytester, isolated: Run) -> None:
     pytester.makepyfile(test_it="import time\ndef test_slow(): time.sleep(0.6)")
     result = isolated("--isolate-slow=0.2", "--isolate-timeout=30")

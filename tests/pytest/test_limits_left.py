@@ -131,3 +131,37 @@ def test_the_cgroups_of_a_tests_own_sandboxes_are_gone_with_the_run(
     assert made > 0, "the test saw none of its own, so this test shows nothing"
     assert _cgroups_named(f"-sandbox-{pid}-") == []
     assert not living(b"sleep\0006803")
+
+
+@pytest.mark.parametrize("ends", ["pass", "raise ValueError", "os._exit(3)", "os.kill(os.getpid(), 9)", "spawn()"])
+@pytest.mark.parametrize("options", [("--isolate",), ()])
+def test_the_cgroups_of_a_called_functions_own_sandboxes_are_gone_with_the_run(
+    pytester: pytest.Pytester, plain: Run, ends: str, options: tuple[str, ...]
+) -> None:
+    controller("memory")
+    pytester.makepyfile(
+        f"""
+        import contextlib, os, pytest
+        from pytest_isolate import Sandbox
+        from pytest_isolate.calls import CallFailed
+
+        def spawn():
+            Sandbox().spawn(["sleep", "6805"], memory="64M")
+
+        def call():
+            assert Sandbox().run(["/bin/true"], memory="64M").ok
+            made = [path for path, _, _ in os.walk("/sys/fs/cgroup") if f"sandbox-{{os.getpid()}}-" in path]
+            with open("seen", "w") as file:
+                print(os.getpid(), len(made), file=file)
+            {ends}
+
+        def test_it(sandbox):
+            with contextlib.nullcontext() if {ends!r} in ("pass", "spawn()") else pytest.raises(CallFailed):
+                sandbox.python(call)
+        """
+    )
+    plain(*options).assert_outcomes(passed=1)
+    pid, made = map(int, (pytester.path / "seen").read_text().split())
+    assert made > 0, "the function saw none of its own, so this test shows nothing"
+    assert _cgroups_named(f"-sandbox-{pid}-") == []
+    assert not living(b"sleep\0006805")

@@ -234,6 +234,23 @@ def test_an_rlimit_under_which_no_new_interpreter_starts_is_named(
     result.stdout.fnmatch_lines([line])
 
 
+def test_a_new_interpreter_that_did_not_fit_into_its_memory_is_not_laid_to_an_rlimit(
+    pytester: pytest.Pytester, plain: Run
+) -> None:
+    controller("memory")
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.isolate(mode="fresh", memory="5M", rlimits={"STACK": 200 * 1024})
+        def test_it(): pass
+        """
+    )
+    result = plain()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["OOM-killed: *"])
+    result.stdout.no_fnmatch_line("*rlimit STACK*")
+
+
 @pytest.mark.parametrize(
     ("rlimits", "line"),
     [

@@ -106,6 +106,82 @@ def test_exit_handlers_run_in_the_parent_only_and_output_is_flushed(pytester: py
     assert str(result.stdout).count("no newline at the end") == 1
 
 
+@pytest.mark.parametrize("fault", ["in_the_backend", "before_the_test"])
+def test_a_child_that_does_not_get_as_far_as_its_test_does_not_go_on_as_pytest(
+    pytester: pytest.Pytester, isolated: Run, fault: str
+) -> None:
+    pytester.makeconftest(
+        f"""
+        import os, pytest
+        from pytest_isolate import registry
+
+        PARENT, unset = os.getpid(), os.unsetenv
+        os.environ["TO_BE_SCRUBBED"] = "x"
+
+        def fail(*args):
+            if os.getpid() != PARENT:
+                raise MemoryError("no room left")
+            unset(*args)
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtestloop():
+            if {fault!r} == "in_the_backend":
+                os.unsetenv = fail
+            else:
+                registry.enter = fail
+
+        def pytest_sessionfinish():
+            with open("finished", "a") as file:
+                print(file=file)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.isolate(environment="scrub")
+        def test_it(): pass
+        """
+    )
+    found = isolated("-s")
+    found.assert_outcomes(errors=1)
+    assert (pytester.path / "finished").read_text() == "\n", "once, in the parent"
+    if fault == "in_the_backend":
+        found.stdout.fnmatch_lines(["the test's process exited with status 12 before reporting*"])
+        found.stderr.fnmatch_lines(["MemoryError: no room left"])
+    else:
+        found.stdout.fnmatch_lines(
+            [
+                "the test's process could not go on to report, during setup: MemoryError: no room left",
+                "*if it has not, please report this with the traceback below",
+                "*conftest.py*in fail",
+            ]
+        )
+
+
+def test_a_limit_that_the_backend_fork_may_not_set_leaves_one_pytest(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makeconftest(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NPROC, (900, 900))  # to raise it takes a capability
+
+        def pytest_sessionfinish():
+            with open("finished", "a") as file:
+                print(file=file)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.isolate(rlimits={"NPROC": 1000})
+        def test_it(): pass
+        """
+    )
+    found = isolated("--isolate-backend=fork", "--isolate-profile=minimal")
+    found.assert_outcomes(errors=1)
+    found.stderr.fnmatch_lines(["*failed at rlimits*not allowed to raise maximum limit*"])
+    assert (pytester.path / "finished").read_text() == "\n", "once, in the parent"
+
+
 def test_random_numbers_differ_between_tests(pytester: pytest.Pytester, isolated: Run) -> None:
     """Trap 18: CPython reseeds `random` at a fork; a clone of ours must tell it."""
     pytester.makepyfile(

@@ -27,21 +27,21 @@ def verdicts(
     limits: Limits,
     *,
     usage: CgroupUsage | None = None,
-    largest: Victim | None = None,
+    victim: Victim | None = None,
     surely: bool = False,
 ) -> list[Verdict]:
     """Causes with a line of evidence each, the gravest first; empty when no limit was hit.
 
     Args:
         before: of a cgroup made for this sandbox, ``CgroupEvents()``.
-        usage: for peaks in the text. largest: for the name of the one that was killed.
+        usage: for peaks in the text. victim: what the kernel's log says of who was killed.
         surely: leave out what a limit inside the sandbox, as of one that it has made itself, may have done: some
             counters are those of the whole subtree.
     """
     cost = usage or CgroupUsage()
     return [
         *(_lost(name) for name in after.lost),
-        *_oom(before, after, limits, cost, largest, surely=surely),
+        *_oom(before, after, limits, cost, victim, surely=surely),
         *_pids(before, after, limits, cost, surely=surely),
         *_hugetlb(before, after, limits),
         *_cpu_time(before, after, limits),
@@ -72,28 +72,37 @@ def _oom(
     after: CgroupEvents,
     limits: Limits,
     cost: CgroupUsage,
-    largest: Victim | None,
+    victim: Victim | None,
     *,
     surely: bool,
 ) -> list[Verdict]:
     # Only whether, not how many: with memory.oom.group the kernel counts the first victim twice.
     if not _grown(before.oom_kill, after.oom_kill):
         return []
-    if largest is not None and largest.inner_limit:  # whose limit it was is told of it
+    at_limit = _at_limit(limits, cost)
+    if victim is not None and victim.inner_limit:
+        if not at_limit:  # whose limit it was is told of it
+            return []
+        victim = None  # the log does not tell of every kill
+    if after.oom is None:
+        hit = at_limit or _grown(before.memory_max, after.memory_max) > 0
+    else:
+        hit = _grown(before.oom, after.oom) > 0
+        may_be_ours = at_limit or (limits.memory_bytes is not None and cost.memory_peak_bytes is None)
+        if victim is None and hit and not may_be_ours:  # the counter is that of the whole subtree
+            return []
+    if surely and victim is None and not hit:
         return []
-    hit = _grown(before.oom, after.oom) + _grown(before.memory_max, after.memory_max) > 0
-    hit = hit or (after.oom is None and _at_limit(limits, cost))
-    if surely and largest is None and not (hit and (cost.memory_peak_bytes is None or _at_limit(limits, cost))):
-        return []
-    own = limits.memory_bytes and (largest.own_limit if largest is not None else hit)
+    own = limits.memory_bytes and (victim.own_limit if victim is not None else hit)
     limit = format_bytes(limits.memory_bytes or 0)
     peak = f"peak {format_bytes(cost.memory_peak_bytes)}" if cost.memory_peak_bytes is not None else ""
     if own:
         said = f"OOM-killed: {peak} of {limit}" if peak else f"OOM-killed at the limit of {limit}"
     else:
-        said = f"OOM-killed by the host, or by a limit above the sandbox{': ' if peak else ''}{peak}"
-    if largest is not None:
-        said += f", largest: {largest.name} pid {largest.pid}, rss {format_bytes(largest.rss_bytes)}"
+        inside = ", or inside it" if victim is None and after.oom is None else ""
+        said = f"OOM-killed by the host, or by a limit above the sandbox{inside}{': ' if peak else ''}{peak}"
+    if victim is not None:
+        said += f", killed: {victim.name} pid {victim.pid}, rss {format_bytes(victim.rss_bytes)}"
     return [(Cause.OOM, said)]
 
 
@@ -112,6 +121,8 @@ def _pids(
         return []
     forks = "1 fork refused" if refused == 1 else f"{refused} forks refused"
     reached = cost.pids_peak is None or limits.pids is None or cost.pids_peak >= limits.pids
+    if surely and cost.pids_peak is None:
+        return []
     if limits.pids is not None and reached:
         return [(Cause.PIDS, f"{forks}: the limit of {limits.pids} processes and threads was reached")]
     if surely:

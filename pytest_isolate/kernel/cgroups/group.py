@@ -16,7 +16,6 @@ from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes
 from pytest_isolate.kernel.cgroups.counters import VERSIONS, Counters
 from pytest_isolate.kernel.cgroups.devices import check_huge_pages
 from pytest_isolate.kernel.cgroups.evidence import Verdict, throttling, verdicts
-from pytest_isolate.kernel.cgroups.layout import own_paths
 from pytest_isolate.kernel.cgroups.processes import Place
 from pytest_isolate.kernel.cgroups.settings import Setting, controllers_for
 from pytest_isolate.kernel.cgroups.usage import CgroupEvents, CgroupUsage
@@ -131,8 +130,14 @@ class Cgroup:
         if self._dir_fd < 0:
             for place in self._places.values():
                 if place.version == 2:
-                    self._dir_fd = cgroupfs.open_directory(self.name, place.dir_fd)
+                    self._dir_fd = self._open_directory(place)
         return self._dir_fd
+
+    def _open_directory(self, place: Place) -> int:
+        try:
+            return cgroupfs.open_directory(self.name, place.dir_fd)
+        except OSError as error:
+            raise cgroupfs.fault("open", error, self.name) from error
 
     @property
     def procs_fds(self) -> tuple[int, ...]:
@@ -142,15 +147,6 @@ class Cgroup:
         """
         if self._procs_fds is None:
             self._procs_fds = tuple(self._open_procs(place) for place in self._places.values() if place.version == 1)
-        return self._procs_fds
-
-    @property
-    def all_procs_fds(self) -> tuple[int, ...]:
-        """As procs_fds, and v2's first: for a child that is not cloned into the v2 cgroup, at the price of that lock."""
-        if self._procs_fds is None or len(self._procs_fds) < len(self._places):
-            self.release_procs_fds()
-            ordered = sorted(self._places.values(), key=lambda place: -place.version)
-            self._procs_fds = tuple(self._open_procs(place) for place in ordered)
         return self._procs_fds
 
     def _open_procs(self, place: Place) -> int:
@@ -187,30 +183,6 @@ class Cgroup:
     def is_there(self) -> bool:
         """False once one of its directories was removed from outside."""
         return all(cgroupfs.exists(place.dir_fd, place.name) for place in self._places.values())
-
-    def holds(self, pid: int) -> bool:
-        """True while ``pid`` is inside, in every hierarchy."""
-        return not self.escaped(pid)
-
-    def escaped(self, pid: int) -> tuple[str, ...]:
-        """Controllers (``v2`` for the v2 tree) in which a living ``pid`` is not inside this cgroup any more.
-
-        A sandbox that can write cgroupfs (root without a private, read-only /sys) can move itself: cgroups hold
-        those who cannot. Asked before the kill, this finds them.
-        """
-        try:
-            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-                in_v1, in_v2 = own_paths(file.read())
-        except OSError:
-            return ()
-        out: list[str] = []
-        for branch in {id(b): b for b in self._branch_of.values() if b.fd in self._places}.values():
-            tail = f"/{branch.name}/{self.name}/"
-            if branch.version == 2:
-                out += ["v2"] if tail not in f"{in_v2}/" else []
-            else:
-                out += [name for name in sorted(branch.controllers) if tail not in f"{in_v1.get(name, '')}/"]
-        return tuple(out)
 
     # Limits
 
@@ -310,10 +282,6 @@ class Cgroup:
 
     # Counters
 
-    def events(self) -> CgroupEvents:
-        """The counters that verdicts compare."""
-        return self.counters.events()
-
     def usage(self, *, current: bool = True, pressure: bool = False) -> CgroupUsage:
         """Everything counted, peaks and events. ``current``: what is in use now, of no interest once all is over;
         ``pressure``: the three PSI files of v2. Each file costs some 8 us.
@@ -331,7 +299,7 @@ class Cgroup:
         killed = None
         if (cost.events.oom_kill or 0) > (start.oom_kill or 0):  # only then is the kernel's log worth reading
             killed = kernel_log.victim(f"/{self._branch_of['memory'].name}/{self.name}")
-        return verdicts(start, cost.events, self.limits, usage=cost, largest=killed, surely=surely)
+        return verdicts(start, cost.events, self.limits, usage=cost, victim=killed, surely=surely)
 
     def throttling(self, usage: CgroupUsage, before: CgroupEvents | None = None) -> str:
         """What the CPU quota cost since ``before`` (default: since it was made), in a line; empty where it cost nothing."""

@@ -28,7 +28,7 @@ _KILLED = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Victim:
-    """A process the OOM killer chose, the largest there was. ``pid`` is the host's number.
+    """A process the OOM killer chose. ``pid`` is the host's number.
 
     ``own_limit``: the limit that was hit is that of the cgroup asked about, not of one above or the host's memory;
     ``inner_limit``: it is that of a cgroup inside it.
@@ -42,7 +42,7 @@ class Victim:
 
 
 def victim(cgroup: str) -> Victim | None:
-    """The last process killed in ``cgroup`` (a path's tail, from the run's directory on); None if the log is silent."""
+    """Who was killed in ``cgroup`` (a path's tail, from the run's directory on), as of parse(); None if the log is silent."""
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -54,7 +54,10 @@ def victim(cgroup: str) -> Victim | None:
 
 
 def parse(lines: Iterable[str], cgroup: str) -> Victim | None:
-    """Pure half of ``victim``: pair each ``oom-kill:`` line of our cgroup with the ``Killed process`` line after it."""
+    """Pure half of ``victim``: pair each ``oom-kill:`` line of our cgroup with the ``Killed process`` line after it.
+
+    The last one killed, and one of a limit inside only where there is no other.
+    """
     waiting: dict[int, tuple[str, str]] = {}
     found: Victim | None = None
     for line in lines:
@@ -64,13 +67,15 @@ def parse(lines: Iterable[str], cgroup: str) -> Victim | None:
             pid = int(killed["pid"])
             name, limit = waiting.pop(pid)
             rss_kib = int(killed["anon"]) + int(killed["file"]) + int(killed["shmem"])
-            found = Victim(
-                pid=pid,
-                name=name,
-                rss_bytes=rss_kib * 1024,
-                own_limit=limit.endswith(cgroup),
-                inner_limit=f"{cgroup}/" in limit,
-            )
+            inner = f"{cgroup}/" in limit
+            if found is None or found.inner_limit or not inner:
+                found = Victim(
+                    pid=pid,
+                    name=name,
+                    rss_bytes=rss_kib * 1024,
+                    own_limit=limit.endswith(cgroup),
+                    inner_limit=inner,
+                )
     return found
 
 

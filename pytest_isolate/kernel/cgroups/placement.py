@@ -130,17 +130,15 @@ def place_v2(hierarchy: Hierarchy, run: str, volunteer: Volunteer, elsewhere: fr
     raise first
 
 
-def sweep(layout: Layout) -> list[str]:
-    """Remove what dead runs left wherever this process would look for a place. Returns the paths that could not be removed."""
-    left: list[str] = []
+def sweep(layout: Layout) -> None:
+    """Remove what dead runs left wherever this process would look for a place."""
     for hierarchy in layout.v1:
         if hierarchy.directory is not None and not hierarchy.read_only:
-            left += stale.sweep(hierarchy.directory, 1, hierarchy.controllers)
+            stale.sweep(hierarchy.directory, 1, hierarchy.controllers)
     if layout.v2 is not None and layout.v2.directory is not None and not layout.v2.read_only:
         elsewhere = frozenset().union(*(hierarchy.controllers for hierarchy in layout.v1))
         for place in delegation.candidates(layout.v2.directory, layout.v2.mount):
-            left += stale.sweep(place, 2, frozenset({"pids"}) - elsewhere)
-    return left
+            stale.sweep(place, 2, frozenset({"pids"}) - elsewhere)
 
 
 def _grow(parent: str, own: str, run: str, volunteer: Volunteer, elsewhere: frozenset[str]) -> Branch:

@@ -80,9 +80,9 @@ def open_manager(run_id: str, *, mode: Mode = "auto", layout: Layout | None = No
     return manager
 
 
-def sweep() -> list[str]:
-    """Remove what dead runs left beside where this process's own is or would be; the paths that could not be removed."""
-    return placement.sweep(discover())
+def sweep() -> None:
+    """Remove what dead runs left beside where this process's own is or would be."""
+    placement.sweep(discover())
 
 
 class CgroupManager:

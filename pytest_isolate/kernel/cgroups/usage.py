@@ -63,9 +63,3 @@ class CgroupUsage:
     cpu_pressure: Pressure | None = None
     io_pressure: Pressure | None = None
     events: CgroupEvents = field(default_factory=CgroupEvents)
-
-    @property
-    def throttled_share(self) -> float | None:
-        """Share of the CPU quota's periods that were cut short; None without a quota."""
-        periods = self.events.nr_periods
-        return (self.events.nr_throttled or 0) / periods if periods else None

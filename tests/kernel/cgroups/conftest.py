@@ -18,6 +18,7 @@ import pytest
 
 from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.kernel.cgroups import Cgroup, CgroupManager, discover, open_manager
+from tests.kernel.joining import join
 
 Require = Callable[[str, bool, str], None]
 Opener = Callable[..., contextlib.AbstractContextManager[CgroupManager]]
@@ -56,13 +57,11 @@ class Nursery:
 
     def start(self, cgroup: Cgroup, work: Callable[[], object]) -> Child:
         """Fork; the child joins the cgroup, runs ``work`` and exits with 0, or 1 when it raised."""
-        fds = cgroup.all_procs_fds
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                for fd in fds:
-                    os.write(fd, b"0")
+                join(cgroup)
                 work()
                 code = 0
             finally:

@@ -39,9 +39,9 @@ def test_a_cause_needs_a_counter_that_moved(after, said):
     assert verdicts(after, after, LIMITS, usage=PEAK) == [v for v in said if v[0] is Cause.SETUP]
 
 
-def test_a_kill_below_the_limit_is_the_hosts_doing():
+def test_a_kill_below_the_limit_is_anothers_doing():
     low = CgroupUsage(memory_peak_bytes=100 * MIB, pids_peak=20)
-    said = [(Cause.OOM, "OOM-killed by the host, or by a limit above the sandbox: peak 100 MiB")]
+    said = [(Cause.OOM, "OOM-killed by the host, or by a limit above the sandbox, or inside it: peak 100 MiB")]
     assert verdicts(NONE, CgroupEvents(oom=None, oom_kill=1), LIMITS, usage=low) == said
 
 
@@ -56,10 +56,10 @@ def test_the_victim_is_named_and_the_kernels_word_on_whose_limit_it_was_outweigh
     after = CgroupEvents(oom=1, oom_kill=1)
     own = Victim(pid=41, name="python3", rss_bytes=412 * MIB, own_limit=True)
     other = Victim(pid=41, name="python3", rss_bytes=412 * MIB, own_limit=False)
-    assert verdicts(NONE, after, LIMITS, usage=PEAK, largest=own) == [
-        (Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB, largest: python3 pid 41, rss 412 MiB")
+    assert verdicts(NONE, after, LIMITS, usage=PEAK, victim=own) == [
+        (Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB, killed: python3 pid 41, rss 412 MiB")
     ]
-    ((_, text),) = verdicts(NONE, after, LIMITS, usage=PEAK, largest=other)
+    ((_, text),) = verdicts(NONE, after, LIMITS, usage=PEAK, victim=other)
     assert text.startswith("OOM-killed by the host, or by a limit above the sandbox")
 
 
@@ -67,12 +67,43 @@ def test_a_limit_inside_the_sandbox_is_told_of_whose_it_is():
     inside = kernel_log.parse(log(memcg="oom_memcg=/run/1-a/inner", task="/run/1-a/inner"), "/run/1-a")
     assert (inside.own_limit, inside.inner_limit) == (False, True)
     after, low = CgroupEvents(oom=1, oom_kill=1, pids_max=1), CgroupUsage(memory_peak_bytes=40 * MIB, pids_peak=7)
-    assert [cause for cause, _ in verdicts(NONE, after, LIMITS, usage=low, largest=inside)] == [Cause.PIDS]
+    assert [cause for cause, _ in verdicts(NONE, after, LIMITS, usage=low, victim=inside)] == [Cause.PIDS]
     assert verdicts(NONE, after, LIMITS, usage=low, surely=True) == []
     assert [cause for cause, _ in verdicts(NONE, after, LIMITS, usage=PEAK, surely=True)] == [Cause.OOM, Cause.PIDS]
     above = Victim(pid=41, name="python3", rss_bytes=412 * MIB, own_limit=False)
-    ((_, text),) = verdicts(NONE, CgroupEvents(oom_kill=1), LIMITS, usage=low, largest=above, surely=True)
+    ((_, text),) = verdicts(NONE, CgroupEvents(oom_kill=1), LIMITS, usage=low, victim=above, surely=True)
     assert text.startswith("OOM-killed by the host")
+
+
+def test_a_kill_by_the_sandboxs_own_limit_is_not_hidden_by_one_of_a_limit_inside():
+    own = log(memcg="oom_memcg=/run/1-a", task="/run/1-a", pid=41)
+    inner = log(memcg="oom_memcg=/run/1-a/inner", task="/run/1-a/inner", pid=42)
+    after = CgroupEvents(oom=2, oom_kill=2)
+    for lines in (own + inner, inner + own):
+        victim = kernel_log.parse(lines, "/run/1-a")
+        assert victim.pid == 41
+        assert [cause for cause, _ in verdicts(NONE, after, LIMITS, usage=PEAK, victim=victim)] == [Cause.OOM]
+    silent = kernel_log.parse(inner + own[:-1], "/run/1-a")  # the kernel told of too many
+    assert silent.inner_limit
+    said = [(Cause.OOM, "OOM-killed: peak 256 MiB of 256 MiB")]
+    assert verdicts(NONE, after, LIMITS, usage=PEAK, victim=silent) == said
+
+
+def test_where_the_log_is_silent_a_kill_below_the_limit_was_by_one_inside():
+    after, low = CgroupEvents(oom_kill=1, oom=1, memory_max=1), CgroupUsage(memory_peak_bytes=20 * MIB)
+    assert verdicts(NONE, after, LIMITS, usage=low) == []
+    assert verdicts(NONE, after, Limits(), usage=low) == []
+    assert [cause for cause, _ in verdicts(NONE, after, LIMITS, usage=PEAK)] == [Cause.OOM]
+    host = CgroupEvents(oom_kill=1, memory_max=1)  # by no limit of the subtree, whatever was reclaimed at one before
+    ((_, text),) = verdicts(NONE, host, LIMITS, usage=low)
+    assert text == "OOM-killed by the host, or by a limit above the sandbox: peak 20 MiB"
+
+
+def test_where_no_peak_is_counted_a_refused_fork_is_not_surely_by_our_own_limit():
+    after = CgroupEvents(pids_max=1)
+    assert verdicts(NONE, after, LIMITS, surely=True) == []
+    assert [cause for cause, _ in verdicts(NONE, after, LIMITS, usage=PEAK, surely=True)] == [Cause.PIDS]
+    assert [cause for cause, _ in verdicts(NONE, after, LIMITS)] == [Cause.PIDS]
 
 
 def test_forks_refused_below_our_own_limit_were_refused_by_another_one():

@@ -16,12 +16,12 @@ from pytest_isolate.kernel.cgroups import open_manager, stale
 _RUN_THAT_DIES = """
 import os, sys, time
 from pytest_isolate.kernel.cgroups import open_manager
+from tests.kernel.joining import join
 manager = open_manager("victim", mode=sys.argv[1])
-fds = manager.create("left").all_procs_fds
+left = manager.create("left")
 pid = os.fork()
 if pid == 0:
-    for fd in fds:
-        os.write(fd, b"0")
+    join(left)
     os.setsid()
     os.close(1)
     time.sleep(120)
@@ -64,10 +64,27 @@ def test_groups_sweep_at_their_end_only_where_a_child_died(version, open_run, un
         assert all(map(os.path.isdir, paths)), "a living run was swept"
     groups.close()
     assert all(map(os.path.isdir, paths)), "nobody died that it knows of"
+    none = Groups("none")
+    none.bereave()
+    none.close()
+    assert all(map(os.path.isdir, paths)), "a run without cgroups looks for none"
     groups.bereave()
     groups.close()
     assert not any(map(os.path.exists, paths))
     until(lambda: not _runs(orphan))
+
+
+def test_groups_are_closed_where_the_sweep_fails(version, open_run, monkeypatch):
+    with open_run(version, "before"):
+        pass
+    groups = Groups(f"v{version}")
+    paths = [branch.path for branch in groups.manager().branches]
+    assert all(map(os.path.isdir, paths))
+    groups.bereave()
+    monkeypatch.setattr(stale, "is_dead", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        groups.close()
+    assert not any(map(os.path.exists, paths))
 
 
 def _holds(path, pid):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pytest_isolate.errors import PolicyError, SetupError
+from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
+from pytest_isolate.groups import Groups
+from pytest_isolate.kernel.cgroups import discover, open_manager
 from pytest_isolate.outcome import Cause
 from pytest_isolate.sandbox import Sandbox
+from tests.conftest import require
 from tests.kernel.limits.programs import (
     MIB,
     TOUCH,
@@ -151,6 +156,28 @@ def test_swap_is_lifted_together_with_memory_or_not_at_all(box: Sandbox) -> None
             running.update(swap="unlimited")
         running.update(swap="unlimited", memory="unlimited")
         assert (running.limits.swap_bytes, running.limits.memory_bytes) == (None, None)
+    with box.spawn(["/bin/sleep", "60"], memory="64M", swap="16M") as running:
+        running.update(memory="unlimited")
+        assert (running.limits.swap_bytes, running.limits.memory_bytes) == (None, None)
+
+
+def test_what_a_group_holds_can_change_where_an_rlimit_holds_memory() -> None:
+    layout = discover()
+    pids = tuple(hierarchy for hierarchy in layout.v1 if hierarchy.controllers == {"pids"})
+    require("cgroup1", bool(pids), "the controller of processes has no v1 hierarchy of its own")
+    found = Groups()
+    found._manager = open_manager("pids-only", layout=replace(layout, v1=pids, v2=None))
+    with closing(found), Sandbox(cgroups=found) as box:
+        words = {"memory": "640M", "memory_fallback": "rlimit"}
+        with box.spawn(["/bin/sleep", "60"], pids=40, **words) as running:
+            assert running._cgroup is not None
+            running.update(pids=30)
+            assert running._cgroup.counters.read("pids", "pids.max") == "30\n"
+            with pytest.raises(BackendUnavailable, match="RLIMIT_DATA holds it here"):
+                running.update(pids=20, memory="1G")
+            assert running._cgroup.counters.read("pids", "pids.max") == "30\n"
+            running.update(pids="unlimited")
+            assert running._cgroup.counters.read("pids", "pids.max") == "max\n"
 
 
 def test_a_lifted_quota_of_little_does_not_change_what_the_next_one_means(box: Sandbox) -> None:

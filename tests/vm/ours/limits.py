@@ -17,6 +17,7 @@ from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.kernel.cgroups import Cgroup, CgroupEvents, CgroupManager, open_manager, throttling
 from pytest_isolate.outcome import Cause
 from pytest_isolate.policy import IoLimit, Limits
+from tests.kernel.joining import join
 from tests.vm.inside import victims
 from tests.vm.inside.groups import read
 from tests.vm.inside.telling import Refused
@@ -170,13 +171,11 @@ def _need_a_place(manager: CgroupManager) -> None:
 
 def _start(cgroup: Cgroup, victim: Callable[[], object]) -> int:
     """Fork ``victim`` into ``cgroup`` through every hierarchy it is in; exit status 99 when it raised."""
-    fds = cgroup.all_procs_fds
     pid = os.fork()
     if pid == 0:
         status = 99
         try:
-            for fd in fds:
-                os.write(fd, b"0")
+            join(cgroup)
             victim()
             status = 0
         finally:
