@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import os
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -66,6 +67,15 @@ class SandboxNetwork:
         self.subnet: Subnet | None = None
         self.ifindex = 0
         self.undo = contextlib.ExitStack()
+
+    def leave_in_child(self) -> None:
+        """In a forked child: it is the parent's, which counts and detaches."""
+        for program in self.programs:
+            program.close_in_child()
+        self.programs.clear()
+        self.undo.pop_all()
+        if self.attached is not None:
+            self.attached, self.reason = None, "it is counted in the process that started it"
 
     def close(self) -> None:
         """Detach; the counts stay readable. Idempotent."""
@@ -163,6 +173,8 @@ class Networks:
         self._settled: set[Network] = set()
         self._made: weakref.WeakSet[SandboxNetwork] = weakref.WeakSet()
         self._let_go: Callable[[], None] | None = None
+        self._opening = threading.Lock()
+        _all.add(self)
 
     def make_ready(self) -> None:
         """For idle moments of a run: make a network namespace that a start will ask for; kept until ``close``."""
@@ -177,16 +189,20 @@ class Networks:
             BackendUnavailable: no cgroup v2 of ours, no eBPF for this user, or not this front end; each with a remedy.
             SetupError: the kernel refused the programs.
         """
-        if self._engine is None:
-            home = self._groups.v2_directory()
-            if home is None:
-                why = "there is no cgroup v2 hierarchy that we may use"
-                raise BackendUnavailable("network policy", why, "run `pytest-isolate doctor` for what would make one")
-            from pytest_isolate.network import PolicyEngine
+        with self._opening:
+            if self._engine is None:
+                self._engine = self._open()
+                atexit.register(self.close)
+            return self._engine
 
-            self._engine = PolicyEngine(home, loader=_loader(self.front_end), flows=FLOWS).__enter__()
-            atexit.register(self.close)
-        return self._engine
+    def _open(self) -> PolicyEngine:
+        home = self._groups.v2_directory()
+        if home is None:
+            why = "there is no cgroup v2 hierarchy that we may use"
+            raise BackendUnavailable("network policy", why, "run `pytest-isolate doctor` for what would make one")
+        from pytest_isolate.network import PolicyEngine
+
+        return PolicyEngine(home, loader=_loader(self.front_end), flows=FLOWS).__enter__()
 
     def fileno(self) -> int:
         """Readable when something was refused or logged: whoever listens to tests calls ``drain``; -1 where nothing is."""
@@ -284,13 +300,14 @@ class Networks:
         made.undo.callback(made.attached.close)
 
     def leave_in_child(self) -> None:
-        """In a forked child: give every descriptor up, detach nothing."""
-        if self._engine is not None:
+        """In a forked child: give every descriptor up, detach nothing; sandboxes that start here get an engine of their own."""
+        engine, self._engine = self._engine, None
+        self._opening = threading.Lock()
+        if engine is not None:
             atexit.unregister(self.close)
-            self._engine.close_in_child()
+            engine.close_in_child()
         for made in tuple(self._made):
-            for program in made.programs:
-                program.close_in_child()
+            made.leave_in_child()
 
     def close(self) -> None:
         """Detach what is attached and unload. Before the groups are closed. Idempotent."""
@@ -365,6 +382,8 @@ def policy_of(network: Network) -> NetworkPolicy:
     return parsed(network)
 
 
+#: Of this process, and of the one it was forked from.
+_all: weakref.WeakSet[Networks] = weakref.WeakSet()
 _process: Networks | None = None
 _owner = 0
 
@@ -382,3 +401,9 @@ def close_those_of_this_process() -> None:
     if _process is not None and _owner == os.getpid():
         _process.close()
     groups.close_those_of_this_process()
+
+
+def leave_in_child() -> None:
+    """In a forked child, before anything else runs there: no Networks of the parent's is a way to the parent's policies."""
+    for each in tuple(_all):
+        each.leave_in_child()

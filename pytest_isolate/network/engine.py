@@ -139,9 +139,9 @@ class PolicyEngine:
         """
         return self._attach(self.far_end(netns_fd, ifindex), policy, -1)
 
-    def wires(self, ends: Iterable[tuple[int, int]]) -> Wires:
-        """The far ends of a network's wires, each (namespace or -1, index), for ``attach``."""
-        return Wires(self.far_end(*end) for end in ends)
+    def wires(self, ends: Iterable[tuple[int, int]], left: Callable[[], object] = lambda: None) -> Wires:
+        """The far ends of a network's wires, each (namespace or -1, index), for ``attach``. ``left``: see Wires."""
+        return Wires((self.far_end(*end) for end in ends), left)
 
     @property
     def interfaces(self) -> Dataplane:
