@@ -106,9 +106,10 @@ class SandboxNetwork:
         """Here and now, for ``traffic(since)``."""
         if self.attached is None:
             return Mark()
+        events = len(self.attached.events())  # first: those there is no room for are counted when they come
         mark = Mark(
             stats=self.attached.stats,
-            events=len(self.attached.events()),
+            events=events,
             redirects=len(self.attached.redirects),
             flows=self._flows(),
         )
@@ -119,11 +120,8 @@ class SandboxNetwork:
         """What passed and what was refused since then, or since the beginning; None where nothing counts."""
         if self.attached is None:
             return None
-        from pytest_isolate.network.traffic import untold
-
         begin = since or Mark()
-        stats = self.attached.stats if begin.stats is None else self.attached.stats - begin.stats
-        events = self.attached.events()[begin.events :]
+        events, stats = self.told(begin)
         return Traffic(
             packets_out=stats.packets_out,
             l3_bytes_out=stats.l3_bytes_out,
@@ -136,8 +134,14 @@ class SandboxNetwork:
             flows_lost=stats.flows_lost,
             contacted=self._contacted(begin),
             logged=_merged(event for event in events if event.verdict.name == "LOG"),
-            refused=_merged([event for event in events if event.verdict.name == "DENY"] + untold(stats, events)),
+            refused=_merged(event for event in events if event.verdict.name == "DENY"),
         )
+
+    def told(self, since: Mark | None = None) -> tuple[list[Event], Stats]:
+        """Events and counts since then, where something counts (``attached``)."""
+        assert self.attached is not None
+        begin = since or Mark()
+        return self.attached.told(begin.events, begin.stats)
 
     def _contacted(self, since: Mark) -> tuple[str, ...]:
         assert self.attached is not None
