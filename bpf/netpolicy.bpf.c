@@ -89,7 +89,8 @@ NP_INLINE int np_denied_call(struct np_policy *p, const struct np_packet *k, __u
 
 /* connect(2) of UDP sends nothing: name look-ups do it to sort the addresses to which they then connect by TCP, or with no port
  * at all. Where that is allowed it passes, and what the socket then sends is judged as packets, which have no process of
- * their own to name. Elsewhere it is refused here: a client that hears of it only when it sends may wait for a time-out. */
+ * their own to name. Elsewhere it is refused here: a client that hears of it only when it sends may wait for a time-out; and
+ * so it is where packets pass because a redirect leads there: nothing tells those of this socket from the redirected. */
 NP_INLINE int np_connect_stray(struct bpf_sock_addr *ctx, const struct np_policy *p, const struct np_packet *k,
 			       __u64 cookie)
 {
@@ -99,7 +100,8 @@ NP_INLINE int np_connect_stray(struct bpf_sock_addr *ctx, const struct np_policy
 	if (ctx->protocol != NP_IPPROTO_UDP)
 		return 0;
 	stream.ipproto = NP_IPPROTO_TCP;
-	if (k->port && (np_judge(p, &stream, NP_OUT, 0) & 15) == NP_DENY)
+	if (k->port && ((np_judge(p, &stream, NP_OUT, 0) & 15) == NP_DENY ||
+			np_passes(np_judge(p, k, NP_OUT | NP_PACKET, 0) & 15)))
 		return 0;
 	if (!np_add_stray(p))
 		return 0;

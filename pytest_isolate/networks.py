@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import os
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -67,6 +68,15 @@ class SandboxNetwork:
         self.ifindex = 0
         self.undo = contextlib.ExitStack()
 
+    def leave_in_child(self) -> None:
+        """In a forked child: it is the parent's, which counts and detaches."""
+        for program in self.programs:
+            program.close_in_child()
+        self.programs.clear()
+        self.undo.pop_all()
+        if self.attached is not None:
+            self.attached, self.reason = None, "it is counted in the process that started it"
+
     def close(self) -> None:
         """Detach; the counts stay readable. Idempotent."""
         self.drop_programs()
@@ -96,9 +106,10 @@ class SandboxNetwork:
         """Here and now, for ``traffic(since)``."""
         if self.attached is None:
             return Mark()
+        events = len(self.attached.events())  # first: those there is no room for are counted when they come
         mark = Mark(
             stats=self.attached.stats,
-            events=len(self.attached.events()),
+            events=events,
             redirects=len(self.attached.redirects),
             flows=self._flows(),
         )
@@ -109,11 +120,8 @@ class SandboxNetwork:
         """What passed and what was refused since then, or since the beginning; None where nothing counts."""
         if self.attached is None:
             return None
-        from pytest_isolate.network.traffic import untold
-
         begin = since or Mark()
-        stats = self.attached.stats if begin.stats is None else self.attached.stats - begin.stats
-        events = self.attached.events()[begin.events :]
+        events, stats = self.told(begin)
         return Traffic(
             packets_out=stats.packets_out,
             l3_bytes_out=stats.l3_bytes_out,
@@ -126,8 +134,14 @@ class SandboxNetwork:
             flows_lost=stats.flows_lost,
             contacted=self._contacted(begin),
             logged=_merged(event for event in events if event.verdict.name == "LOG"),
-            refused=_merged([event for event in events if event.verdict.name == "DENY"] + untold(stats, events)),
+            refused=_merged(event for event in events if event.verdict.name == "DENY"),
         )
+
+    def told(self, since: Mark | None = None) -> tuple[list[Event], Stats]:
+        """Events and counts since then, where something counts (``attached``)."""
+        assert self.attached is not None
+        begin = since or Mark()
+        return self.attached.told(begin.events, begin.stats)
 
     def _contacted(self, since: Mark) -> tuple[str, ...]:
         assert self.attached is not None
@@ -163,6 +177,8 @@ class Networks:
         self._settled: set[Network] = set()
         self._made: weakref.WeakSet[SandboxNetwork] = weakref.WeakSet()
         self._let_go: Callable[[], None] | None = None
+        self._opening = threading.Lock()
+        _all.add(self)
 
     def make_ready(self) -> None:
         """For idle moments of a run: make a network namespace that a start will ask for; kept until ``close``."""
@@ -177,16 +193,20 @@ class Networks:
             BackendUnavailable: no cgroup v2 of ours, no eBPF for this user, or not this front end; each with a remedy.
             SetupError: the kernel refused the programs.
         """
-        if self._engine is None:
-            home = self._groups.v2_directory()
-            if home is None:
-                why = "there is no cgroup v2 hierarchy that we may use"
-                raise BackendUnavailable("network policy", why, "run `pytest-isolate doctor` for what would make one")
-            from pytest_isolate.network import PolicyEngine
+        with self._opening:
+            if self._engine is None:
+                self._engine = self._open()
+                atexit.register(self.close)
+            return self._engine
 
-            self._engine = PolicyEngine(home, loader=_loader(self.front_end), flows=FLOWS).__enter__()
-            atexit.register(self.close)
-        return self._engine
+    def _open(self) -> PolicyEngine:
+        home = self._groups.v2_directory()
+        if home is None:
+            why = "there is no cgroup v2 hierarchy that we may use"
+            raise BackendUnavailable("network policy", why, "run `pytest-isolate doctor` for what would make one")
+        from pytest_isolate.network import PolicyEngine
+
+        return PolicyEngine(home, loader=_loader(self.front_end), flows=FLOWS).__enter__()
 
     def fileno(self) -> int:
         """Readable when something was refused or logged: whoever listens to tests calls ``drain``; -1 where nothing is."""
@@ -284,13 +304,14 @@ class Networks:
         made.undo.callback(made.attached.close)
 
     def leave_in_child(self) -> None:
-        """In a forked child: give every descriptor up, detach nothing."""
-        if self._engine is not None:
+        """In a forked child: give every descriptor up, detach nothing; sandboxes that start here get an engine of their own."""
+        engine, self._engine = self._engine, None
+        self._opening = threading.Lock()
+        if engine is not None:
             atexit.unregister(self.close)
-            self._engine.close_in_child()
+            engine.close_in_child()
         for made in tuple(self._made):
-            for program in made.programs:
-                program.close_in_child()
+            made.leave_in_child()
 
     def close(self) -> None:
         """Detach what is attached and unload. Before the groups are closed. Idempotent."""
@@ -365,6 +386,8 @@ def policy_of(network: Network) -> NetworkPolicy:
     return parsed(network)
 
 
+#: Of this process, and of the one it was forked from.
+_all: weakref.WeakSet[Networks] = weakref.WeakSet()
 _process: Networks | None = None
 _owner = 0
 
@@ -382,3 +405,9 @@ def close_those_of_this_process() -> None:
     if _process is not None and _owner == os.getpid():
         _process.close()
     groups.close_those_of_this_process()
+
+
+def leave_in_child() -> None:
+    """In a forked child, before anything else runs there: no Networks of the parent's is a way to the parent's policies."""
+    for each in tuple(_all):
+        each.leave_in_child()

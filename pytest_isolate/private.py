@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel import netns_pool
+from pytest_isolate.kernel.agreement import Agreement
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.interfaces import Subnet
@@ -30,10 +31,24 @@ class PrivateNetwork:
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             self.netns_fd, self.subnet, self._ifindex = wired(undo)
+            self._agreement = Agreement()
+            undo.callback(self._agreement.close)
             self._undo = undo.pop_all()
-        self._lock = threading.Lock()
         self._joined: list[tuple[PrivateNetwork, int]] = []  # whom we reach by a wire, and the index of its end
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nobody is under rules here yet, of those that this process starts."""
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
         self._judged: tuple[PolicyEngine, NetworkPolicy, Wires] | None = None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._owner != os.getpid():  # forked: the engine is the parent's, and its thread may have held the lock
+            self._begin()
+        with self._lock:
+            yield
 
     def join(self, other: Sandboxed) -> tuple[str, str]:
         """Put a wire between this network and another sandbox's: (our address, theirs), IPv4, on a subnet of its own.
@@ -47,25 +62,29 @@ class PrivateNetwork:
 
         peer = other.network
 
-        def judge_both(ours: int, theirs: int) -> None:
-            self._reach(peer, theirs)
-            try:
-                peer._reach(self, ours)
-            except BaseException:
-                self._joined.remove((peer, theirs))
-                raise
+        def judge_both(undo: contextlib.ExitStack, ours: int, theirs: int) -> None:
+            self._reach(undo, peer, theirs)
+            peer._reach(undo, self, ours)
 
         subnet = wire(self.netns_fd, peer.netns_fd, judge_both)
         ours, theirs = (ends[0].partition("/")[0] for ends in (subnet.host, subnet.test))
         return ours, theirs
 
-    def _reach(self, peer: PrivateNetwork, ifindex: int) -> None:
+    def _reach(self, undo: contextlib.ExitStack, peer: PrivateNetwork, ifindex: int) -> None:
         """A wire more leads out of here; who is under rules now is judged there from now on."""
-        with self._lock:
+        with self._locked():
             if self._judged is not None and self._judged[2].used:
                 engine, _, wires = self._judged
                 wires.add(engine.far_end(peer.netns_fd, ifindex))
             self._joined.append((peer, ifindex))
+        undo.callback(self._lose, peer, ifindex)
+
+    def _lose(self, peer: PrivateNetwork, ifindex: int) -> None:
+        """There is no such wire."""
+        with self._locked():
+            self._joined.remove((peer, ifindex))
+            if self._judged is not None:
+                self._judged[2].remove(ifindex)
 
     @contextlib.contextmanager
     def judged(self, engine: PolicyEngine, policy: NetworkPolicy) -> Iterator[Wires]:
@@ -74,21 +93,33 @@ class PrivateNetwork:
         Raises:
             PolicyError: a program with other rules is on this network: of a frame nothing says whose it is.
         """
-        with self._lock:
+        with self._locked(), contextlib.ExitStack() as end:
+            end.callback(self._left)
             if self._judged is None or not self._judged[2].used:
+                if not self._agreement.enter(hash(policy), alone=bool(policy.hosts)):
+                    raise _unlike("other rules hold, or host names are allowed,")
                 ends = [(peer.netns_fd, ifindex) for peer, ifindex in self._joined if peer.netns_fd >= 0]
-                self._judged = (engine, policy, engine.wires([(-1, self._ifindex), *ends]))
+                self._judged = (engine, policy, engine.wires([(-1, self._ifindex), *ends], left=self._left))
             elif self._judged[1] != policy or policy.hosts:
-                what = "host names are allowed" if self._judged[1] == policy else "other rules hold"
-                why = f"{what} for a program that runs on this private network, and nothing tells their frames apart"
-                raise PolicyError("network policy", why, "run one after the other, or give each a Sandbox of its own")
+                raise _unlike("host names are allowed" if self._judged[1] == policy else "other rules hold")
             yield self._judged[2]
+
+    def _left(self) -> None:
+        """Somebody may be under rules here no more; after the last of this process, other processes may have rules of theirs."""
+        with self._locked():
+            if self._judged is None or not self._judged[2].used:
+                self._agreement.leave()
 
     def close(self) -> None:
         """Let it go; wires go with it. Idempotent."""
         self.netns_fd = -1
         self._joined.clear()
         self._undo.close()
+
+
+def _unlike(what: str) -> PolicyError:
+    why = f"{what} for a program that runs on this private network, and nothing tells their frames apart"
+    return PolicyError("network policy", why, "run one after the other, or give each a Sandbox of its own")
 
 
 class Sandboxed(Protocol):

@@ -188,10 +188,9 @@ class Sandbox:
         name = getattr(function, "__qualname__", repr(function))
         read_fd, write_fd = os.pipe()
         files = Files(text=True, merge=False)
-        ours = self._networks
 
         def give_up() -> None:
-            ours.leave_in_child()
+            networks.leave_in_child()
             groups.leave_in_child()
 
         with contextlib.ExitStack() as undo:

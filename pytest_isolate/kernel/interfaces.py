@@ -241,12 +241,12 @@ def private_network(test_netns_fd: int, host_netns_fd: int = -1) -> Iterator[tup
         _delete(host_netns_fd, index)  # gone already when the namespace went first
 
 
-def wire(a_netns_fd: int, b_netns_fd: int, made: Callable[[int, int], None]) -> Subnet:
+def wire(a_netns_fd: int, b_netns_fd: int, made: Callable[[contextlib.ExitStack, int, int], None]) -> Subnet:
     """A veth between two namespaces, ``host`` addresses at ``a``, ``test`` addresses at ``b``; it dies with either.
 
-    ``made`` is called with the indices of both ends before anything passes; where it raises there is no wire. No other
-    interface of this run has these indices. Numbers are counted from the other half of the range, so that they do not meet
-    those of ``private_network``.
+    ``made`` is called with the indices of both ends before anything passes, and with a stack for what undoes it: where it
+    raises, or anything fails after it, there is no wire. No other interface of this run has these indices. Numbers are counted
+    from the other half of the range, so that they do not meet those of ``private_network``.
     """
 
     def ends(subnet: Subnet) -> _Ends:
@@ -258,13 +258,12 @@ def wire(a_netns_fd: int, b_netns_fd: int, made: Callable[[int, int], None]) -> 
         )
 
     subnet, (a, b, indices) = _on_a_free_subnet(ends, _wires)
-    try:
-        made(*indices)
+    with contextlib.ExitStack() as undo:
+        undo.callback(_delete, a_netns_fd, indices[0])
+        made(undo, *indices)
         _bring_up(a)
         _bring_up(b)
-    except BaseException:
-        _delete(a_netns_fd, indices[0])
-        raise
+        undo.pop_all()
     return subnet
 
 

@@ -103,19 +103,26 @@ class AttachedPolicy:
 
     def events(self) -> list[Event]:
         """Every denied and logged flow so far, oldest first."""
-        if self._last is None:
-            self._engine.drain()
-        while self._worded < len(self._events):
-            if isinstance(told := self._events[self._worded], tuple):
-                self._events[self._worded] = Event.of(*told)
-            self._worded += 1
-        return [event for event in self._events if isinstance(event, Event)]
+        with self._engine.lock:
+            if self._last is None:
+                self._engine.drain()
+            while self._worded < len(self._events):
+                if isinstance(told := self._events[self._worded], tuple):
+                    self._events[self._worded] = Event.of(*told)
+                self._worded += 1
+            return [event for event in self._events if isinstance(event, Event)]
+
+    def told(self, events: int = 0, stats: Stats | None = None) -> tuple[list[Event], Stats]:
+        """Events and counts without the first ``events`` and what ``stats`` had counted; where something was refused and no
+        event says so, one that stands for it."""
+        found = self.events()[events:]  # first: those there is no room for are counted when they come
+        counted = self.stats if stats is None else self.stats - stats
+        return found + untold(counted, found), counted
 
     @property
     def denied(self) -> list[Event]:
         """Denied flows so far; ``[]`` when nothing was refused, and only then."""
-        stats, events = self.stats, self.events()
-        return [e for e in events if e.verdict is Verdict.DENY] + untold(stats, events)
+        return [event for event in self.told()[0] if event.verdict is Verdict.DENY]
 
     def make_room(self) -> None:
         """From now on another test runs here: what the one before left room for is no measure."""
@@ -145,22 +152,25 @@ class AttachedPolicy:
 
     def _apply(self, policy: NetworkPolicy) -> None:
         with self._engine.lock:
-            self._replace(policy)
+            self._replace(policy, self._learned)
 
-    def _replace(self, policy: NetworkPolicy) -> None:
-        effective = self._effective(policy)
+    def _replace(self, policy: NetworkPolicy, learned: tuple[Rule, ...]) -> None:
+        """Put ``policy`` in force with what was learned of its hosts, or leave all as it is."""
+        learned = _still_asked_for(learned, policy.hosts)
+        effective = self._effective(policy, learned)
         ruleset = self._engine.rulesets.acquire(effective)
         try:
             if _limits(policy) and not self._budget:
                 self._budget = self._engine.take_budget()
                 self.renew_limits()
-            self._history[ruleset.number] = effective
-            self._note_redirects(ruleset)
             self._place.store(self._value(policy, ruleset))
             self._place.hook(ruleset.compiled, self._live)
         except BaseException:
             self._engine.rulesets.release(ruleset)
             raise
+        self._history[ruleset.number] = effective  # whoever takes its events waits for the lock
+        self._note_redirects(ruleset)
+        self._now_resolves(policy.hosts, learned)
         old, self._ruleset, self.policy = self._ruleset, ruleset, policy
         if old is not None:
             self._engine.rulesets.release(old)
@@ -174,43 +184,29 @@ class AttachedPolicy:
                 name = self._resolver.name_of(rule.network.network_address) if self._resolver is not None else ""
                 self.redirects.append((rule, rule.asked_by(name)))
 
-    def _effective(self, policy: NetworkPolicy) -> NetworkPolicy:
+    def _effective(self, policy: NetworkPolicy, learned: tuple[Rule, ...]) -> NetworkPolicy:
         if not policy.hosts:
-            if self._resolver is not None:
-                self._resolver.hosts = ()
-            self._forget_all_but(())
             return policy
         if self._resolver is None:
             self._resolver = Resolver(self._netns_fd, self._resolved, self._keep)
         own = self._resolver.rules(policy)
         check_fit(policy, own)
-        self._resolver.hosts = policy.hosts
-        self._forget_all_but(policy.hosts)
-        extra = (*own, *self._learned)
-        return dataclasses.replace(policy, rules=(*policy.rules, *extra))
+        return dataclasses.replace(policy, rules=(*policy.rules, *own, *learned))
 
-    def _forget_all_but(self, hosts: tuple[HostRule, ...]) -> None:
-        """What was learned of other hosts holds no more."""
-        said = {(host.text, host.protocols, host.ports) for host in hosts}
-        kept = tuple(rule for rule in self._learned if (rule.text, rule.protocols, rule.ports) in said)
-        if self._resolver is not None and kept != self._learned:
-            self._resolver.forget()
-        self._learned = kept
+    def _now_resolves(self, hosts: tuple[HostRule, ...], learned: tuple[Rule, ...]) -> None:
+        if self._resolver is not None:
+            self._resolver.hosts = hosts
+            if len(learned) < len(self._learned):
+                self._resolver.forget()
+        self._learned = learned
 
     def _resolved(self, rules: tuple[Rule, ...]) -> None:
         """The resolver is about to answer with addresses: allow them first."""
         with self._engine.lock:
-            before = self._learned
-            known = {(rule, rule.text) for rule in before}
+            known = {(rule, rule.text) for rule in self._learned}
             new = tuple(rule for rule in rules if (rule, rule.text) not in known)
-            if not new or self._last is not None:
-                return
-            self._learned += new
-            try:
-                self._replace(self.policy)
-            except BaseException:
-                self._learned = before  # or no later change would fit either
-                raise
+            if new and self._last is None:
+                self._replace(self.policy, (*self._learned, *new))
 
     def _value(self, policy: NetworkPolicy, ruleset: Ruleset) -> layout.Policy:
         flags = ruleset.compiled.flags | self._live
@@ -239,10 +235,11 @@ class AttachedPolicy:
         self._keep((raw, self._history.get(raw.ruleset)))
 
     def _keep(self, event: Event | tuple[layout.Event, NetworkPolicy | None]) -> None:
-        if len(self._events) < self._room:
-            self._events.append(event)
-        else:
-            self._not_kept += 1
+        with self._engine.lock:
+            if len(self._events) < self._room:
+                self._events.append(event)
+            else:
+                self._not_kept += 1
 
     def _flow_entries(
         self, name: str, kind: type[layout.Flow4 | layout.Flow6]
@@ -286,6 +283,12 @@ class AttachedPolicy:
 
 def _limits(policy: NetworkPolicy) -> bool:
     return bool(policy.limit_pps or policy.limit_bytes or policy.limit_connections)
+
+
+def _still_asked_for(learned: tuple[Rule, ...], hosts: tuple[HostRule, ...]) -> tuple[Rule, ...]:
+    """What was learned of other hosts holds no more."""
+    asked = {(host.text, host.protocols, host.ports) for host in hosts}
+    return tuple(rule for rule in learned if (rule.text, rule.protocols, rule.ports) in asked)
 
 
 def _only_adds(old: NetworkPolicy, new: NetworkPolicy) -> bool:

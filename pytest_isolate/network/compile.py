@@ -39,11 +39,6 @@ class Compiled:
     binds: bool
     redirects: bool
 
-    @property
-    def empty(self) -> bool:
-        """True when there is no rule: the defaults decide alone."""
-        return not self.lists
-
 
 def compile_policy(policy: NetworkPolicy) -> Compiled:
     """Flatten the rules of ``policy``.

@@ -59,7 +59,7 @@ class PolicyEngine:
         self._flows = flows
         self._interfaces: Dataplane | None = None
         self._stack = contextlib.ExitStack()
-        self._lock = threading.RLock()  # resolvers learn in threads of their own
+        self._lock = threading.RLock()
         self._attached: dict[int, AttachedPolicy] = {}
         self._ids = itertools.count(1)
         self._budgets = list(range(BUDGETS - 1, 0, -1))
@@ -139,9 +139,9 @@ class PolicyEngine:
         """
         return self._attach(self.far_end(netns_fd, ifindex), policy, -1)
 
-    def wires(self, ends: Iterable[tuple[int, int]]) -> Wires:
-        """The far ends of a network's wires, each (namespace or -1, index), for ``attach``."""
-        return Wires(self.far_end(*end) for end in ends)
+    def wires(self, ends: Iterable[tuple[int, int]], left: Callable[[], object] = lambda: None) -> Wires:
+        """The far ends of a network's wires, each (namespace or -1, index), for ``attach``. ``left``: see Wires."""
+        return Wires((self.far_end(*end) for end in ends), left)
 
     @property
     def interfaces(self) -> Dataplane:
@@ -178,11 +178,12 @@ class PolicyEngine:
 
     def drain(self) -> None:
         """Take what is in the ring to the attachments it belongs to. Cheap when there is nothing."""
-        for record in self._ring.drain():
-            raw = layout.Event.from_buffer_copy(record)
-            attached = self._attached.get(raw.id)
-            if attached is not None:
-                attached.take(raw)
+        with self._lock:
+            for record in self._ring.drain():
+                raw = layout.Event.from_buffer_copy(record)
+                attached = self._attached.get(raw.id)
+                if attached is not None:
+                    attached.take(raw)
 
     def memory_bytes(self) -> int:
         """True memory of the maps (memlock)."""
@@ -207,7 +208,7 @@ class PolicyEngine:
 
     @property
     def lock(self) -> threading.RLock:
-        """Held while numbers are given out: resolvers learn in threads of their own."""
+        """Held while numbers are given out and events taken in: resolvers, and whoever runs programs, have threads of their own."""
         return self._lock
 
     def take_budget(self) -> int:

@@ -53,6 +53,7 @@ class Found:
 @dataclass(slots=True)
 class _Asked:
     pid: int
+    pidfd: int  # the number may be a stranger's by then: whoever waits for any child reaps this one too
     fd: int
     end: float
     text: bytes = field(default=b"")
@@ -73,17 +74,21 @@ class Lookups:
             raise BlockingIOError(f"{MAX_LOOKUPS} names are being looked up already")
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = _spawn([*COMMAND, name], writing)
+            pid, pidfd = _spawn([*COMMAND, name], writing)
         except BaseException:
             os.close(reading)
             raise
         finally:
             os.close(writing)
-        self._asked[name] = _Asked(pid, reading, time.monotonic() + LOOKUP_S)
+        self._asked[name] = _Asked(pid, pidfd, reading, time.monotonic() + LOOKUP_S)
 
     def fds(self) -> list[int]:
         """Readable when ``heard`` has something to hear."""
         return [asked.fd for asked in tuple(self._asked.values())]
+
+    def pidfds(self) -> list[int]:
+        """Descriptors of the processes, to kill them by."""
+        return [asked.pidfd for asked in tuple(self._asked.values())]
 
     def next_at(self) -> float | None:
         """When ``keep_time`` is next due, by time.monotonic()."""
@@ -117,9 +122,9 @@ class Lookups:
         self._done(name, found)
 
 
-def _spawn(argv: list[str], stdout_fd: int) -> int:
-    """The pid, a leader of a process group, so that Ctrl-C is not its business."""
-    return os.posix_spawn(
+def _spawn(argv: list[str], stdout_fd: int) -> tuple[int, int]:
+    """Pid and pidfd of a leader of a process group, so that Ctrl-C is not its business."""
+    pid = os.posix_spawn(
         argv[0],
         argv,
         os.environ,
@@ -132,14 +137,21 @@ def _spawn(argv: list[str], stdout_fd: int) -> int:
         setsigmask=[],
         setsigdef=[signal.SIGALRM, signal.SIGPIPE],
     )
+    try:
+        return pid, os.pidfd_open(pid)
+    except OSError:  # no descriptor free, or reaped: it has an alarm
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        raise
 
 
 def _end(asked: _Asked) -> None:
     os.close(asked.fd)
     with contextlib.suppress(ProcessLookupError):
-        os.kill(asked.pid, signal.SIGKILL)  # it has said all, or is too late
-    with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
-        os.waitpid(asked.pid, 0)
+        signal.pidfd_send_signal(asked.pidfd, signal.SIGKILL)  # it has said all, or is too late
+    with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored, or somebody else waited
+        os.waitid(os.P_PIDFD, asked.pidfd, os.WEXITED)
+    os.close(asked.pidfd)
 
 
 def _parsed(text: bytes) -> Found:

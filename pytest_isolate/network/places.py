@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ctypes import sizeof
 from typing import Protocol
 
@@ -88,7 +88,7 @@ class InterfacePlace:
     """The far end of a veth (the host's, mostly): every frame of the namespace at the other end, packet sockets and all."""
 
     def __init__(self, plane: Dataplane, programs: Dataplane, netns_fd: int, ifindex: int) -> None:
-        self._plane, self._netns_fd, self._ifindex = programs, netns_fd, ifindex
+        self._plane, self._netns_fd, self.ifindex = programs, netns_fd, ifindex
         self._key = struct.pack("=I", ifindex)
         self._policies, self._counts = plane.maps["np_links"], plane.maps["np_link_counts"]
         self._programs: InterfacePrograms | None = None
@@ -110,7 +110,7 @@ class InterfacePlace:
     def attach(self) -> None:
         """Attach both programs, whatever the policy."""
         if self._programs is None:
-            self._programs = InterfacePrograms(self._plane, self._netns_fd, self._ifindex)
+            self._programs = InterfacePrograms(self._plane, self._netns_fd, self.ifindex)
 
     def counters(self) -> dict[str, int]:
         return unpack_counters(self._counts.lookup_cpus(self._key, Counters))
@@ -130,11 +130,13 @@ class Wires:
     """The far ends of all wires of one namespace, where its frames are judged: packet sockets evade its own ends.
 
     Programs that share the namespace share the wires, and nothing tells their frames apart: one policy is in force there, that
-    of whoever came first, so whoever shares must bring an equal one. Refusals are counted for all of them.
+    of whoever came first, so whoever shares must bring an equal one. Refusals are counted for all of them. ``left`` is called
+    after each has left.
     """
 
-    def __init__(self, interfaces: Iterable[InterfacePlace]) -> None:
+    def __init__(self, interfaces: Iterable[InterfacePlace], left: Callable[[], object]) -> None:
         self._interfaces = list(interfaces)
+        self._left = left
         self._lock = threading.Lock()
         self._users: dict[int, Policy | None] = {}  # by id(), first comers first
 
@@ -177,6 +179,13 @@ class Wires:
                     raise
             self._interfaces.append(interface)
 
+    def remove(self, ifindex: int) -> None:
+        """That wire is no more."""
+        with self._lock:
+            for interface in [each for each in self._interfaces if each.ifindex == ifindex]:
+                self._interfaces.remove(interface)
+                interface.close()
+
     def counters(self) -> list[dict[str, int]]:
         with self._lock:
             return [interface.counters() for interface in self._interfaces] if self._users else []
@@ -197,6 +206,7 @@ class Wires:
             elif first and (policy := next(iter(self._users.values()))) is not None:
                 for interface in self._interfaces:
                     interface.store(policy)
+        self._left()
 
 
 class WiredPlace:

@@ -74,12 +74,13 @@ class Resolver:
     def fds(self) -> list[int]:
         """Descriptors a child must not keep."""
         own = [self._udp.fileno(), self._tcp.fileno(), self._stop_r, self._stop_w]
-        return own + self._streams.fds() + self._lookups.fds()
+        return own + self._streams.fds() + self._lookups.fds() + self._lookups.pidfds()
 
     def close(self) -> None:
         """Stop and free the port. Idempotent."""
         if self._stop_w < 0:
             return
+        os.write(self._stop_w, b"x")  # its close would not do: a process forked meanwhile may have it open
         os.close(self._stop_w)
         self._thread.join()
         os.close(self._stop_r)

@@ -25,7 +25,7 @@ from pytest_isolate.profile import vary
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_isolate.network import AttachedPolicy, NetworkPolicy, Stats
+    from pytest_isolate.network import AttachedPolicy, NetworkPolicy
     from pytest_isolate.networks import SandboxNetwork
 
 SECTION = "Network"
@@ -191,29 +191,13 @@ class Window:
         return policy_of(self._network.network)
 
     def events(self) -> list[dict[str, Any]]:
-        assert self._network is not None
-        assert self._network.attached is not None
-        from pytest_isolate.network.traffic import untold
-
-        begin = self._since.events if self._since is not None else 0
-        stats = self._stats()
-        events = self._network.attached.events()[begin:]
-        return [_plain(event) for event in [*events, *untold(stats, events)]]
+        return [_plain(event) for event in self.sandbox.told(self._since)[0]]
 
     def flows(self) -> list[dict[str, Any]]:
-        assert self._network is not None
-        return [_plain(flow) for flow in self._network.flows(self._since)]
+        return [_plain(flow) for flow in self.sandbox.flows(self._since)]
 
     def stats(self) -> dict[str, int]:
-        return _plain(self._stats())
-
-    def _stats(self) -> Stats:
-        assert self._network is not None
-        assert self._network.attached is not None
-        stats = self._network.attached.stats
-        if self._since is not None and self._since.stats is not None:
-            stats -= self._since.stats
-        return stats
+        return _plain(self.sandbox.told(self._since)[1])
 
 
 def _unknown(call: str) -> None:

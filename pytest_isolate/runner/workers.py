@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from pytest_isolate import groups, registry, wire
+from pytest_isolate import groups, networks, registry, wire
 from pytest_isolate.backend import Backend, Launch, Process
 from pytest_isolate.endings import living, usage_of
 from pytest_isolate.errors import IsolateError
@@ -289,7 +289,7 @@ class Workers:
             sibling.process.close()
             sibling.close()
         self._reaper.forget()
-        self._host.networks.leave_in_child()
+        networks.leave_in_child()
         groups.leave_in_child()
 
     def bury(self, worker: TestProcess, verdict: Verdict) -> None:

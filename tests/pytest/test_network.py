@@ -505,3 +505,40 @@ def test_kill_9_leaves_no_program_interface_or_group_at_the_next_start(
     plain(timeout=120).assert_outcomes(passed=2)
     assert groups_of(killed.pid) == []
     assert gone(f"iso{(killed.pid * 61 + n) % SUBNETS:x}" for n in range(64))
+
+
+def test_a_forked_test_has_no_descriptor_of_an_engine(plain: Run, pytester: pytest.Pytester) -> None:
+    """Neither of the run's own, nor of that of wide sandboxes: they write policies."""
+    pytester.makepyfile(
+        """
+        import os
+        import pytest
+
+        def held():
+            names = []
+            for fd in os.listdir("/proc/self/fd"):
+                try:
+                    names.append(os.readlink(f"/proc/self/fd/{fd}"))
+                except FileNotFoundError:
+                    pass
+            return [name for name in names if "bpf" in name]
+
+        @pytest.fixture(scope="session")
+        def running(sandbox_session):
+            assert sandbox_session.network.subnet is not None
+            words = {"net": "private", "net_allow": ["192.0.2.1"]}
+            spawned = sandbox_session.spawn(["sleep", "60"], **words)
+            assert held()
+            yield words
+
+        @pytest.mark.netpolicy()
+        def test_one(running, sandbox_session):
+            assert held() == []
+            assert sandbox_session.run(["true"], **running).ok
+
+        def test_two(running, sandbox_session):
+            assert sandbox_session.python(held, policy={"net": "policy"}) == []
+            assert held()
+        """
+    )
+    plain("--isolate", "--isolate-net=policy").assert_outcomes(passed=2)

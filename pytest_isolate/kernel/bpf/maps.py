@@ -27,13 +27,11 @@ class Map:
     name: str
     fd: int
     spec: MapSpec
-    _value: ctypes.Array[ctypes.c_char] = field(init=False, repr=False)
+    _values: type[ctypes.Array[ctypes.c_char]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         size = self.spec.value_bytes
-        self._value = ctypes.create_string_buffer(
-            self._stride * library().cpus if self.spec.type.per_cpu else max(size, 1)
-        )
+        self._values = ctypes.c_char * (self._stride * library().cpus if self.spec.type.per_cpu else max(size, 1))
 
     @property
     def _stride(self) -> int:
@@ -41,11 +39,12 @@ class Map:
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, or None. For a per-CPU map: the values of all possible CPUs, each padded to 8 bytes."""
-        result = library().bpf_map_lookup_elem(self.fd, key, self._value)
+        value = self._values()  # for each call: ctypes lets other threads run
+        result = library().bpf_map_lookup_elem(self.fd, key, value)
         if result == -errno.ENOENT:
             return None
         check(result, f"map {self.name} lookup")
-        return self._value.raw
+        return value.raw
 
     def lookup_cpus(self, key: bytes, kind: type[_T]) -> list[_T]:
         """The value of each possible CPU; none when absent."""
@@ -90,7 +89,7 @@ class Map:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every entry, read in batches. Entries that come or go meanwhile may be missed (never for a stopped test)."""
-        size, count = len(self._value), ctypes.c_uint32()
+        size, count = ctypes.sizeof(self._values), ctypes.c_uint32()
         chunk = max(1, min(_CHUNK, _CHUNK_BYTES // size))
         keys = ctypes.create_string_buffer(self.spec.key_bytes * chunk)
         values = ctypes.create_string_buffer(size * chunk)

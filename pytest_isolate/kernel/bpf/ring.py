@@ -42,7 +42,10 @@ class _Mapping:
 
 
 class Ring:
-    """Drains one ring buffer map. ``fd`` is the map's, and is readable (poll) when there are records."""
+    """Drains one ring buffer map. ``fd`` is the map's, and is readable (poll) when there are records.
+
+    One thread at a time: the caller's lock.
+    """
 
     def __init__(self, fd: int, size_bytes: int) -> None:
         self.fd = fd

@@ -75,6 +75,26 @@ def test_what_it_then_sends_is_refused_and_told_with_its_process(box, listen, fl
         server.recv(10)
 
 
+@pytest.mark.parametrize("flows", [False, True])
+@pytest.mark.parametrize("host", [V4, V6])
+def test_where_a_redirect_leads_it_is_refused_for_who_was_not_redirected(box, listen, flows, host):
+    """Packets to there pass, and nothing tells whose they are."""
+    server, there = listen(host, kind=socket.SOCK_DGRAM), "203.0.113.8" if host == V4 else "2001:db8::8"
+    address = server.getsockname()[:2]
+    policy = NetworkPolicy(flows=flows).allow(host, tcp=[address[1]])
+    with box.attach(policy.redirect(there, to=(host, address[1]))) as net:
+        direct, redirected = (lambda to=to, **how: attempt(lambda: udp(to, **how))[0] for to in (address, (there, 443)))
+        assert [box.run(lambda c=c: redirected(connected=c)) for c in (False, True)] == ["ok", "ok"]
+        assert [len(server.recv(64)) for _ in range(2)] == [32, 32]
+        assert [box.run(lambda c=c: direct(connected=c)) for c in (False, True)] == ["EPERM", "EPERM"]
+        assert [(e.port, e.protocol) for e in net.denied] == [(address[1], "udp")] * 2
+        assert box.run(lambda: _connects((host, 0))) == ["ok"]
+        assert net.stats.denied == 2
+    server.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        server.recv(10)
+
+
 def test_it_is_refused_also_where_datagrams_pass_without_a_look_at_the_rules(box, listen):
     """Each CPU remembers that UDP passes; the first connect against the policy takes that back, on all of them."""
     allowed, refused = listen(kind=socket.SOCK_DGRAM), listen(kind=socket.SOCK_DGRAM)

@@ -202,7 +202,7 @@ def test_a_hundred_private_networks_at_once_are_on_as_many_subnets_whoever_else_
         assert len(numbers) == 100
         assert not numbers & {0, 1, 2, 5}
         with Netns() as one, Netns() as other:
-            wires = {interfaces.wire(one.fd, other.fd, lambda _one, _other: None).number for _ in range(3)}
+            wires = {interfaces.wire(one.fd, other.fd, lambda *_: None).number for _ in range(3)}
         assert len(wires - {subnet.number for subnet in made}) == 3
 
 

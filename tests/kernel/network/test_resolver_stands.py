@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from pytest_isolate.errors import PolicyError
+from pytest_isolate.kernel.namespaces import unshare
 from pytest_isolate.network import NetworkPolicy, Verdict
 from pytest_isolate.network.lookups import Found, Lookups
 from tests.kernel.network.conftest import attempt, tcp
+from tests.kernel.throwaway import CLONE_NEWPID
 
 from .test_names_and_redirects import V4, _ask_tcp, _ask_udp, query
 
@@ -150,3 +154,79 @@ def test_nothing_is_left_of_a_look_up_that_was_under_way(box, hosts):
     lists = [p.read_bytes() for p in Path(f"/proc/{os.getpid()}/task").glob("*/children")]
     children = {int(pid) for text in lists for pid in text.split()}
     assert not [pid for pid in children if b"slow.test" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_process_forked_by_others_keeps_no_resolver_from_closing(box):
+    """It knows nothing of it, so it has all of its descriptors."""
+    (waits, goes), net = os.pipe(), box.attach(NetworkPolicy().allow_host("db.test", tcp=[80]))
+    if (pid := os.fork()) == 0:
+        os.read(waits, 1)
+        os._exit(0)
+    closing = threading.Thread(target=net.close)
+    closing.start()
+    closing.join(10)
+    hangs = closing.is_alive()
+    os.write(goes, b"x")
+    os.waitpid(pid, 0)
+    closing.join()
+    for fd in (waits, goes):
+        os.close(fd)
+    assert not hangs
+
+
+def test_an_update_that_is_refused_leaves_what_a_host_was_allowed(box, hosts, listen):
+    server = listen(V4)
+    policy = NetworkPolicy().allow_host("db.test", tcp=[server.getsockname()[1]])
+
+    def reaches():
+        return attempt(lambda: tcp(server.getsockname()))[0]
+
+    with box.attach(policy) as net:
+        assert box.run(lambda: _ask_udp("db.test"))[:2] == [0, 1]
+        with pytest.raises(PolicyError, match="40 ranges of ports"):
+            net.update(NetworkPolicy().allow(V4, tcp=list(range(1000, 1080, 2))))
+        assert net.policy is policy
+        assert box.run(lambda: _ask_udp("db.test"))[:2] == [0, 1]
+        net.update(policy.allow("203.0.113.8"))
+        assert box.run(reaches) == "ok"
+        net.update(NetworkPolicy())
+        assert box.run(reaches) == "EPERM"
+
+
+def test_a_stranger_with_the_number_of_a_look_up_that_somebody_else_reaped_lives(hosts):
+    def ends_a_stranger():
+        lookups = Lookups(lambda *_: None)
+        lookups.ask("slow.test")
+        (pid,) = (asked.pid for asked in lookups._asked.values())
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(-1, 0)
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        if (stranger := os.fork()) == 0:
+            signal.pause()
+        lookups.close()
+        time.sleep(0.1)
+        ended = os.waitpid(stranger, os.WNOHANG) != (0, 0)
+        if not ended:
+            os.kill(stranger, signal.SIGKILL)
+        return stranger == pid, ended
+
+    assert _in_a_pid_namespace(ends_a_stranger) == "(True, False)"
+
+
+def _in_a_pid_namespace(work):
+    """The text of what ``work`` answers there: numbers of processes are its own."""
+    reading, writing = os.pipe()
+    if (outer := os.fork()) == 0:
+        try:
+            unshare(CLONE_NEWPID)
+            if (inner := os.fork()) == 0:
+                os.write(writing, str(work()).encode())
+            else:
+                os.waitpid(inner, 0)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = pipe.read().decode()
+    os.waitpid(outer, 0)
+    return answer

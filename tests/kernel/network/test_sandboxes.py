@@ -44,6 +44,19 @@ def test_a_program_s_outcome_has_its_traffic_and_its_refusals(port: int) -> None
     assert plain.traffic is None
 
 
+def test_refusals_that_there_is_no_room_for_are_counted_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_isolate.network.attached.MAX_EVENTS", 100)
+    refused = (
+        "import contextlib, socket\n"
+        "for port in range(1, 151):\n"
+        "    with contextlib.suppress(PermissionError): socket.create_connection(('127.0.0.1', port))"
+    )
+    with Sandbox() as sandbox:
+        traffic = sandbox.run([sys.executable, "-c", refused], net="policy").traffic
+    assert traffic is not None
+    assert (traffic.denied, len(traffic.refused), traffic.events_lost) == (150, 100, 50)
+
+
 def test_client_and_server_in_two_sandboxes_on_one_private_network() -> None:
     serve = "import socket; s = socket.create_server(('0.0.0.0', 7000)); print('up', flush=True)\nwhile True: s.accept()[0].send(b'hi')"
     ask = "import socket, sys; print(socket.create_connection((sys.argv[1], 7000), 2).recv(2))"

@@ -9,11 +9,14 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_isolate import PolicyError, Sandbox
+from pytest_isolate import PolicyError, Sandbox, SetupError
+from pytest_isolate.groups import of_this_process as groups_of_this_process
 from pytest_isolate.kernel.namespaces import inside_netns
 
 # A line on stdin (our address, theirs, port) makes it send a frame by each interface that is not lo.
@@ -78,6 +81,10 @@ class Sender:
         os.write(self._writing, f"{' '.join(words)}\n".encode())
         self._said += 1
         self._running.wait_for_line(f"sent {self._said}")
+
+    def forget(self) -> None:
+        """In a fork: it is the parent's, which ends it."""
+        os.close(self._writing)
 
     def end(self) -> int:
         """Its refusals."""
@@ -144,6 +151,105 @@ def test_each_end_of_a_join_is_judged_by_its_own_rules_also_while_a_program_runs
         assert not ear.heard()
         allowed.end()
         ruled.end()
+
+
+@contextlib.contextmanager
+def fork(work: Callable[[], object]) -> Iterator[Callable[[], str]]:
+    """``work`` begun in a forked process; its answer, or the error it ended with, when asked for. It ends then."""
+    (reading, answer), (end, told) = os.pipe(), os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.close(told)
+            try:
+                said = str(work())
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+            os.write(answer, said.encode())
+            os.read(end, 1)
+        finally:
+            os._exit(0)
+    for fd in (answer, end):
+        os.close(fd)
+    try:
+        yield lambda: os.read(reading, 4096).decode()
+    finally:
+        os.close(told)
+        os.waitpid(pid, 0)
+        os.close(reading)
+        groups_of_this_process().bereave()
+
+
+def test_a_fork_judges_its_own_program_after_that_of_its_parent_has_ended() -> None:
+    """What the parent had under rules when it forked is no wire of the child's."""
+    with Sandbox() as sandbox, contextlib.closing(Ear()) as ear:
+        way, wait = (*_host_wire(sandbox), ear.port), os.pipe()
+
+        def begun_later() -> str:
+            first.forget()
+            os.read(wait[0], 1)
+            Sender(sandbox, **RULES).send(*way)
+            return "sent"
+
+        first = Sender(sandbox, **RULES)
+        with fork(begun_later) as said:
+            first.send(*way)
+            assert first.end() == 1
+            free = Sender(sandbox, net="private")
+            free.send(*way)
+            assert ear.heard()  # the control
+            free.end()
+            os.write(wait[1], b"x")
+            assert said() == "sent"
+            assert not ear.heard()
+        for fd in wait:
+            os.close(fd)
+
+
+def test_programs_of_two_forks_share_a_wire_only_with_equal_rules() -> None:
+    with Sandbox() as sandbox:
+        assert sandbox.network.subnet is not None
+        other = {"net": "private", "net_allow": ["192.0.2.2"]}
+        named = {"net": "private", "net_allow": ["db.test:80"]}
+
+        def runs(**words: Any) -> str:
+            return f"exit {sandbox.run(['true'], **words).returncode}"
+
+        with fork(lambda: Sender(sandbox, **RULES)) as begun:
+            assert "Sender" in begun()
+            assert runs(**RULES) == "exit 0"
+            with pytest.raises(PolicyError, match=r"other rules hold.* give each a Sandbox of its own"):
+                runs(**other)
+            with pytest.raises(PolicyError, match="host names"):
+                runs(**named)
+            assert runs(net="private") == "exit 0"
+        assert runs(**other) == "exit 0"  # it has ended, without a word
+        held = Sender(sandbox, **named)
+        with fork(lambda: runs(**named)) as said:
+            assert said().startswith("PolicyError: network policy: other rules hold, or host names are allowed")
+        held.end()
+        with fork(lambda: runs(**named)) as said:
+            assert said() == "exit 0"
+
+
+def _ipv6(sandbox: Sandbox, *, on: bool) -> None:
+    """Whether interfaces to come may have addresses of it."""
+    with inside_netns(sandbox.network.netns_fd):
+        Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text(str(int(not on)))
+
+
+def test_a_join_that_fails_leaves_both_as_they_were() -> None:
+    with Sandbox() as one, Sandbox() as other:
+        assert one.network.subnet is not None
+        running = Sender(one, **RULES)
+        _ipv6(other, on=False)  # so the last step fails: an address for an end that takes none
+        with pytest.raises(SetupError, match="interfaces"):
+            one.network.join(other)
+        _ipv6(other, on=True)
+        assert one.run(["true"], **RULES).ok
+        assert running.end() == 0
+        for sandbox in (one, other):
+            assert sandbox.run(["true"], **RULES).ok
+        assert one.network.join(other)
 
 
 def test_a_program_with_rules_starts_after_the_peer_of_its_wire_is_gone() -> None:
