@@ -45,6 +45,8 @@ def test_what_changes_the_machine_works_outside_and_not_inside(name: str, who: s
 
 
 def carry_out(attack: Attack, who: str, table: Rows) -> None:
+    if attack.control_by_root:
+        require("root", os.geteuid() == 0, "its control is root's")
     if attack.needs == "landlock_scoped":
         require("landlock", landlock.abi() >= 6, f"ABI {landlock.abi()}, of 6")
     if attack.needs == "cgroup v1":
