@@ -307,10 +307,16 @@ _wires = itertools.count(SUBNETS // 2)
 # -- programs at an interface --------------------------------------------------------------------------------------
 
 
+#: What comes in at an interface, and what goes out. Source: linux/pkt_sched.h, TC_H_CLSACT, TC_H_MIN_INGRESS and _EGRESS.
+_CLSACT = (0xFFFFFFF2, 0xFFFFFFF3)
+
+
 class InterfacePrograms:
     """np_link_out and np_link_in at the host end of a veth, by tcx links, or clsact filters before Linux 6.6.
 
-    ``kind`` says which. tcx detaches when its descriptors close; clsact goes with the interface.
+    ``kind`` says which. Other programs may be there, as another process's on a shared wire: each passes on what it lets pass.
+    tcx detaches when its descriptors close. Of clsact the queueing discipline stays until the interface goes: taken away, it
+    would take with it a filter that another process adds in that moment.
     """
 
     def __init__(self, plane: Dataplane, netns_fd: int, ifindex: int) -> None:
@@ -340,15 +346,30 @@ class InterfacePrograms:
         return fds
 
     def _clsact(self, programs: list[tuple[int, int]]) -> None:
+        self._name = f"pytest-isolate-{os.urandom(8).hex()}"
+
         def work(route: Any) -> None:
-            route.tc("add", "clsact", self._ifindex)
-            for (program, _), parent in zip(programs, ("ffff:fff2", "ffff:fff3"), strict=True):
+            try:
+                route.tc("add", "clsact", self._ifindex)
+            except Exception as error:
+                if getattr(error, "code", None) != errno.EEXIST:
+                    raise
+            for (program, _), parent in zip(programs, _CLSACT, strict=True):
                 route.tc(
-                    "add-filter", "bpf", self._ifindex, ":1", fd=program, name="pytest-isolate", parent=parent,
+                    "add-filter", "bpf", self._ifindex, ":1", fd=program, name=self._name, parent=parent,
                     classid=1, direct_action=True,
                 )  # fmt: skip
 
         inside(self._netns_fd, work)
+
+    def _delete_filters(self, route: Any) -> None:
+        for parent in _CLSACT:
+            for found in route.get_filters(self._ifindex, parent=parent):
+                options = found.get_attr("TCA_OPTIONS")
+                if options is not None and options.get_attr("TCA_BPF_NAME") == self._name:
+                    route.tc(
+                        "del-filter", "bpf", self._ifindex, found["handle"], parent=parent, info=found["info"]
+                    )  # fmt: skip
 
     def fds(self) -> list[int]:
         """Link descriptors: what a child must not keep."""
@@ -357,8 +378,8 @@ class InterfacePrograms:
     def close(self) -> None:
         """Detach. Idempotent."""
         if self.kind == "clsact" and self._ifindex:
-            with contextlib.suppress(SetupError):
-                inside(self._netns_fd, lambda route: route.tc("del", "clsact", self._ifindex))
+            with contextlib.suppress(SetupError):  # gone already when the interface went first
+                inside(self._netns_fd, self._delete_filters)
         self._ifindex = 0
         while self._fds:
             os.close(self._fds.pop())
