@@ -349,10 +349,12 @@ class InterfacePrograms:
         self._name = f"pytest-isolate-{os.urandom(8).hex()}"
 
         def work(route: Any) -> None:
+            from pyroute2.netlink.exceptions import NetlinkError
+
             try:
                 route.tc("add", "clsact", self._ifindex)
-            except Exception as error:
-                if getattr(error, "code", None) != errno.EEXIST:
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
                     raise
             for (program, _), parent in zip(programs, _CLSACT, strict=True):
                 route.tc(

@@ -6,7 +6,6 @@ Refuses: to notice that the process itself went into another mount namespace; a 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import threading
@@ -28,17 +27,18 @@ class MountWatch:
     def version(self) -> int:
         """A number that differs from an earlier answer if the table differs. Raises OSError where there is no /proc."""
         with self._lock:
-            try:
-                is_open = (
-                    os.fstat(self._fd).st_ino == self._inode
-                )  # somebody may have closed it, and opened something else
-            except OSError:
-                is_open = False
-            if not is_open:
+            if not self._is_open():
                 self._open()
             elif self._poll.poll(0):  # POLLERR and POLLPRI, told once
                 self._read()
             return self._version
+
+    def _is_open(self) -> bool:
+        """Somebody may have closed it, and opened something else."""
+        try:
+            return os.fstat(self._fd).st_ino == self._inode
+        except OSError:
+            return False
 
     def _open(self) -> None:
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -58,9 +58,8 @@ class MountWatch:
     def forget(self) -> None:
         """Close it. In a forked child the table is its parent's and not for its eyes, and a change would be told to one of them only."""
         self._lock = threading.Lock()  # another thread may have held it
-        with contextlib.suppress(OSError):
-            if os.fstat(self._fd).st_ino == self._inode:
-                os.close(self._fd)
+        if self._is_open():
+            os.close(self._fd)
         self._fd = -1
 
 
