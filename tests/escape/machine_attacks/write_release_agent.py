@@ -7,8 +7,10 @@ ATTACK = Attack(
     program="""
 import glob
 def act():
-    with open((glob.glob("/sys/fs/cgroup/*/release_agent") or ["/sys/fs/cgroup/none"])[0], "w") as setting:
-        setting.write("/bin/true")
+    path = (glob.glob("/sys/fs/cgroup/*/release_agent") or ["/sys/fs/cgroup/none"])[0]
+    for value in ("/bin/true", "\\n"):  # and none again: the mount table shows it
+        with open(path, "w") as setting:
+            setting.write(value)
 attempt(act)
 """,
     refused=("EROFS", "EACCES", "ENOENT"),
