@@ -38,8 +38,9 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
     root = os.path.join(run.directory, "root")
     os.mkdir(root)
     shown = places(policy)
-    if own_kernel:  # what is hidden of the host's /proc is not in its own
-        shown = [place for place in shown if not (place.implied and _in_proc(place))]
+    if own_kernel:  # what is hidden of the host's /proc is not in its own, and its devices are its own
+        built = policy.filesystem.root == "minimal"
+        shown = [place for place in shown if not (place.implied and (_in_proc(place) or _is_device(place, built)))]
     for place in shown:
         if place.kind == "link":
             link = root + place.target
@@ -70,6 +71,12 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
 def _in_proc(place: Place) -> bool:
     """A runtime mounts nothing below /proc: it hides and seals there by lists of its own."""
     return place.target.startswith("/proc/")
+
+
+def _is_device(place: Place, built: bool) -> bool:
+    """True for what a runtime that is a kernel has in its /dev by itself; /dev/shm is no device."""
+    below = place.target.startswith("/dev/") and place.kind != "tmpfs"
+    return place.target == "/dev" or (below and (not built or "pt" in place.target))
 
 
 def _is_masked(place: Place) -> bool:
@@ -178,6 +185,9 @@ def _mount(place: Place) -> dict[str, Any]:
             }
         case "proc":
             return {"destination": place.target, "type": "proc", "source": "proc"}
+        case "devpts":
+            options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+            return {"destination": place.target, "type": "devpts", "source": "devpts", "options": options}
         case "mask" if place.directory:
             options = ["mode=0", "size=4096", "ro"]
             return {"destination": place.target, "type": "tmpfs", "source": "tmpfs", "options": options}

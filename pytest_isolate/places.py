@@ -26,11 +26,11 @@ class Place:
     """One place of a view, sources and targets without symlinks; in the order in which they are to be mounted.
 
     ``bind`` shows ``source``; ``tmpfs`` is empty, ``size_bytes`` large (None: no bound) with ``mode``; ``mask`` hides
-    what is there, a ``directory`` or not; ``proc`` is a fresh /proc; ``link`` is a symlink to ``source``. ``implied``: nobody
-    asked for it by name.
+    what is there, a ``directory`` or not; ``proc`` is a fresh /proc, ``devpts`` are terminals of its own; ``link`` is a symlink to
+    ``source``. ``implied``: nobody asked for it by name.
     """
 
-    kind: Literal["bind", "tmpfs", "mask", "proc", "link"]
+    kind: Literal["bind", "tmpfs", "mask", "proc", "devpts", "link"]
     target: str
     source: str = ""
     writable: bool = False
@@ -56,7 +56,7 @@ def places(policy: Policy) -> list[Place]:
     found = entries(_filesystem(policy), context=context, host=Tree(context.mounts, context.lookup))
     return [
         Place(
-            kind="bind" if entry.kind == "overlay" else entry.kind,
+            kind="bind" if entry.kind == "overlay" or entry.kind == "device" else entry.kind,
             target=entry.target,
             source=entry.source or entry.target,
             writable=entry.writable or entry.kind == "overlay",

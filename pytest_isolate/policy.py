@@ -191,7 +191,8 @@ class Overlay:
 class Filesystem:
     """The view of the file system: a root and what is mounted over it, in order.
 
-    ``root``: ``host`` (as it is), ``readonly`` (the host's, read-only), ``minimal`` (built from ``binds`` only).
+    ``root``: ``host`` (as it is), ``readonly`` (the host's, read-only), ``minimal`` (built from ``binds`` only). The last two
+    have a /dev of their own (null, zero, full, random, urandom, tty, terminals, a private /dev/shm), and no device nodes elsewhere.
     ``proc``: mount a fresh /proc, which belongs to a PID namespace; without one a minimal root has the host's, read-only.
     ``programs``: with a minimal root, programs to be shown with the interpreter and libraries they need, read-only.
     """

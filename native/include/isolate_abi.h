@@ -73,6 +73,7 @@ enum iso_mount_kind {
 	ISO_MOUNT_SETATTR = 9,
 	ISO_MOUNT_UMOUNT = 10,
 	ISO_MOUNT_SEND_DIR = 11,
+	ISO_MOUNT_MKNOD = 12,
 };
 
 /* One line of uid_map or gid_map, user_namespaces(7). */
@@ -106,7 +107,9 @@ struct iso_join {
 /*
  * source, target, fstype and data are const char *. data holds: options of MOUNT; the octal mode of MKFILE; of MKDIR
  * "mode" or "mode:uid:gid", exactly so whatever the umask is; of BIND the descriptor, in decimal, of a detached tree that takes
- * the place of source (open_tree(2), as the caller has prepared it; used up by this start); of SETATTR "set" or "set:clear", MOUNT_ATTR_* bits in decimal or 0x hexadecimal.
+ * the place of source (open_tree(2), as the caller has prepared it; used up by this start); of SETATTR "set" or "set:clear",
+ * MOUNT_ATTR_* bits in decimal or 0x hexadecimal; of REMOUNT, so written, the flags to take off; of MKNOD "mode:major:minor" of a
+ * character device.
  */
 #define ISO_MOUNT_FIELDS(X)                                                                                            \
 	X(uint32_t, kind, 0)                                                                                           \

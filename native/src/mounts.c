@@ -65,16 +65,37 @@ static int remount(struct builder *b, const char *target, unsigned long flags)
 	return err;
 }
 
-/* MS_RDONLY alone is as the table says: a writable place in a read-only view is made by taking it off. */
+static uint64_t number(const char **text)
+{
+	uint64_t n = 0, base = 10;
+
+	if ((*text)[0] == '0' && (*text)[1] == 'x') {
+		base = 16;
+		*text += 2;
+	}
+	for (;; (*text)++) {
+		char c = **text;
+
+		if (c >= '0' && c <= '9')
+			n = n * base + (uint64_t)(c - '0');
+		else if (base == 16 && c >= 'a' && c <= 'f')
+			n = n * base + (uint64_t)(c - 'a' + 10);
+		else
+			return n;
+	}
+}
+
+/* MS_RDONLY is as the table says: a writable place in a read-only view is made by taking it off. Of the others, what data names. */
 static int remount_op(struct builder *b, const struct iso_mount *op)
 {
+	const char *text = op->data ? iso_ptr(op->data) : "";
+	unsigned long clear = (unsigned long)number(&text) | MS_RDONLY, flags;
 	struct place place;
-	int err = iso_find_place(b, iso_ptr(op->target), &place);
-	unsigned long flags = op->flags | MS_REMOUNT | MS_BIND;
+	int err = *text ? -EINVAL : iso_find_place(b, iso_ptr(op->target), &place);
 
 	if (err)
 		return err;
-	flags |= locked_flags(place.fd) & ~(unsigned long)MS_RDONLY;
+	flags = op->flags | MS_REMOUNT | MS_BIND | (locked_flags(place.fd) & ~clear);
 	err = (int)result(mount(NULL, place.name, NULL, flags, NULL));
 	close(place.fd);
 	return err;
@@ -143,26 +164,6 @@ static int bind_old(struct builder *b, const struct iso_mount *op)
 	if (err || !attributes(op->flags))
 		return err;
 	return remount(b, iso_ptr(op->target), op->flags & ATTRIBUTES_OF_BIND);
-}
-
-static uint64_t number(const char **text)
-{
-	uint64_t n = 0, base = 10;
-
-	if ((*text)[0] == '0' && (*text)[1] == 'x') {
-		base = 16;
-		*text += 2;
-	}
-	for (;; (*text)++) {
-		char c = **text;
-
-		if (c >= '0' && c <= '9')
-			n = n * base + (uint64_t)(c - '0');
-		else if (base == 16 && c >= 'a' && c <= 'f')
-			n = n * base + (uint64_t)(c - 'a' + 10);
-		else
-			return n;
-	}
 }
 
 static int bind_op(struct builder *b, const struct iso_mount *op)
@@ -278,6 +279,8 @@ static int run_op(struct builder *b, const struct iso_mount *op)
 		return umount_op(b, op);
 	case ISO_MOUNT_SEND_DIR:
 		return send_dir_op(b, op);
+	case ISO_MOUNT_MKNOD:
+		return iso_make_node(b, op);
 	default:
 		return -EINVAL;
 	}

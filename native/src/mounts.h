@@ -34,9 +34,10 @@ int iso_find_place(struct builder *b, const char *target, struct place *place);
 /* After an op on target: forgets the root, where something else may be there now: on it, or above it. NULL: in any case. */
 void iso_forget_root(struct builder *b, const char *target);
 
-/* targets.c: missing parents are made, what is there stays; 0 or -errno. */
+/* targets.c: missing parents are made, a file or directory that is there stays; 0 or -errno. */
 int iso_make_dir(struct builder *b, const struct iso_mount *op);
 int iso_make_file(struct builder *b, const struct iso_mount *op);
 int iso_make_symlink(struct builder *b, const struct iso_mount *op);
+int iso_make_node(struct builder *b, const struct iso_mount *op);
 
 #endif

@@ -13,6 +13,7 @@
 #include <linux/openat2.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -249,6 +250,26 @@ static int make_symlink_op(struct builder *b, const struct iso_mount *op)
 	return err;
 }
 
+static int make_node_op(struct builder *b, const struct iso_mount *op)
+{
+	const char *mode = iso_ptr(op->data), *data = mode;
+	char name[256];
+	int parent_fd = open_parent(b, iso_ptr(op->target), name), err;
+	long major, minor;
+
+	if (parent_fd < 0)
+		return parent_fd;
+	major = data ? after_colon(&data) : -1;
+	minor = data ? after_colon(&data) : -1;
+	err = major < 0 || minor < 0 ? -EINVAL
+				     : (int)result(mknodat(parent_fd, name, S_IFCHR | 0600,
+							   makedev((unsigned int)major, (unsigned int)minor)));
+	if (!err)
+		err = (int)result(fchmodat(parent_fd, name, octal(mode, 0600), 0));
+	close(parent_fd);
+	return err;
+}
+
 int iso_make_dir(struct builder *b, const struct iso_mount *op)
 {
 	return make_with_parents(b, op, make_dir_op);
@@ -262,4 +283,9 @@ int iso_make_file(struct builder *b, const struct iso_mount *op)
 int iso_make_symlink(struct builder *b, const struct iso_mount *op)
 {
 	return make_with_parents(b, op, make_symlink_op);
+}
+
+int iso_make_node(struct builder *b, const struct iso_mount *op)
+{
+	return make_with_parents(b, op, make_node_op);
 }

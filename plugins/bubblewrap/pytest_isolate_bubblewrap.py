@@ -98,10 +98,21 @@ def options(policy: Policy) -> Iterator[str]:
             yield from ("--cap-add", name)
     view = policy.filesystem
     yield from {"host": ("--dev-bind", "/", "/"), "readonly": ("--ro-bind", "/", "/"), "minimal": ()}[view.root]
-    if view.root == "readonly":  # what bwrap binds, or makes read-only, has no devices: they come one by one
-        yield from ("--dev", "/dev", "--remount-ro", "/dev")
-    for place in places(policy):
-        yield from _mounted(place)
+    shown = places(policy)
+    devices = [place for place in shown if place.implied and _is_device(place)]
+    own = any(place.kind == "devpts" for place in devices)  # then bwrap's own are the same
+    for place in shown:
+        if not own or place not in devices:
+            yield from _mounted(place)
+        elif place is devices[0]:
+            yield from ("--dev", "/dev")
+    if own and devices[0].target == "/dev":
+        yield from ("--remount-ro", "/dev")
+
+
+def _is_device(place: Place) -> bool:
+    """True for /dev, the devices in it, terminals and links; /dev/shm is no device."""
+    return place.target == "/dev" or (place.target.startswith("/dev/") and place.kind != "tmpfs")
 
 
 def _mounted(place: Place) -> Iterator[str]:

@@ -89,7 +89,8 @@ def _views(base: str, count: int) -> Iterator[tuple[str, Batch]]:
     yield "host, tmpfs", lambda operations: lines_of(bench("lookup", operations, path), cwd=base)
     here = Bind(source=base, target=base)
     yield "bind", _inside(base, path, lambda: vary(STANDARD, fs=Filesystem(binds=(here,), proc=False)))
-    yield "read-only root", _inside(base, path, lambda: vary(STANDARD, fs=Filesystem(root="readonly", proc=False)))
+    sealed = Filesystem(root="readonly", binds=(here,), proc=False)  # which has a /dev/shm of its own
+    yield "read-only root", _inside(base, path, lambda: vary(STANDARD, fs=sealed))
     yield "minimal root", _inside(base, path, lambda: vary(STANDARD, fs=_minimal(here)))
     yield (
         "overlay",

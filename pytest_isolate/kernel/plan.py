@@ -34,10 +34,11 @@ class MountKind(enum.IntEnum):
     MKFILE = 5  # an empty file at target, as a bind's target; EEXIST is fine
     SYMLINK = 6  # symlink(source, target)
     PIVOT = 7  # pivot_root(target), old root detached, chdir("/")
-    REMOUNT = 8  # mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | flags)
+    REMOUNT = 8  # mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | flags), and the flags it has, but MS_RDONLY and those in data
     SETATTR = 9  # mount_setattr(target, AT_RECURSIVE by flags), attributes in data
     UMOUNT = 10  # umount2(target, MNT_DETACH)
     SEND_DIR = 11  # open(target, O_RDONLY | O_DIRECTORY | O_CLOEXEC), sent as SCM_RIGHTS on the socket whose number is in flags
+    MKNOD = 12  # mknod(target, S_IFCHR | mode, makedev(major, minor)), "mode:major:minor" in data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

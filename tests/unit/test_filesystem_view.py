@@ -77,28 +77,46 @@ def test_the_default_view_is_private_propagation_and_a_fresh_proc() -> None:
 
 def test_strict_seals_first_and_then_puts_the_private_places_on_top() -> None:
     plan = filesystem.compile(STRICT.filesystem, context=HOST)
-    assert story(plan)[:5] == [
-        "PROPAGATION /",
-        "SETATTR /",
-        "MOUNT tmpfs>/tmp",
-        "MOUNT proc>/proc",
-        "MOUNT tmpfs>/dev/shm",
-    ]
-    assert "SETATTR /proc/sys" in story(plan)
-    assert "BIND /dev/null>/proc/kcore" in story(plan)
+    lines = story(plan)
+    assert lines[:3] == ["PROPAGATION /", "SETATTR /", "MOUNT tmpfs>/mnt"]
+    own = lines.index("BIND /dev/null>/mnt/place0/null")  # put together apart: it is made of the host's
+    assert (
+        own < lines.index("MOUNT tmpfs>/tmp") < lines.index("MOUNT proc>/proc") < lines.index("MOUNT /mnt/place0>/dev")
+    )
+    assert "SETATTR /proc/sys" in lines
+    assert "BIND /mnt/place0/null>/proc/kcore" in lines
+
+
+def test_a_sealed_view_takes_devices_from_the_host_and_gives_them_back_to_its_own() -> None:
+    ops = {op.target: op for op in compiled(root="readonly").ops if op.kind is MountKind.SETATTR}
+    assert ops["/"].data == str(mountinfo.MS_RDONLY | mountinfo.MS_NODEV)
+    assert ops["/mnt/place0/null"].data == f"0:{mountinfo.MS_NODEV}"
 
 
 def test_a_plain_user_needs_no_protection_of_what_root_alone_can_write_in_proc() -> None:
-    assert not [line for line in story(filesystem.compile(STRICT.filesystem, context=USER)) if "/proc/" in line]
+    assert not [line for line in story(filesystem.compile(STRICT.filesystem, context=USER)) if ">/proc/" in line]
+
+
+def test_who_may_make_devices_takes_none_of_the_hosts() -> None:
+    plan = filesystem.compile(STRICT.filesystem, context=replace(HOST, makes_devices=True))
+    assert [op.data for op in plan.ops if op.target == "/dev/null"] == ["666:1:3"]
+    assert "BIND /dev/null>/proc/kcore" in story(plan)
+    assert not [op for op in plan.ops if op.target.startswith("/mnt")]  # no stage
 
 
 def test_without_mount_setattr_every_mount_is_sealed_with_the_flags_it_has() -> None:
     plan = filesystem.compile(Filesystem(root="readonly"), context=replace(HOST, mount_setattr=False))
     sealed = {op.target: op.flags for op in plan.ops if op.kind is MountKind.REMOUNT}
     base = mountinfo.MS_REMOUNT | mountinfo.MS_BIND | mountinfo.MS_RDONLY
-    assert sealed["/home"] == base | mountinfo.MS_NOSUID
-    assert sealed["/dev/shm"] == base | mountinfo.MS_NOSUID | mountinfo.MS_NODEV
-    assert "/media/disc" not in sealed  # read-only already
+    assert sealed["/home"] == base | mountinfo.MS_NOSUID | mountinfo.MS_NODEV
+    assert sealed["/media/disc"] == base | mountinfo.MS_NODEV
+    assert sealed["/mnt/place0/null"] == base | mountinfo.MS_NOSUID
+
+
+def test_what_is_sealed_on_the_host_is_not_sealed_again() -> None:
+    host = replace(HOST, mounts=mountinfo.parse(MOUNTINFO.replace(" ro,relatime -", " ro,nodev,relatime -")))
+    plan = filesystem.compile(Filesystem(root="readonly"), context=replace(host, mount_setattr=False))
+    assert "/media/disc" not in [op.target for op in plan.ops]
 
 
 def test_parents_are_mounted_before_children_whatever_the_order_of_the_wish() -> None:
@@ -113,7 +131,7 @@ def test_what_a_private_tmp_would_hide_is_bound_before_the_tmp_is_in_place() -> 
         replace(view, binds=(Bind(source="/tmp/base", target="/tmp/base", writable=True),)), context=HOST
     )
     lines = story(plan)
-    assert lines.index("BIND /tmp/base>/mnt/place0/base") < lines.index("MOUNT /mnt/place0>/tmp")
+    assert lines.index("BIND /tmp/base>/mnt/place1/base") < lines.index("MOUNT /mnt/place1>/tmp")
     assert lines[-1] == "UMOUNT /mnt"
     assert filesystem.resolve("/tmp/base/report", plan).writable
 
@@ -216,7 +234,9 @@ def test_a_root_below_a_chroot_is_stood_in_for() -> None:
         ("/home/link/../me/./work/", "/home", "/@home/me/work", "/home/me/work"),
         ("/tmp", "/tmp", "/", ""),
         ("/tmp/../etc/passwd", "/", "/etc/passwd", "/etc/passwd"),
-        ("/dev/shm/..", "/dev", "/", "/dev"),
+        ("/home/me/with space/..", "/home", "/@home/me", "/home/me"),
+        ("/dev/shm/..", "/dev", "/", ""),
+        ("/dev/null", "/dev/null", "/null", "/dev/null"),
     ],
 )
 def test_resolve_names_the_mount_and_the_path_on_it(path: str, mountpoint: str, inner: str, host: str) -> None:

@@ -21,7 +21,9 @@ from pytest_isolate.policy import Bind, Filesystem, Overlay, Tmpfs
 if TYPE_CHECKING:
     from pytest_isolate.kernel.filesystem.context import Context
 
-DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+#: The devices that a sealed or minimal view has: what programs count on, and nothing of the machine.
+#: By major and minor number. Source: Documentation/admin-guide/devices.txt.
+DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
@@ -53,16 +55,18 @@ _STORES = frozenset(
 class Entry:
     """One place of the view. ``source``: the host path it needs, free of symlinks."""
 
-    kind: Literal["bind", "overlay", "tmpfs", "mask", "proc", "link"]
+    kind: Literal["bind", "overlay", "tmpfs", "mask", "proc", "device", "devpts", "link"]
     target: str
     source: str = ""
     writable: bool = False
+    devices: bool = True  # of a bind and a tmpfs: the device nodes in it can be opened
     recursive: bool = True
     kept_in: str = ""  # the directory for the changes of an overlay, free of symlinks; empty: they are thrown away
     kept_below: str = ""  # what is there of the way to it: the rest is made for the launch
     size_bytes: int | None = None
     mode: int = 0o1777
     owned: bool = False
+    sealed: bool = False  # of a tmpfs: read-only when all places on it are made
     optional: bool = False  # left out where the view shows the same already
     implied: bool = False  # not written by the user
     words: str = ""
@@ -81,7 +85,7 @@ class _Wishes:
 
     def sorted(self) -> list[Entry]:
         wanted = [*self._binds(), *self._overlays(), *self._tmpfs(), *self._masks(), *self._proc()]
-        if self.filesystem.root == "minimal":
+        if self._sealed:
             wanted += self._devices()
         taken = _by_target(wanted)
         _one_layer_each(wanted)
@@ -93,7 +97,7 @@ class _Wishes:
                 taken.setdefault(program.target, _program_entry(program))
         self._check_root(taken.get("/"))
         shown = _not_covered(taken)
-        return sorted(shown, key=lambda entry: entry.target.count("/") if entry.target != "/" else 0)
+        return sorted(shown, key=_order)
 
     def _binds(self) -> Iterator[Entry]:
         for bind in self.filesystem.binds:
@@ -105,10 +109,16 @@ class _Wishes:
                 target=self._target(bind.target),
                 source=source,
                 writable=bind.writable,
+                devices=not self._sealed or self._is_device(source),
                 recursive=not bind.owned and self._recursive(bind, source),
                 owned=bind.owned,
                 words=f"bind of {bind.source}, {'writable' if bind.writable else 'read-only'}",
             )
+
+    def _is_device(self, path: str) -> bool:
+        """True for who asks for a device, or for /dev or a part of it: to be used."""
+        node = self.context.lookup(path)
+        return path == "/dev" or is_below(path, "/dev") or (node is not None and node.device)
 
     def _recursive(self, bind: Bind, source: str) -> bool:
         if not bind.recursive and self.context.user_namespace and any(self.host.below(source)):
@@ -182,8 +192,8 @@ class _Wishes:
         for mask in self.filesystem.masks:
             yield Entry(kind="mask", target=self._target(mask), words="masked")
         if self._sealed:
-            root, fresh = self.context.root_outside, self._fresh_proc
-            for path in machine.masked(self.host, root_outside=root, fresh_proc=fresh):
+            root, fresh, own = self.context.root_outside, self._fresh_proc, self._own_dev
+            for path in machine.masked(self.host, root_outside=root, fresh_proc=fresh, own_dev=own):
                 yield Entry(kind="mask", target=path, implied=True, words="masked: it shows the machine")
 
     @property
@@ -213,18 +223,47 @@ class _Wishes:
     def _fresh_proc(self) -> bool:
         return self.filesystem.proc and self.context.pid_namespace
 
+    @property
+    def _own_dev(self) -> bool:
+        """True where the view has a /dev of its own: it is sealed, and nobody asks for another at this place."""
+        return self._sealed and not self._asked("/dev")
+
+    def _asked(self, path: str) -> bool:
+        """True where the user writes what is to be at ``path``."""
+        view = self.filesystem
+        places: tuple[Bind | Overlay | Tmpfs, ...] = (*view.binds, *view.overlays, *view.tmpfs)
+        return path in map(self._target, (*(place.target for place in places), *view.masks))
+
     def _devices(self) -> Iterator[Entry]:
-        for name in DEVICES:
-            source = f"/dev/{name}"
-            if self.context.lookup(source) is not None:
-                yield Entry(kind="bind", target=source, source=source, writable=True, implied=True, words="device")
-        yield Entry(kind="tmpfs", target="/dev/shm", implied=True, words="private tmpfs")
+        """Those of every sealed view: new nodes, or the host's bound read-only, so that nobody changes their modes there."""
+        built = self.filesystem.root == "minimal"
+        if not (built or self._own_dev):
+            return
+        folder = self._own_dev and (
+            not built or self._asked("/")
+        )  # else the root is a tmpfs, and /dev a directory on it
+        for path in [f"/dev/{name}" for name in DEVICES]:
+            if folder and self.context.makes_devices:
+                yield Entry(kind="device", target=path, implied=True, words="device")
+            elif self.context.lookup(path) is not None:
+                yield Entry(kind="bind", target=path, source=path, implied=True, words="device")
+        yield Entry(kind="tmpfs", target="/dev/shm", devices=False, implied=True, words="private tmpfs")
+        if not self._own_dev:
+            return
+        if folder:
+            words = "devices of its own"
+            yield Entry(kind="tmpfs", target="/dev", mode=0o755, sealed=True, implied=True, words=words)
+        if self.context.lookup("/dev/ptmx") is not None:
+            yield Entry(kind="devpts", target="/dev/pts", implied=True, words="terminals of its own")
+            yield Entry(kind="link", target="/dev/ptmx", source="pts/ptmx", implied=True)
         for name, link in DEVICE_LINKS.items():
             yield Entry(kind="link", target=f"/dev/{name}", source=link, implied=True)
 
     def _submounts(self, overlay: Entry) -> Iterator[Entry]:
         """The host's mounts below an overlay, which the overlay itself would hide."""
         below = list(self.host.below(overlay.source))
+        if overlay.source == "/":  # has a /dev of its own
+            below = [(path, mount) for path, mount in below if path != "/dev" and not is_below(path, "/dev")]
         if below and self.context.user_namespace:
             raise BackendUnavailable(
                 f"overlay {overlay.target}",
@@ -241,7 +280,8 @@ class _Wishes:
                 yield self._overlay_entry(path, kept_in, overlay.size_bytes, implied=True)
             else:
                 whole.append(path)
-                yield Entry(kind="bind", target=path, source=path, implied=True, words="mount of the host, read-only")
+                words = "mount of the host, read-only"
+                yield Entry(kind="bind", target=path, source=path, devices=False, implied=True, words=words)
 
     def _check_root(self, base: Entry | None) -> None:
         if base is None:
@@ -261,6 +301,12 @@ class _Wishes:
     def _target(self, path: str) -> str:
         """Where a target is: on the host's own root without its symlinks; in a new root as written."""
         return os.path.normpath(path) if self.filesystem.root == "minimal" else self.host.real(path)
+
+
+def _order(entry: Entry) -> tuple[bool, bool, int]:
+    """Parents before what is inside them; devices early, for a masked file is one of them."""
+    path = entry.target
+    return path != "/", path != "/dev" and not is_below(path, "/dev"), path.count("/")
 
 
 def _by_target(entries: list[Entry]) -> dict[str, Entry]:
@@ -297,7 +343,9 @@ def _not_covered(taken: Mapping[str, Entry]) -> list[Entry]:
 
 
 def _tmpfs_entry(tmpfs: Tmpfs, target: str) -> Entry:
-    return Entry(kind="tmpfs", target=target, size_bytes=tmpfs.size_bytes, mode=tmpfs.mode, words="private tmpfs")
+    return Entry(
+        kind="tmpfs", target=target, devices=False, size_bytes=tmpfs.size_bytes, mode=tmpfs.mode, words="private tmpfs"
+    )
 
 
 def _program_entry(file: programs.Needed) -> Entry:

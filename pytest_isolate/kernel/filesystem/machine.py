@@ -27,16 +27,17 @@ _MASKED_FROM_ROOT = (
     "/proc/timer_list",
     "/proc/sched_debug",
     "/proc/latency_stats",
-    "/dev/kmsg",
 )
+_LOG = "/dev/kmsg"
 #: Directories that are empty where nothing is mounted on them.
 _MASKED_MOUNTS = ("/sys/kernel/debug", "/sys/kernel/tracing", "/sys/kernel/security")
 
 
-def masked(host: Tree, *, root_outside: bool, fresh_proc: bool) -> Iterator[str]:
-    """The paths of this host to be masked; ``root_outside``: for who is its uid 0; ``fresh_proc``: its /proc is not shown."""
+def masked(host: Tree, *, root_outside: bool, fresh_proc: bool, own_dev: bool) -> Iterator[str]:
+    """The paths of this host to be masked; ``root_outside``: for who is its uid 0; ``fresh_proc``, ``own_dev``: its are not shown."""
     keys = (_KEYS,) if root_outside or not fresh_proc else ()
-    for path in (*_MASKED, *keys, *(_MASKED_FROM_ROOT if root_outside else ())):
+    log = () if own_dev else (_LOG,)
+    for path in (*_MASKED, *keys, *((*_MASKED_FROM_ROOT, *log) if root_outside else ())):
         if not host.walk(path).error:
             yield path
     for path in _MASKED_MOUNTS:

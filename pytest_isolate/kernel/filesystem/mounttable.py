@@ -13,7 +13,6 @@ from pytest_isolate.kernel.filesystem.mountinfo import (
     MS_MOVE,
     MS_NODEV,
     MS_NOSUID,
-    MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
 )
@@ -30,24 +29,27 @@ class MountTable:
     ops: list[MountOp] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
 
-    def seal(self, path: str, words: str) -> None:
-        """Make a mount and all below it read-only. Other flags stay, locked ones above all."""
+    def seal(self, path: str, words: str, flags: int) -> None:
+        """Give a mount and all below it ``flags``, MS_RDONLY or MS_NODEV or both. Others stay, locked ones above all."""
         if self.mount_setattr:
-            self.emit(MountKind.SETATTR, path, words, flags=MS_REC, data=str(MS_RDONLY))
+            self.emit(MountKind.SETATTR, path, words, flags=MS_REC, data=str(flags))
             return
         top = self.mounted(path)
         for shown, mount in [(path, top), *self.tree.below(path)]:
-            if not mount.flags & MS_RDONLY:
-                self.remount(shown, mount.flags | MS_RDONLY, words)
+            if flags & ~mount.flags:
+                self.remount(shown, mount.flags | flags, words)
 
-    def unseal(self, path: str, mount: Mounted, words: str) -> None:
+    def unseal(self, path: str, mount: Mounted, words: str, flags: int) -> None:
+        """Take ``flags`` from one mount; none that it has on the host."""
         if self.mount_setattr:
-            self.emit(MountKind.SETATTR, path, words, data=f"0:{MS_RDONLY}")
+            self.emit(MountKind.SETATTR, path, words, data=f"0:{flags}")
         else:
-            self.remount(path, mount.host_flags, words)
+            self.remount(path, mount.flags & ~flags, words, off=flags)
 
-    def remount(self, path: str, flags: int, words: str) -> None:
-        self.emit(MountKind.REMOUNT, path, words, flags=MS_REMOUNT | MS_BIND | flags)
+    def remount(self, path: str, flags: int, words: str, *, off: int = 0) -> None:
+        """Give a mount these flags. It keeps others that a user namespace may have locked, but for those in ``off``."""
+        data = str(off) if off else ""
+        self.emit(MountKind.REMOUNT, path, words, flags=MS_REMOUNT | MS_BIND | flags, data=data)
 
     def mounted(self, path: str) -> Mounted:
         return self.tree.walk(path).place.mount
@@ -70,5 +72,6 @@ class MountTable:
         if kind in (MountKind.MOUNT, MountKind.BIND) and not flags & MS_MOVE:
             self.mounted(target).words = words
 
-    def mount_tmpfs(self, path: str, words: str, data: str) -> None:
-        self.emit(MountKind.MOUNT, path, words, source="tmpfs", fstype="tmpfs", flags=MS_NOSUID | MS_NODEV, data=data)
+    def mount_tmpfs(self, path: str, words: str, data: str, *, devices: bool = False) -> None:
+        flags = MS_NOSUID | (0 if devices else MS_NODEV)
+        self.emit(MountKind.MOUNT, path, words, source="tmpfs", fstype="tmpfs", flags=flags, data=data)

@@ -27,9 +27,10 @@ _ANY_NAME = frozenset({"proc", "sysfs", "cgroup", "cgroup2"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What stands at a path: ``link`` is the text of a symlink."""
+    """What stands at a path: ``link`` is the text of a symlink; a ``device`` is a file like any other."""
 
     kind: Literal["directory", "file", "link"]
+    device: bool = False
     mode: int = 0o755
     owner: tuple[int, int] = (0, 0)
     link: str = ""
@@ -49,7 +50,8 @@ def host_lookup(path: str) -> Node | None:
             return Node(kind="link", mode=mode, owner=owner, link=os.readlink(path))
     except (OSError, ValueError):
         return None
-    return Node(kind="directory" if stat.S_ISDIR(status.st_mode) else "file", mode=mode, owner=owner)
+    device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+    return Node(kind="directory" if stat.S_ISDIR(status.st_mode) else "file", device=device, mode=mode, owner=owner)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -244,6 +246,8 @@ class Tree:
                 self._make(op.target, Node(kind="directory", mode=int(op.data.split(":")[0] or "755", 8)))
             case MountKind.MKFILE:
                 self._make(op.target, Node(kind="file", mode=0o644))
+            case MountKind.MKNOD:
+                self._make(op.target, Node(kind="file", device=True, mode=int(op.data.split(":")[0], 8)))
             case MountKind.SYMLINK:
                 self._make(op.target, Node(kind="link", link=op.source))
             case MountKind.PIVOT:

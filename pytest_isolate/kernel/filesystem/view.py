@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import PolicyError
-from pytest_isolate.kernel.filesystem.entries import Entry, entries
+from pytest_isolate.kernel.filesystem.entries import DEVICES, Entry, entries
 from pytest_isolate.kernel.filesystem.mountinfo import (
     MS_BIND,
     MS_MOVE,
@@ -55,6 +55,8 @@ _NOTHING = "/dev/null"
 #: Stands for all of them: the child names what it mounts on by /proc/self/fd (native/src/targets.c).
 _EVERY_PLACE = -1 << 31
 _EMPTY = "size=4k,nr_inodes=2,mode=755"
+#: Source: Documentation/filesystems/devpts.rst.
+_TERMINALS = "newinstance,ptmxmode=666,mode=620"
 
 
 def compile(filesystem: Filesystem, *, context: Context) -> MountPlan:  # noqa: A001 - the word of the design
@@ -95,7 +97,7 @@ class _Compiler:
             MountKind.PROPAGATION, "/", "keep mounts from the host and the host's from us", flags=MS_REC | MS_PRIVATE
         )
         if self.filesystem.root == "readonly":
-            self.table.seal("/", "make the host's file systems read-only")
+            self.table.seal("/", "make the host's file systems read-only, without devices", MS_RDONLY | MS_NODEV)
         self._prepare_stage()
         for entry in self.wanted:
             self._place(entry)
@@ -153,7 +155,7 @@ class _Compiler:
         for number, entry in enumerate(self.wanted):
             if entry.source and entry.kind != "link":
                 yield number, entry.source
-            if entry.kind == "mask":
+            if entry.kind == "mask" and not self._makes_nothing:
                 yield number, _NOTHING
             if entry.kept_in:
                 yield -1 - number, entry.kept_below
@@ -211,7 +213,17 @@ class _Compiler:
                 self.table.emit(MountKind.MOUNT, path, entry.words, source="proc", fstype="proc", flags=flags)
             case "tmpfs":
                 size = f",size={entry.size_bytes}" if entry.size_bytes else ""
-                self.table.mount_tmpfs(path, entry.words, f"mode={entry.mode:o}{size}")
+                self.table.mount_tmpfs(path, entry.words, f"mode={entry.mode:o}{size}", devices=entry.devices)
+                if entry.sealed:
+                    self.sealed_late.append(path)
+            case "device":
+                numbers = "{}:{}".format(*DEVICES[entry.target.rpartition("/")[2]])
+                self.table.emit(MountKind.MKNOD, path, entry.words, data=f"666:{numbers}")
+            case "devpts":
+                flags = MS_NOSUID | MS_NOEXEC
+                self.table.emit(
+                    MountKind.MOUNT, path, entry.words, source="devpts", fstype="devpts", flags=flags, data=_TERMINALS
+                )
             case "mask":
                 self._mask(path, entry)
             case "bind":
@@ -235,13 +247,15 @@ class _Compiler:
             if found.rest
             else self.tree.path_of(found.place)
         )
+        if entry.kind == "device":
+            return path
         if entry.kind == "link":
             if found.error and self._is_ours(found.place.mount):
                 self.table.emit(MountKind.SYMLINK, path, f"{entry.target}", source=entry.source)
             return path
         if found.error not in (0, errno.ENOENT):
             raise PolicyError(f"{entry.kind} at {entry.target}", os.strerror(found.error).lower(), "name another place")
-        kind = "directory" if entry.kind in ("tmpfs", "overlay", "proc") else self._kind_of(entry, found)
+        kind = "directory" if entry.kind in ("tmpfs", "overlay", "proc", "devpts") else self._kind_of(entry, found)
         if found.node is not None and not found.rest:
             if (found.node.kind == "directory") != (kind == "directory"):
                 raise PolicyError(
@@ -279,7 +293,12 @@ class _Compiler:
 
     def _mask(self, path: str, entry: Entry) -> None:
         if self._kind_of(entry, self.tree.walk(path)) == "file":
-            self.table.emit(MountKind.BIND, path, entry.words, source=_NOTHING, flags=MS_BIND)
+            self.table.emit(MountKind.BIND, path, entry.words, source=self._nothing(), flags=MS_BIND)
+            if self._makes_nothing:
+                return
+            if not self.table.mounted(path).flags & MS_RDONLY:
+                self.table.seal(path, entry.words, MS_RDONLY)
+            self._give_back(path, entry.words, MS_RDONLY)
             return
         if any(is_below(other.target, entry.target) for other in self.wanted):
             self.table.mount_tmpfs(path, entry.words, "mode=755")
@@ -287,6 +306,16 @@ class _Compiler:
             return
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
         self.table.emit(MountKind.MOUNT, path, entry.words, source="tmpfs", fstype="tmpfs", flags=flags, data=_EMPTY)
+
+    @property
+    def _makes_nothing(self) -> bool:
+        """True where /dev/null is a new node, which is nobody's on the host."""
+        return any(entry.kind == "device" and entry.target == _NOTHING for entry in self.wanted)
+
+    def _nothing(self) -> str:
+        """The view's own /dev/null, whose mode is nobody's to change, where it has one; else the host's."""
+        own = self._inside(_NOTHING)
+        return own if own != _NOTHING and not self.tree.walk(own).error else _NOTHING
 
     def _bind(self, path: str, entry: Entry) -> None:
         source = entry.source or path  # a part of a mount just made, bound over itself
@@ -296,12 +325,16 @@ class _Compiler:
             MountKind.BIND, path, entry.words, source=source, flags=MS_BIND | (MS_REC if entry.recursive else 0)
         )
         self._uncover_stage(path, source)
-        if not entry.writable:
-            self.table.seal(path, entry.words)
-            return
+        kept = (0 if entry.writable else MS_RDONLY) | (0 if entry.devices else MS_NODEV)
+        if kept:
+            self.table.seal(path, entry.words, kept)
+        self._give_back(path, entry.words, kept)
+
+    def _give_back(self, path: str, words: str, kept: int) -> None:
+        """Take from the mounts at and below ``path`` what the seal of the root gave them, and the host did not, but for ``kept``."""
         for mount in list(self.table.mounted(path).subtree()):
-            if mount.flags != mount.host_flags and not mount.host_flags & MS_RDONLY:
-                self.table.unseal(self.tree.path_of(Place(mount, mount.root)), mount, entry.words)
+            if off := mount.flags & ~(mount.host_flags | kept) & (MS_RDONLY | MS_NODEV):
+                self.table.unseal(self.tree.path_of(Place(mount, mount.root)), mount, words, off)
 
     def _uncover_stage(self, path: str, source: str) -> None:
         """A recursive bind of a directory above the stage took a copy of it along."""

@@ -1,7 +1,6 @@
 """A device of the machine."""
 
 from tests.escape.attack import Attack
-from tests.escape.victims import MINIMAL_ROOT
 
 ATTACK = Attack(
     what="a device of the machine",
@@ -10,5 +9,4 @@ NAMES = ("mem", "loop-control", "fuse", "kvm", "vda", "sda", "net/tun", "kmsg")
 attempt(lambda: os.stat(next((f"/dev/{name}" for name in NAMES if os.path.exists(f"/dev/{name}")), "/dev/none")))
 """,
     refused=("ENOENT",),
-    box=MINIMAL_ROOT,
 )

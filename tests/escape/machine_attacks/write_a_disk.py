@@ -11,5 +11,4 @@ def act():
 attempt(act)
 """,
     refused=("EACCES", "EPERM", "ENOENT", "EROFS"),
-    box={"fs": "minimal"},
 )

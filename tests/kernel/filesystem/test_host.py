@@ -22,7 +22,7 @@ def test_a_read_only_host_refuses_every_write_and_is_readable(who: str, place: P
         assert write(place / "control") == "ok"
         inside = launch(
             Filesystem(root="readonly"),
-            lambda: [write(place / "new"), write("/new"), write("/dev/shm/new"), (place / "file").read_text()],
+            lambda: [write(place / "new"), write("/new"), write("/dev/new"), (place / "file").read_text()],
             mount_setattr=mount_setattr,
         )
         assert inside.result == ["EROFS", "EROFS", "EROFS", "content"]
