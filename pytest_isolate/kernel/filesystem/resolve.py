@@ -188,8 +188,9 @@ def _denied(error: int, plan: MountPlan, found: Found, hardening: Hardening) -> 
     reasons = [_by_landlock(error, plan, found, hardening)]
     if error == _errno.EACCES and not found.error and mount.flags & mountinfo.MS_NOEXEC:
         reasons.append(f"{where} does not let programs be executed (noexec)")
-    if error == _errno.EACCES and not found.error and mount.flags & mountinfo.MS_NODEV:
-        reasons.append(f"device files on {where} cannot be opened (nodev)")
+    device = found.node is not None and found.node.device
+    if error == _errno.EACCES and device and mount.flags & mountinfo.MS_NODEV:
+        reasons.append(f"device files on {where} cannot be opened (nodev). Bind this one to use it")
     if found.node is not None:
         reasons.append(denied.by_permissions(error, found.node, hardening))
     elif found.error == _errno.ENOENT and not found.rest:
