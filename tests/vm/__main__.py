@@ -31,6 +31,9 @@ def main(argv: Sequence[str]) -> int:
     if lacking := debian.missing_packages():
         print(f"this host lacks what boots a machine: apt-get install {' '.join(lacking)}", file=sys.stderr)
         return 2
+    if lacking := run.missing_builds():
+        print(f"this checkout is not built ({lacking[0]} is missing): pip install -e . first", file=sys.stderr)
+        return 2
     if asked.run:
         return max(_run(row, asked) for row in chosen)
     tested = []
@@ -90,4 +93,5 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -32,6 +32,12 @@ _fetching = threading.Lock()
 _DISKS = (Disk(name="data", size_bytes=64 << 20), Disk(name="swap", size_bytes=256 << 20))
 
 
+def missing_builds() -> list[str]:
+    """What a guest is shown of this checkout and cannot make, for it has no compiler."""
+    wanted = ("pytest_isolate/_native/libisolate.so", "pytest_isolate/_bpf/netpolicy.bpf.o")
+    return [name for name in wanted if not (CHECKOUT / name).exists()]
+
+
 def machine(row: Row, *, accelerator: str = EMULATION, refresh: bool = False) -> Machine:
     """The machine of a row; fetches the kernel and makes the root where the cache lacks them."""
     site = Path(sysconfig.get_path("purelib"))

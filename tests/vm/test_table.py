@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from . import rows, table
+from . import debian, rows, run, table
+from .__main__ import main
 from .rows import LAYERS, LIMITS, ROWS, Row
 
 ROW = Row(name="r", why="a test", kernel_suite="none", less={"kill": "degraded"})
@@ -98,3 +100,15 @@ def test_rows_name_only_limits_that_exist_and_say_why() -> None:
         assert set(row.less) <= set(LIMITS)
         assert set(row.ours_less) <= set(LAYERS["ours"])
         assert row.why
+
+
+def test_a_checkout_that_is_not_built_is_told_before_anything_boots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(debian, "missing_packages", list)
+    monkeypatch.setattr(run, "CHECKOUT", tmp_path)
+    assert main(["6.1"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        said == "this checkout is not built (pytest_isolate/_native/libisolate.so is missing): pip install -e . first\n"
+    )
