@@ -252,6 +252,7 @@ def test_redirect_log_limit_and_host_names(plain: Run, tests: Callable[[str], No
 def test_a_program_of_the_test_s_own_is_attached_and_its_maps_are_read_back(
     isolated: Run, tests: Callable[[str], None]
 ) -> None:
+    require_front_end("bcc")  # which compiles it
     tests(
         """
         from pytest_isolate.errors import IsolateError, PolicyError
