@@ -39,8 +39,7 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
     os.mkdir(root)
     shown = places(policy)
     if own_kernel:  # what is hidden of the host's /proc is not in its own, and its devices are its own
-        built = policy.filesystem.root == "minimal"
-        shown = [place for place in shown if not (place.implied and (_in_proc(place) or _is_device(place, built)))]
+        shown = [place for place in shown if not (place.implied and (_in_proc(place) or _is_device(place)))]
     for place in shown:
         if place.kind == "link":
             link = root + place.target
@@ -73,10 +72,9 @@ def _in_proc(place: Place) -> bool:
     return place.target.startswith("/proc/")
 
 
-def _is_device(place: Place, built: bool) -> bool:
+def _is_device(place: Place) -> bool:
     """True for what a runtime that is a kernel has in its /dev by itself; /dev/shm is no device."""
-    below = place.target.startswith("/dev/") and place.kind != "tmpfs"
-    return place.target == "/dev" or (below and (not built or "pt" in place.target))
+    return place.target == "/dev" or (place.target.startswith("/dev/") and place.kind != "tmpfs")
 
 
 def _is_masked(place: Place) -> bool:
