@@ -21,7 +21,7 @@ from pytest_isolate.backend import Kind, Process
 from pytest_isolate.capability import Capability, beyond
 from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError, SetupError
 from pytest_isolate.hardening import scrubbed
-from pytest_isolate.kernel import capabilities, filesystem, native
+from pytest_isolate.kernel import capabilities, devnull, filesystem, native
 from pytest_isolate.kernel.child import Child, Exited, Rusage
 from pytest_isolate.kernel.compiled import Joined
 from pytest_isolate.kernel.plan import CLONE_FLAGS, Plan
@@ -98,6 +98,7 @@ class ToolBackend:
         sets_rlimits: True when the tool sets them for the program, and is not to be under them itself.
         signals_as_status: True when the tool tells a signal as status 128 + number, as sh(1) does.
         relays_output: True when the tool copies the program's output through pipes of its own, each stream by itself.
+        owns_stdio: True when the tool takes what it is given as standard input, output and error for its own, owner and all.
         opaque: True when the program's processes are none of the host's: what we see below the tool is the tool.
     """
 
@@ -111,6 +112,7 @@ class ToolBackend:
     signals_as_status = True
     sets_rlimits = False
     relays_output = False
+    owns_stdio = False
     opaque = False
 
     def command(self, policy: Policy, argv: Sequence[str], run: Run) -> list[str]:
@@ -211,6 +213,8 @@ class ToolBackend:
         with run.undo:
             words = self.command(policy, argv, run)
             plan, layers = self._plan(policy, run)
+            if self.owns_stdio:
+                stdin_fd, stdout_fd, stderr_fd = self._spared((stdin_fd, stdout_fd, stderr_fd), run)
             child = native.spawn(
                 plan,
                 [self.path, *words],
@@ -225,6 +229,15 @@ class ToolBackend:
             run.undo = run.undo.pop_all()
         is_file = stderr_fd >= 0 and stat.S_ISREG(os.fstat(stderr_fd).st_mode)
         return ToolProcess(self, child, run, stderr_fd if is_file else -1, layers)
+
+    def _spared(self, fds: tuple[int, int, int], run: Run) -> tuple[int, ...]:
+        """The machine's /dev/null replaced by one of the run's own, where that can be made. A negative one is inherited."""
+        given = tuple(number if fd < 0 else fd for number, fd in enumerate(fds))
+        if not any(map(devnull.is_null, given)) or not devnull.makes_devices():
+            return fds
+        own = devnull.private_null()
+        run.undo.callback(os.close, own)
+        return tuple(own if devnull.is_null(seen) else fd for seen, fd in zip(given, fds, strict=True))
 
     def _plan(self, policy: Policy, run: Run) -> tuple[Plan, filesystem.Layers | None]:
         """How the tool is started; the same value for a policy, which the C library then has compiled already.

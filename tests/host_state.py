@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import resource
+import stat
 import time
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class HostState:
     networks: frozenset[str]
     pinned: frozenset[str]
     processes: dict[tuple[int, str], str]
+    devices: dict[str, str]
     self_facts: dict[str, str]
 
 
@@ -48,6 +50,7 @@ def observe() -> HostState:
         networks=frozenset(_listed("/run/netns", "/sys/class/net")),
         pinned=frozenset(_listed("/sys/fs/bpf")),
         processes=_our_processes(),
+        devices={f"/dev/{name}": _owned(f"/dev/{name}") for name in ("null", "zero", "full", "tty", "urandom")},
         self_facts=_self_facts(),
     )
 
@@ -70,10 +73,21 @@ def _difference(before: HostState, now: HostState) -> list[str]:
     lines += [f"network: {path}" for path in sorted(now.networks - before.networks) if _is_ours(path)]
     lines += [f"pinned eBPF: {path}" for path in sorted(now.pinned - before.pinned) if _is_ours(path)]
     lines += [f"process {key[0]}: {line}" for key, line in now.processes.items() if key not in before.processes]
+    for path, value in now.devices.items():
+        if before.devices.get(path) != value:
+            lines.append(f"{path}: was {before.devices.get(path)}, is {value}")
     for name, value in now.self_facts.items():
         if before.self_facts.get(name) != value:
             lines.append(f"{name} of the test process: was {before.self_facts.get(name)!r}, is {value!r}")
     return lines
+
+
+def _owned(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "not there"
+    return f"{stat.filemode(status.st_mode)} of {status.st_uid}:{status.st_gid}"
 
 
 def _open_fds() -> dict[int, str]:

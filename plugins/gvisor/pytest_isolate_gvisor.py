@@ -56,9 +56,13 @@ class _Trial:
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by close()
         self._run = Run(os.environ, "/")
         self._process = subprocess.Popen(
-            [runsc, *_words(platform, LEAST, ["true"], self._run)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=self._said, start_new_session=True, env=_environment(os.environ),
-        )  # fmt: skip
+            [runsc, *_words(platform, LEAST, ["true"], self._run)],
+            stdin=self._said,  # not the machine's /dev/null, see owns_stdio
+            stdout=self._said,
+            stderr=self._said,
+            start_new_session=True,
+            env=_environment(os.environ),
+        )
 
     @property
     def runs(self) -> bool:
@@ -91,6 +95,9 @@ class Gvisor(ToolBackend):
     install = "Install it: apt-get install runsc, or see https://gvisor.dev/docs/user_guide/install"
     sets_rlimits = True
     opaque = True
+    owns_stdio = (
+        True  # runsc gives it to nobody, as whom the sandbox runs (createSandboxProcess, runsc/sandbox/sandbox.go)
+    )
     enforces = CONTAINER
     #: What never leaves gVisor's own network meets no rule of the host's; its kernel starts with a umask of its own.
     undoes = frozenset({Capability.NETWORK_RULES, Capability.UMASK})

@@ -119,3 +119,11 @@ def test_a_mount_is_found() -> None:
     require("namespaces", can.returncode == 0, can.stderr.strip())
     result = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert result.stdout.splitlines() == ["['mount: /mnt (root /, tmpfs, left) x1']", "[]"], result.stderr
+
+
+def test_a_device_that_has_another_owner_is_found() -> None:
+    before = host_state.observe()
+    assert before.devices["/dev/null"].startswith("crw-rw-rw- of ")
+    before.devices["/dev/null"] = "crw-rw-rw- of 65534:65534"
+    lines = host_state.remains(before, SETTLE_S)
+    assert [line for line in lines if line.startswith("/dev/null: was crw-rw-rw- of 65534:65534, is ")], lines

@@ -91,3 +91,14 @@ def test_a_temporary_directory_that_others_do_not_reach_is_none_of_its_business(
     with Sandbox(MINIMAL, hooks=hooks.Hooks(manager), backends=["gvisor"]) as sandbox:
         outcome = sandbox.run(["sh", "-c", "echo $TMPDIR"])
     assert outcome.stdout == f"{tmp_path}/of_mine/tmp\n"
+
+
+def test_the_machines_dev_null_stays_root_s(runsc):
+    before = os.stat(os.devnull)
+    manager = hooks.plugin_manager()
+    manager.register(pytest_isolate_gvisor)
+    with Sandbox(MINIMAL, hooks=hooks.Hooks(manager), backends=["gvisor"]) as sandbox:
+        assert sandbox.run(["cat"]).stdout == ""  # its standard input is /dev/null
+    after = os.stat(os.devnull)
+    assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+    assert after.st_uid == 0

@@ -10,15 +10,13 @@ import errno
 import functools
 import os
 import re
-import stat
 from dataclasses import dataclass
 
+from pytest_isolate.kernel import devnull
 from pytest_isolate.kernel.filesystem import mountinfo
 from pytest_isolate.kernel.filesystem.tree import Lookup, host_lookup
 
-# The same on every architecture. Source: asm-generic/unistd.h, linux/mount.h.
-_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT, _SYS_MOUNT_SETATTR = 430, 431, 432, 442
-_FSOPEN_CLOEXEC, _FSCONFIG_CMD_CREATE, _FSMOUNT_CLOEXEC = 1, 6, 1
+_SYS_MOUNT_SETATTR = 442  # the same on every architecture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +51,7 @@ class Context:
             pid_namespace=pid_namespace,
             mount_setattr=has_mount_setattr(),
             userxattr=kernel_release() >= (5, 11),
-            makes_devices=not user_namespace and makes_devices(),
+            makes_devices=not user_namespace and devnull.makes_devices(),
         )
 
 
@@ -69,25 +67,6 @@ def has_mount_setattr() -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall(_SYS_MOUNT_SETATTR, -1, None, 0, None, ctypes.c_size_t(0))
     return ctypes.get_errno() == errno.EINVAL
-
-
-@functools.cache
-def makes_devices() -> bool:
-    """Try it on a tmpfs that is mounted nowhere: capabilities and the cgroup of devices decide. Needs Linux 5.2."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    context_fd = mount_fd = -1
-    try:
-        context_fd = libc.syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
-        libc.syscall(_SYS_FSCONFIG, context_fd, _FSCONFIG_CMD_CREATE, None, None, 0)
-        mount_fd = libc.syscall(_SYS_FSMOUNT, context_fd, _FSMOUNT_CLOEXEC, 0)
-        os.mknod("null", stat.S_IFCHR, os.makedev(1, 3), dir_fd=mount_fd)
-    except OSError:
-        return False
-    finally:
-        for fd in (context_fd, mount_fd):
-            if fd >= 0:
-                os.close(fd)
-    return True
 
 
 def _outside(uid: int) -> int:

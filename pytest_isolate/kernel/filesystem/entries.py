@@ -239,18 +239,16 @@ class _Wishes:
         built = self.filesystem.root == "minimal"
         if not (built or self._own_dev):
             return
-        folder = self._own_dev and (
-            not built or self._asked("/")
-        )  # else the root is a tmpfs, and /dev a directory on it
+        makes = self._own_dev and self.context.makes_devices
         for path in [f"/dev/{name}" for name in DEVICES]:
-            if folder and self.context.makes_devices:
+            if makes:
                 yield Entry(kind="device", target=path, implied=True, words="device")
             elif self.context.lookup(path) is not None:
                 yield Entry(kind="bind", target=path, source=path, implied=True, words="device")
         yield Entry(kind="tmpfs", target="/dev/shm", devices=False, implied=True, words="private tmpfs")
         if not self._own_dev:
             return
-        if folder:
+        if makes or not built or self._asked("/"):  # else /dev is a directory of the root, a tmpfs that has no devices
             words = "devices of its own"
             yield Entry(kind="tmpfs", target="/dev", mode=0o755, sealed=True, implied=True, words=words)
         if self.context.lookup("/dev/ptmx") is not None:
