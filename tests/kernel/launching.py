@@ -32,7 +32,7 @@ NAMESPACES = {
     "net": 0x40000000,
     "time": 0x00000080,
 }
-MS_RDONLY, MS_NOSUID, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 4096, 16384, 1 << 18
 PRIVATE = MountOp(kind=MountKind.PROPAGATION, target="/", flags=MS_REC | MS_PRIVATE)
 PROC = MountOp(kind=MountKind.MOUNT, source="proc", target="/proc", fstype="proc", flags=14)
 

@@ -15,6 +15,7 @@ from pytest_isolate.kernel import native
 from pytest_isolate.kernel.plan import MountKind, MountOp, Plan
 from tests.kernel.launching import (
     MS_BIND,
+    MS_NODEV,
     MS_NOSUID,
     MS_RDONLY,
     MS_REC,
@@ -88,6 +89,32 @@ def test_binds_of_files_remounts_and_attributes(tmp_path: Path) -> None:
     ran = run(plan("mnt", mounts=table), "sh", "-c", f"({script}) 2>/dev/null", "sh", str(tmp_path))
     assert ran.text == "newro\nro\nrw\n"
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_device_is_made_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    tmpfs = MountOp(kind=MountKind.MOUNT, source="tmpfs", target=str(tmp_path), fstype="tmpfs")
+    node = MountOp(kind=MountKind.MKNOD, target=f"{tmp_path}/dev/full", data="646:1:7")
+    table = (tmpfs, node, MountOp(kind=MountKind.REMOUNT, target=str(tmp_path), flags=MS_RDONLY))
+    script = "stat -c '%a %t:%T' $1/dev/full; echo x > $1/dev/full || echo full; chmod 600 $1/dev/full || echo ro"
+    ran = run(plan("mnt", mounts=table, umask=0o77), "sh", "-c", f"({script}) 2>/dev/null", "sh", str(tmp_path))
+    assert ran.text == "646 1:7\nfull\nro\n"
+    for wrong in ("", "666", "666:1"):
+        failed = refused(plan("mnt", mounts=(tmpfs, MountOp(kind=MountKind.MKNOD, target=f"{tmp_path}/x", data=wrong))))
+        assert (failed[0].step, failed[0].errno, failed[0].index) == ("mounts", errno.EINVAL, 2)
+    assert refused(plan("mnt", mounts=(tmpfs, node, node)))[0].errno == errno.EEXIST
+
+
+def test_a_remount_takes_off_the_flags_that_it_names_and_no_other(tmp_path: Path) -> None:
+    def flags(data: str) -> str:
+        target = str(tmp_path)
+        nodev = MountOp(kind=MountKind.MOUNT, source="tmpfs", target=target, fstype="tmpfs", flags=MS_NODEV | MS_NOSUID)
+        again = MountOp(kind=MountKind.REMOUNT, target=target, flags=MS_RDONLY, data=data)
+        script = f"grep {target} /proc/self/mounts | cut -d' ' -f4"
+        return run(plan("mnt", mounts=(nodev, again)), "sh", "-c", script).text.partition(",relatime")[0].strip()
+
+    assert (flags(""), flags("4")) == ("ro,nosuid,nodev", "ro,nosuid")
+    wrong = MountOp(kind=MountKind.REMOUNT, target="/", data="nodev")
+    assert refused(plan("mnt", mounts=(wrong,)))[0].errno == errno.EINVAL
 
 
 def test_a_thousand_mounts(tmp_path: Path) -> None:
