@@ -124,6 +124,6 @@ def test_a_mount_is_found() -> None:
 def test_a_device_that_has_another_owner_is_found() -> None:
     before = host_state.observe()
     assert before.devices["/dev/null"].startswith("crw-rw-rw- of ")
-    before.devices["/dev/null"] = "crw-rw-rw- of 65534:65534"
+    before.devices["/dev/null"] = "crw-rw-rw- of 4711:4711"
     lines = host_state.remains(before, SETTLE_S)
-    assert [line for line in lines if line.startswith("/dev/null: was crw-rw-rw- of 65534:65534, is ")], lines
+    assert [line for line in lines if line.startswith("/dev/null: was crw-rw-rw- of 4711:4711, is ")], lines
