@@ -128,8 +128,8 @@ def _in_fork(batch: Batch, count: int) -> tuple[int, int]:
 
 
 def lines_of(command: Sequence[str], *, cwd: str | None = None) -> list[int]:
-    """The samples that a program prints; one failure where it fails itself."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    """The samples that a program prints; one failure where it fails itself. Its input is a pipe: runsc gives what it gets to nobody."""
+    done = subprocess.run(command, input="", capture_output=True, text=True, cwd=cwd)
     return [int(line) for line in done.stdout.split()] if done.returncode == 0 else [-1]
 
 
