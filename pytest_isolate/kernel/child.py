@@ -11,8 +11,9 @@ import errno
 import math
 import os
 import signal
+import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,8 @@ class Child:
     _exited: Exited | None = None
     _collected: bool = False
     _killed: bool = False
+    #: How it ended is said once: of several threads that wait, one hears it for all. A handler of signals may ask in between.
+    _waiting: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
     layers: Any = None  # kernel.filesystem.Layers of this launch, when its view has overlays; closed with it
 
     def __enter__(self) -> Child:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
@@ -149,6 +152,18 @@ class Child:
         if self._exited is not None:
             return self._exited
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if not self._waiting.acquire(
+            timeout=-1 if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX)
+        ):
+            return self._exited
+        try:
+            return self._waited(deadline)
+        finally:
+            self._waiting.release()
+
+    def _waited(self, deadline: float | None) -> Exited | None:
+        if self._exited is not None:  # another thread has heard it meanwhile
+            return self._exited
         record = abi.Exit()
         while (answer := functions().await_(self._raw, _milliseconds(deadline), record)) in (0, -errno.EINTR):
             if deadline is not None and time.monotonic() >= deadline:
