@@ -39,7 +39,7 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
     os.mkdir(root)
     shown = places(policy)
     if own_kernel:  # what is hidden of the host's /proc is not in its own, and its devices are its own
-        shown = [place for place in shown if not (place.implied and (_in_proc(place) or _is_device(place)))]
+        shown = [place for place in shown if not (place.is_device or (place.implied and _in_proc(place)))]
     for place in shown:
         if place.kind == "link":
             link = root + place.target
@@ -70,11 +70,6 @@ def bundle(policy: Policy, argv: Sequence[str], run: Run, *, own_kernel: bool = 
 def _in_proc(place: Place) -> bool:
     """A runtime mounts nothing below /proc: it hides and seals there by lists of its own."""
     return place.target.startswith("/proc/")
-
-
-def _is_device(place: Place) -> bool:
-    """True for what a runtime that is a kernel has in its /dev by itself; /dev/shm is no device."""
-    return place.target == "/dev" or (place.target.startswith("/dev/") and place.kind != "tmpfs")
 
 
 def _is_masked(place: Place) -> bool:

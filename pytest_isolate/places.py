@@ -40,6 +40,12 @@ class Place:
     directory: bool = False
     implied: bool = False
 
+    @property
+    def is_device(self) -> bool:
+        """True for the parts of the /dev of a sealed view, which tools have by themselves; /dev/shm is none."""
+        below = self.target.startswith("/dev/") and self.kind != "tmpfs"
+        return self.implied and (below or self.target == "/dev")
+
 
 def places(policy: Policy) -> list[Place]:
     """What is mounted over the root of ``policy``'s view, parents first. An overlay is there already: it is bound in its place.

@@ -99,7 +99,7 @@ def options(policy: Policy) -> Iterator[str]:
     view = policy.filesystem
     yield from {"host": ("--dev-bind", "/", "/"), "readonly": ("--ro-bind", "/", "/"), "minimal": ()}[view.root]
     shown = places(policy)
-    devices = [place for place in shown if place.implied and _is_device(place)]
+    devices = [place for place in shown if place.is_device]
     own = any(place.kind == "devpts" for place in devices)  # then bwrap's own are the same
     for place in shown:
         if not own or place not in devices:
@@ -108,11 +108,6 @@ def options(policy: Policy) -> Iterator[str]:
             yield from ("--dev", "/dev")
     if own and devices[0].target == "/dev":
         yield from ("--remount-ro", "/dev")
-
-
-def _is_device(place: Place) -> bool:
-    """True for /dev, the devices in it, terminals and links; /dev/shm is no device."""
-    return place.target == "/dev" or (place.target.startswith("/dev/") and place.kind != "tmpfs")
 
 
 def _mounted(place: Place) -> Iterator[str]:

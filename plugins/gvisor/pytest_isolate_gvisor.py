@@ -95,9 +95,8 @@ class Gvisor(ToolBackend):
     install = "Install it: apt-get install runsc, or see https://gvisor.dev/docs/user_guide/install"
     sets_rlimits = True
     opaque = True
-    owns_stdio = (
-        True  # runsc gives it to nobody, as whom the sandbox runs (createSandboxProcess, runsc/sandbox/sandbox.go)
-    )
+    #: It gives them to nobody, as whom the sandbox runs. Source: createSandboxProcess(), runsc/sandbox/sandbox.go.
+    owns_stdio = True
     enforces = CONTAINER
     #: What never leaves gVisor's own network meets no rule of the host's; its kernel starts with a umask of its own.
     undoes = frozenset({Capability.NETWORK_RULES, Capability.UMASK})

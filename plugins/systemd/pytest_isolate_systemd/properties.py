@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pytest_isolate.capability import Capability
 from pytest_isolate.errors import PolicyError, SetupError
 from pytest_isolate.policy import UNLIMITED, Namespace, Policy
-from pytest_isolate.tool import Place, places
+from pytest_isolate.tool import places
 
 from .manager import Property
 
@@ -110,8 +110,11 @@ def _view(policy: Policy) -> Iterator[Property]:
         return
     shown = places(policy)
     if any(place.kind == "devpts" for place in shown):
-        yield "PrivateDevices", ("b", True)
-        shown = [place for place in shown if not (place.implied and _is_device(place))]
+        yield (
+            "PrivateDevices",
+            ("b", True),
+        )  # but for its terminals, which are the host's: mount_private_dev(), namespace.c
+        shown = [place for place in shown if not (place.is_device)]
     if policy.filesystem.root == "readonly":
         yield "ReadOnlyPaths", ("as", ["/"])
         if writable := [place.target for place in shown if place.kind == "bind" and place.writable]:
@@ -131,11 +134,6 @@ def _view(policy: Policy) -> Iterator[Property]:
         )
     if masks := [place.target for place in shown if place.kind == "mask"]:
         yield "InaccessiblePaths", ("as", masks)
-
-
-def _is_device(place: Place) -> bool:
-    """True for what systemd has in a /dev of its own, terminals apart: they are the host's. Source: mount_private_dev()."""
-    return place.target == "/dev" or (place.target.startswith("/dev/") and place.kind != "tmpfs")
 
 
 def _options(mode: int, size_bytes: int | None) -> str:
