@@ -16,7 +16,7 @@ from typing import Any
 from pytest_isolate.policy import Policy
 from pytest_isolate.profile import MINIMAL, STRICT, vary
 from pytest_isolate.sandbox import Sandbox
-from tests.kernel.throwaway import PYTHON, interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import PYTHON, throwaway
 
 #: Words at hand in every program; it prints ``done``, or the errno that stopped it.
 PRELUDE = """
@@ -73,14 +73,14 @@ def _carried_out(attack: Attack, policy: Policy) -> str:
 def boxed(attack: Attack, who: str) -> str:
     """What the attack says from inside the box."""
     policy = vary(STRICT, **{"seccomp": "default", "timeout": 20, **attack.box})
-    return str(throwaway(lambda: _carried_out(attack, policy), who=who, prepare=interpreter_for_everyone))
+    return str(throwaway(lambda: _carried_out(attack, policy), who=who))
 
 
 def free(attack: Attack, who: str) -> str:
     """What it says where nothing holds it."""
     policy = vary(MINIMAL, timeout=20, **attack.free)
     by = "root" if attack.control_by_root else who
-    return str(throwaway(lambda: _carried_out(attack, policy), who=by, prepare=interpreter_for_everyone))
+    return str(throwaway(lambda: _carried_out(attack, policy), who=by))
 
 
 def sleeper(stack: contextlib.ExitStack) -> list[str]:

@@ -18,7 +18,7 @@ from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.sandbox import Sandbox
 from tests.conftest import require
 from tests.kernel.launching import LIMIT_S, PRIVATE, plan, run
-from tests.kernel.throwaway import interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import throwaway
 
 everyone = pytest.mark.parametrize("who", ["root", "user"])
 
@@ -34,7 +34,7 @@ def sandboxed(who: str, argv: list[str], **words: Any) -> tuple[int | None, str,
                 return None, "", str(error)
             return outcome.status.code, outcome.stdout, outcome.stderr
 
-    code, out, err = throwaway(body, who=who, prepare=interpreter_for_everyone)
+    code, out, err = throwaway(body, who=who)
     return code, out, err
 
 
@@ -58,7 +58,7 @@ def test_an_environment_of_two_megabytes(who: str) -> None:
                 return f"{error.step} {errno.errorcode[error.errno or 0]}"
         return "started"
 
-    assert throwaway(body, who=who, prepare=interpreter_for_everyone) == "exec E2BIG"
+    assert throwaway(body, who=who) == "exec E2BIG"
 
 
 def test_a_hundred_thousand_descriptors_or_as_many_as_there_may_be() -> None:
@@ -133,7 +133,7 @@ def test_no_space_on_a_private_tmpfs(who: str) -> None:
 
 @everyone
 def test_ten_sandboxes_in_each_other(who: str) -> None:
-    assert throwaway(lambda: _nested(10), who=who, prepare=interpreter_for_everyone) == "the end"
+    assert throwaway(lambda: _nested(10), who=who) == "the end"
 
 
 def _nested(depth: int) -> str:

@@ -11,7 +11,7 @@ from pytest_isolate.kernel import probe
 from pytest_isolate.profile import STRICT, vary
 from pytest_isolate.sandbox import Sandbox
 from tests.conftest import require
-from tests.kernel.throwaway import PYTHON, interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import PYTHON, throwaway
 
 BOMB = """
 import errno, os, time
@@ -43,7 +43,7 @@ def made(who: str, **words: Any) -> tuple[int, int]:
         finally:
             groups.of_this_process().close()
 
-    forks, left = throwaway(body, who=who, prepare=interpreter_for_everyone)
+    forks, left = throwaway(body, who=who)
     return forks, left
 
 

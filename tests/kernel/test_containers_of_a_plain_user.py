@@ -11,7 +11,7 @@ import pytest_isolate_oci
 from pytest_isolate import MINIMAL, STANDARD, Sandbox, hooks
 from pytest_isolate.policy import Policy
 from tests.conftest import require
-from tests.kernel.throwaway import interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import throwaway
 
 
 @pytest.mark.parametrize("policy", [MINIMAL, STANDARD], ids=["minimal", "standard"])
@@ -28,7 +28,7 @@ def test_a_plain_user_has_containers(policy: Policy) -> None:
             outcome = sandbox.run(["sh", "-c", "id -u; readlink /proc/self/ns/user; exit 3"])
         return [outcome.status.code, *outcome.stdout.split(), os.geteuid(), os.readlink("/proc/self/ns/user")]
 
-    found = throwaway(body, who="user", prepare=interpreter_for_everyone)
+    found = throwaway(body, who="user")
     require("oci of a plain user", isinstance(found, list), str(found))
     code, inside, theirs, outside, ours = found
     assert (code, inside) == (3, "0")

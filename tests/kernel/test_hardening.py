@@ -18,7 +18,7 @@ from pytest_isolate.kernel import landlock, syscalls
 from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.sandbox import Sandbox
 from tests.conftest import require
-from tests.kernel.throwaway import PYTHON, interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import PYTHON, throwaway
 
 everyone = pytest.mark.parametrize("who", ["root", "user"])
 
@@ -37,7 +37,7 @@ def said(source: str, who: str = "root", **words: Any) -> Any:
             assert outcome.status.code == 0, outcome.stderr
             return outcome.stdout
 
-    return eval(throwaway(body, who=who, prepare=interpreter_for_everyone))
+    return eval(throwaway(body, who=who))
 
 
 def errno_of(call: str, *arguments: int) -> str:
@@ -253,7 +253,7 @@ def test_a_process_that_gave_up_root_gets_the_plan_of_a_plain_user() -> None:
 
     outside = os.readlink("/proc/self/ns/user") + "\n"
     assert identity() == outside  # as root, and the plan is kept
-    assert throwaway(identity, who="user", prepare=interpreter_for_everyone) not in (outside, "")
+    assert throwaway(identity, who="user") not in (outside, "")
 
 
 def test_landlock_holds_where_descriptors_are_limited_to_fewer_than_are_open(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_isolate.kernel import filesystem, native
@@ -27,12 +28,14 @@ CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 PR_SET_DUMPABLE = 4
 NOBODY = 65534
+ROOT = Path(__file__).resolve().parents[2]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def throwaway(body: Callable[[], Any], *, who: str = "root", prepare: Callable[[], None] | None = None) -> Any:
     """Run ``prepare`` as root and then ``body`` as ``who`` in a process with its own mounts; returns what body returns (by JSON).
 
+    A plain user sees this checkout and its interpreter there even where they are in a home of root.
     A plain user is one already, and has no host to prepare: then ``who`` is "user", and the mounts are the host's, unchanged.
     An exception of the body, such as a failed assert, is raised here with its traceback as text.
     """
@@ -56,6 +59,8 @@ def _run(body: Callable[[], Any], who: str, prepare: Callable[[], None] | None, 
     try:
         if os.geteuid() == 0 or who == "root":
             own_mounts()
+            if who == "user":
+                show_to_everyone(os.path.realpath(sys.base_prefix), sys.prefix, str(ROOT))
             if prepare is not None:
                 prepare()
             if who == "user":
@@ -95,19 +100,23 @@ def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, d
 PYTHON = os.path.realpath(sys.executable)
 
 
-def interpreter_for_everyone() -> None:
-    """Shows this interpreter to plain users where a home of root hides it; all else in there stays hidden. For ``prepare``."""
-    prefix = os.path.realpath(sys.base_prefix)
-    parts = prefix.split("/")
-    ancestors = ["/".join(parts[: n + 1]) for n in range(1, len(parts))]
-    closed = next((path for path in ancestors if not os.stat(path).st_mode & 0o001), None)
-    if closed is None:
-        return
-    prefix_fd = os.open(prefix, os.O_PATH)
-    mount("tmpfs", closed, "tmpfs", 0, "mode=755")
-    os.makedirs(prefix)
-    mount(f"/proc/self/fd/{prefix_fd}", prefix, None, MS_BIND | MS_REC)
-    os.close(prefix_fd)
+def show_to_everyone(*paths: str) -> None:
+    """Shows these directories to plain users where one that is root's alone, such as /root, hides them; all else in there stays hidden."""
+    fds = {path: os.open(path, os.O_PATH) for path in sorted(paths)}  # a directory before what is in it
+    for path, fd in fds.items():
+        if closed := _closed_to_others(path):
+            mount("tmpfs", closed, "tmpfs", 0, "mode=755")
+        if not os.path.exists(path):
+            os.makedirs(path)
+            mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
+        os.close(fd)
+
+
+def _closed_to_others(path: str) -> str | None:
+    """The uppermost directory on the way that others may not enter."""
+    return next(
+        (str(step) for step in reversed(Path(path).parents) if step.exists() and not step.stat().st_mode & 0o001), None
+    )
 
 
 def mount_table() -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_isolate.kernel import landlock
 from tests.conftest import require
-from tests.kernel.throwaway import MS_BIND, MS_REC, NOBODY, PYTHON, interpreter_for_everyone, mount, throwaway
+from tests.kernel.throwaway import MS_BIND, MS_REC, NOBODY, PYTHON, mount, throwaway
 
 ROOT = Path(__file__).parents[2]
 SITE = sysconfig.get_path("purelib")
@@ -59,7 +59,6 @@ def run() -> Run:
 
 def as_a_plain_user(body: str, *args: str, module: str = "test_it.py") -> str:
     def prepare() -> None:
-        interpreter_for_everyone()
         fds = [os.open(path, os.O_PATH) for path in (str(ROOT), SITE)]
         mount("tmpfs", "/mnt", "tmpfs", 0, "mode=755")
         for name, fd in zip(("checkout", "site"), fds, strict=True):

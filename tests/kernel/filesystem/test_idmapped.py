@@ -15,7 +15,7 @@ from pytest_isolate.profile import STANDARD, vary
 from pytest_isolate.sandbox import Sandbox
 from tests.kernel.filesystem.asking import place_in
 from tests.kernel.launching import open_fds
-from tests.kernel.throwaway import NOBODY, interpreter_for_everyone, throwaway
+from tests.kernel.throwaway import NOBODY, throwaway
 
 pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
@@ -78,7 +78,7 @@ def test_a_plain_user_is_told_why_not(working_copy: Path) -> None:
                 return str(error)
         return "ran"
 
-    said = throwaway(body, who="user", prepare=interpreter_for_everyone)
+    said = throwaway(body, who="user")
     assert "as its owner's" in said
     assert "this user may not" in said
 
