@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pytest_isolate.kernel import abi
 
 _DIRECTORY = Path(__file__).resolve().parent.parent / "_native"
 _REMEDY = "build it with `make -C native`, or reinstall pytest-isolate-sandbox on a machine with a C compiler"
+_OPEN = "install pytest-isolate-sandbox where every user may read it, and not in a home that is root's alone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,13 @@ class Library:
 
 def find(name: str) -> Path:
     path = _DIRECTORY / name
-    if not path.is_file():
-        raise BackendUnavailable(f"native backend ({name})", f"{path} does not exist", _REMEDY)
+    what = f"native backend ({name})"
+    try:
+        path.stat()
+    except PermissionError as error:
+        raise BackendUnavailable(what, f"user {os.geteuid()} may not enter the directory of {path}", _OPEN) from error
+    except OSError as error:
+        raise BackendUnavailable(what, f"{path} does not exist", _REMEDY) from error
     return path
 
 

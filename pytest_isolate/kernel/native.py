@@ -43,7 +43,7 @@ _REMEDIES: Mapping[tuple[str, int], str] = {
     ),
     ("landlock", errno.ENOENT): "name only paths that the sandbox has",
     ("securebits", errno.EPERM): "securebits take CAP_SETPCAP: run as root, or add a user namespace",
-    ("init", errno.EACCES): "isolate-init must be executable and not on a noexec mount",
+    ("init", errno.EACCES): "isolate-init must be executable, where this user may enter, and not on a noexec mount",
 }
 
 

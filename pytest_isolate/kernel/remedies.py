@@ -69,10 +69,6 @@ Row = tuple[Callable[[Case], bool], str]
 ROWS: tuple[Row, ...] = (
     # the package itself
     (
-        lambda c: c.step == "native",
-        "build it with `make -C native`, or reinstall pytest-isolate-sandbox where there is a C compiler",
-    ),
-    (
         lambda c: c.step == "init" and c.errno == errno.EACCES,
         "install the package where this user may read and execute it, not on a noexec mount",
     ),

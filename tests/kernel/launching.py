@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 from pytest_isolate.kernel import native
 from pytest_isolate.kernel.plan import IdMap, MountKind, MountOp, Plan
 
+from .throwaway import change_user, open_to_everyone, own_mounts
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 20.0
 
@@ -163,13 +165,10 @@ def helper(function: Callable[..., Any], *arguments: Any, uid: int | None = None
 
 
 def become(uid: int) -> None:
-    """Another user, dumpable again: /proc/self belongs to root otherwise, and id maps cannot be written."""
-    import ctypes
-
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+    """Another user, in mounts of its own, where it may enter this checkout."""
+    own_mounts()
+    open_to_everyone()
+    change_user(uid)
 
 
 def open_fds() -> set[int]:

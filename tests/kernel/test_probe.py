@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import platform
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 
 from pytest_isolate.errors import PolicyError
-from pytest_isolate.kernel import attempts, probe
+from pytest_isolate.kernel import attempts, library, probe
 from pytest_isolate.kernel.plan import Plan
 from pytest_isolate.kernel.throwaway import Refused, in_child
 from tests.conftest import require
 from tests.host_state import observe, remains
 from tests.kernel.launching import forked, helper
+from tests.kernel.throwaway import throwaway
 
 NOBODY = 65534
 #: What needs neither privilege nor namespaces: to be had in every place these tests run in.
@@ -93,10 +95,25 @@ def test_what_needs_no_privilege_is_available(name: str) -> None:
 
 def test_as_root_everything_but_resource_raising_and_bpf_is_available_on_a_full_host() -> None:
     require("root", os.geteuid() == 0, "not root")
-    found = probe.capabilities()
-    require("namespaces", found["namespace_pid"].available, str(found["namespace_pid"]))
-    refused = {name for name, feature in found.items() if not feature and not name.startswith("cgroup_")}
+    found = throwaway(plain_answers)
+    require("namespaces", found["namespace_pid"]["available"], str(found["namespace_pid"]))
+    refused = {name for name, answer in found.items() if not answer["available"] and not name.startswith("cgroup_")}
     assert refused <= {"rlimits_raise", "bpf", "overlayfs", "landlock", "namespace_time", "clone3"}
+
+
+def test_an_installation_that_plain_users_may_not_enter_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root's home is: what root has installed there is of no use to others, whatever the kernel allows them."""
+    require("root", os.geteuid() == 0, "becoming another user takes root")
+    closed = tmp_path / "root"
+    shutil.copytree(library.find("isolate-init").parent, closed / "_native")
+    monkeypatch.setattr(library, "_DIRECTORY", closed / "_native")
+    closed.chmod(0o700)
+    answer = helper(lambda: dataclasses.asdict(probe.feature("sandbox_plain_user")))  # in a child: answers are kept
+    assert not answer["available"]
+    assert f"user {NOBODY} may not enter" in answer["reason"], answer
+    assert "where every user may read it" in answer["remedy"], answer
 
 
 def test_an_available_namespace_agrees_with_the_kernel_about_itself() -> None:
@@ -120,7 +137,7 @@ def test_a_plain_user_is_told_what_to_do_about_cgroups() -> None:
 
 
 def test_under_a_filter_like_dockers_the_step_is_named_and_the_filter_blamed() -> None:
-    found = under(like_docker())
+    found = throwaway(lambda: under(like_docker()), who="root" if os.geteuid() == 0 else "user")
     for name in ("sandbox", "sandbox_plain_user", "namespace_pid", "namespace_net", "namespaces"):
         answer = found[name]
         assert not answer["available"], answer

@@ -35,7 +35,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def throwaway(body: Callable[[], Any], *, who: str = "root", prepare: Callable[[], None] | None = None) -> Any:
     """Run ``prepare`` as root and then ``body`` as ``who`` in a process with its own mounts; returns what body returns (by JSON).
 
-    A plain user sees this checkout and its interpreter there even where they are in a home of root.
+    Plain users may enter this checkout there, and its interpreter, even where they are in a home of root.
     A plain user is one already, and has no host to prepare: then ``who`` is "user", and the mounts are the host's, unchanged.
     An exception of the body, such as a failed assert, is raised here with its traceback as text.
     """
@@ -59,12 +59,13 @@ def _run(body: Callable[[], Any], who: str, prepare: Callable[[], None] | None, 
     try:
         if os.geteuid() == 0 or who == "root":
             own_mounts()
-            if who == "user":
-                show_to_everyone(os.path.realpath(sys.base_prefix), sys.prefix, str(ROOT))
+            if os.geteuid() == 0:
+                open_to_everyone()
             if prepare is not None:
                 prepare()
             if who == "user":
-                become_nobody()
+                change_user(NOBODY)
+                os.environ["HOME"] = "/nonexistent"
         before = mount_table()
         answer = {"result": body()}
         assert mount_table() == before, "the sandbox has changed the mounts of its host"
@@ -80,12 +81,11 @@ def own_mounts() -> None:
         raise OSError(ctypes.get_errno(), "a mount namespace of our own")
 
 
-def become_nobody() -> None:
+def change_user(uid: int) -> None:
     os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
     _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # or nobody may write our uid_map
-    os.environ["HOME"] = "/nonexistent"
 
 
 def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
@@ -100,8 +100,12 @@ def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, d
 PYTHON = os.path.realpath(sys.executable)
 
 
-def show_to_everyone(*paths: str) -> None:
-    """Shows these directories to plain users where one that is root's alone, such as /root, hides them; all else in there stays hidden."""
+def open_to_everyone() -> None:
+    """In mounts of our own: this checkout and its interpreter, where a directory that is root's alone, such as /root, hides them.
+
+    All else in such a directory stays hidden.
+    """
+    paths = {os.path.realpath(sys.base_prefix), sys.prefix, str(ROOT)}
     fds = {path: os.open(path, os.O_PATH) for path in sorted(paths)}  # a directory before what is in it
     for path, fd in fds.items():
         if closed := _closed_to_others(path):

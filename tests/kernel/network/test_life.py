@@ -18,6 +18,7 @@ from pytest_isolate.kernel.bpf import dataplane, layout, load
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.network import NetworkPolicy, PolicyEngine
 from tests.conftest import require_front_end
+from tests.kernel.launching import become
 from tests.kernel.network.conftest import attempt, tcp
 from tests.kernel.throwaway import mount, throwaway
 
@@ -132,7 +133,7 @@ def _is_bpf(fd):
 
 def test_without_privilege_the_remedy_is_named(loader):
     def without():
-        os.setresuid(65534, 65534, 65534)
+        become(65534)
         try:
             loader(layout.PROGRAMS)
         except BackendUnavailable as error:
