@@ -58,7 +58,6 @@ def place(base: Surroundings, **facts: object) -> Surroundings:
         ("cgroup_memory", "cgroup mkdir", errno.EACCES, place(PLAIN, user_bus=True), "systemd-run --user"),
         ("cgroup_memory", "cgroup mkdir", errno.EACCES, place(PLAIN, systemd=True), "enable-linger"),
         ("cgroup_memory", "cgroup mkdir", errno.EACCES, PLAIN, "as root"),
-        ("native", "native", 0, PLAIN, "make -C native"),
     ],
 )
 def test_the_remedy_names_what_is_in_the_way(
