@@ -174,12 +174,15 @@ static int write_map_texts(struct launch *l)
 
 /*
  * An exec ends the vfork before it takes the new memory. In between the OOM killer, called by the test in the same
- * cgroup, would find the init there with all of the caller's memory, and end both. So the test waits for what
- * close-on-exec does later (linux/fs/exec.c begin_new_exec()).
+ * cgroup, would find the init there with all of the caller's memory, and end both. And a test may kill its monitor:
+ * one that dies within fork(2) leaves the locks of malloc taken in the caller's memory, for ever. So the test waits for
+ * what close-on-exec does later (linux/fs/exec.c begin_new_exec()).
  */
 static bool needs_gate(const struct launch *l)
 {
-	return l->has_init && !l->exec && (l->plan->cgroup_fd_plus1 || l->plan->cgroup_procs_fds_count);
+	bool same_cgroup = l->plan->cgroup_fd_plus1 || l->plan->cgroup_procs_fds_count;
+
+	return l->has_init && !l->exec && (l->flat || same_cgroup);
 }
 
 /* A pipe would do but where a forked child without shared memory asks for its maps and waits. */

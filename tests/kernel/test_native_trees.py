@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from pytest_isolate.kernel import library, native, processes
 from pytest_isolate.kernel.plan import MountKind, MountOp, Plan
+from tests.conftest import require
 from tests.kernel.flat import BOTH, FLAT, GONE_S, daemonize, flat, line, started, state
 from tests.kernel.launching import (
     LIMIT_S,
@@ -168,6 +170,42 @@ def test_a_test_that_kills_its_parent_is_told_as_sigkill() -> None:
         assert processes.ended(child.pidfd, GONE_S)
         child.kill()
         assert child.reap(block=True)
+
+
+@pytest.fixture
+def slow_forks(tmp_path: Path) -> Path:
+    """A library whose ``slow()`` lets each later fork(2) of the process take 50 ms more in the parent, once the child is there."""
+    compiler = shutil.which(os.environ.get("CC", "gcc")) or ""
+    require("compiler", bool(compiler), "no gcc, and CC names none")
+    source, built = tmp_path / "slow.c", tmp_path / "slow.so"
+    source.write_text(
+        """
+        #include <pthread.h>
+        #include <unistd.h>
+        static void slowly(void) { usleep(50000); }
+        int slow(void) { return pthread_atfork(0, slowly, 0); }
+        """
+    )
+    subprocess.run([compiler, "-D_GNU_SOURCE", "-shared", "-fPIC", "-o", str(built), str(source)], check=True)
+    return built
+
+
+def test_a_test_cannot_kill_its_parent_while_that_is_in_the_runners_memory(slow_forks: Path) -> None:
+    """Within fork(2) it holds locks of libc's, which would stay taken for the runner: its next malloc or fork never returned."""
+
+    def body() -> list[int]:
+        assert ctypes.CDLL(str(slow_forks)).slow() == 0
+        signals = []
+        for _ in range(2):
+            with started(FLAT, lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(60))) as child:
+                exited = child.wait(LIMIT_S)
+                assert exited is not None
+                signals.append(int(exited.status.signal or 0))
+                child.kill()
+                assert child.reap(block=True)
+        return signals
+
+    assert helper(body) == [signal.SIGKILL] * 2
 
 
 def test_the_session_dies_with_a_killed_monitor() -> None:
