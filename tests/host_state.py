@@ -14,6 +14,8 @@ import stat
 import time
 from dataclasses import dataclass
 
+from pytest_isolate.kernel.interfaces import SUBNETS
+
 #: Inherited by every program that a test starts, so that it is known for ours when its parents are gone.
 #: The name is unique as well: a pytest run inside a test adds its own mark to that of the outer run.
 MARK = (f"ISOLATE_TEST_RUN_{os.getpid()}", str(time.monotonic_ns()))
@@ -23,6 +25,7 @@ _OURS = re.compile(r"isolate", re.IGNORECASE)
 #: The pid in the names that kernel/cgroups gives: pytest-isolate-<run>-<pid>-<start>-<pidns>, or ...-<pid>-<ns>.scope, and in
 #: those that tests give to what they make themselves: pytest-isolate-network-<pid>, isolate-test-<pid>.
 _OWNER = re.compile(r"-(\d+)-\d+(?:-\d+|\.scope)$|isolate-(?:test|network|machine)-(\d+)$")
+_INTERFACE = re.compile(r"/iso([0-9a-f]{1,5})$")
 #: Processes that are being killed need a moment; a leak is what is still there afterwards.
 SETTLE_S = 2.0
 
@@ -70,7 +73,8 @@ def _difference(before: HostState, now: HostState) -> list[str]:
     lines += [f"lost file {fd}: {what}" for fd, what in before.fds.items() if fd not in now.fds]
     lines += [f"mount: {line}" for line in sorted(now.mounts - before.mounts)]
     lines += [f"cgroup: {path}" for path in sorted(now.cgroups - before.cgroups)]
-    lines += [f"network: {path}" for path in sorted(now.networks - before.networks) if _is_ours(path)]
+    networks = [path for path in sorted(now.networks - before.networks) if _is_ours(path)]
+    lines += [f"network: {path}" for path in networks if not _made_by_another_run(path)]
     lines += [f"pinned eBPF: {path}" for path in sorted(now.pinned - before.pinned) if _is_ours(path)]
     lines += [f"process {key[0]}: {line}" for key, line in now.processes.items() if key not in before.processes]
     for path, value in now.devices.items():
@@ -132,6 +136,18 @@ def _of_another_run(path: str) -> bool:
     named = [owner for name in path.split("/") if _OURS.search(name) and (owner := _OWNER.search(name))]
     owners = [int(owner[1] or owner[2]) for owner in named]
     return any(os.path.exists(f"/proc/{pid}") for pid in owners) and not set(owners) & set(_descendants())
+
+
+def _made_by_another_run(path: str) -> bool:
+    """True when an interface's number is one that a living process counts to that is neither we nor below us.
+
+    A process counts from 61 times its pid (kernel/interfaces.py); 16 times 61 networks are more than one makes.
+    """
+    name = _INTERFACE.search(path)
+    if name is None:
+        return False
+    number, ours = int(name[1], 16), set(_descendants())
+    return any((number - 61 * pid) % SUBNETS < 16 * 61 for pid in _pids() if pid not in ours)
 
 
 def _is_ours(path: str) -> bool:

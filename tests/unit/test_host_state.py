@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_isolate.kernel.interfaces import SUBNETS
 from tests import host_state
 from tests.conftest import require
 
@@ -77,6 +78,18 @@ def test_a_cgroup_belongs_to_another_run_only_while_its_owner_lives() -> None:
     assert not host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-run1-{os.getpid()}-77-4026531836")
     assert not host_state._of_another_run(f"/sys/fs/cgroup/pytest-isolate-1-{dead.pid}-1-1")
     assert not host_state._of_another_run("/sys/fs/cgroup/isolate-leftover-1")
+
+
+def test_a_network_belongs_to_another_run_only_while_a_process_that_counts_there_lives() -> None:
+    def of_another(number: int) -> bool:
+        return host_state._made_by_another_run(f"/sys/class/net/iso{number % SUBNETS:x}")
+
+    starts = [61 * pid for pid in host_state._pids()]
+    free = next(number for number in range(SUBNETS) if all((number - start) % SUBNETS > 2000 for start in starts))
+    assert of_another(61 * os.getppid())
+    assert of_another(61 * os.getppid() + 900)
+    assert not of_another(free)
+    assert not host_state._made_by_another_run("/sys/class/net/eth0")
 
 
 def test_what_lies_inside_another_runs_cgroup_is_its_own_and_inside_ours_it_is_ours() -> None:
