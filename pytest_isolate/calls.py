@@ -76,14 +76,16 @@ def result(running: Running, reader: wire.Reader) -> Any:
     """Read until the value, the exception or the end; whoever holds the pipe open does not delay us."""
     poller = select.poll()
     poller.register(reader._fd, select.POLLIN)
-    poller.register(running._process.pidfd, select.POLLIN)
+    pidfd = running._process.pidfd  # -1: another thread has closed the sandbox
+    if pidfd >= 0:
+        poller.register(pidfd, select.POLLIN)
     found: tuple[str, Any] | None = None
-    while found is None and not reader.eof:
+    while pidfd >= 0 and found is None and not reader.eof:
         left = running._left_s()
         ready = dict(poller.poll(None if left is None else min(left * 1000 + 1, _LONGEST_POLL_MS)))
         if reader._fd in ready:
             found = next(iter(reader.frames()), None)
-        elif running._process.pidfd in ready or running._left_s() == 0:
+        elif pidfd in ready or running._left_s() == 0:
             break
     outcome = running.wait()
     if found is not None and found[0] == "value" and not outcome.causes:

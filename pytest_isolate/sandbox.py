@@ -66,6 +66,7 @@ class Sandbox:
         self._varied: dict[str, Policy] = {}
         self._chosen: dict[tuple[int, int], Backend] = {}
         self._running: list[Running] = []
+        self._closings = 0
         self._let_go: Callable[[], None] | None = POOL.hold()
 
     def run(
@@ -134,6 +135,7 @@ class Sandbox:
         cwd: str | os.PathLike[str] | None,
         words: Mapping[str, Any],
     ) -> Running:
+        closings = self._closings
         with contextlib.ExitStack() as undo, given as stdin_fd:
             args = _arguments(argv)
             if cwd is not None and not os.fspath(cwd):
@@ -169,7 +171,7 @@ class Sandbox:
             undo.pop_all()
         output.started()
         running = Running(args, policy, process, cgroup, output, self._meanwhile, network, life)
-        self._running.append(running)
+        self._keep(running, closings)
         return running
 
     def python(
@@ -183,6 +185,7 @@ class Sandbox:
         Raises:
             CallFailed: the function raised (the text is its traceback), or its process crashed or timed out.
         """
+        closings = self._closings
         chosen = self._vary(dict(policy or {}))
         backend = choose(chosen, self._backends, kind="tests", hooks=self._hooks, item=self._item)
         name = getattr(function, "__qualname__", repr(function))
@@ -219,7 +222,7 @@ class Sandbox:
                 os.close(write_fd)
             undo.pop_all()
         running = Running((name,), chosen, process, cgroup, files, self._meanwhile, network, life)
-        self._running.append(running)
+        self._keep(running, closings)
         try:
             with open(read_fd, "rb", buffering=0) as channel:
                 return result(running, wire.Reader(channel.fileno()))
@@ -315,6 +318,12 @@ class Sandbox:
             self._varied[key] = policy if tier is None else tier.policy
         return self._varied[key]
 
+    def _keep(self, running: Running, closings: int) -> None:
+        """Until close() ends it, which another thread may have called while it was being started."""
+        self._running.append(running)
+        if self._closings != closings:
+            running.terminate()
+
     def _end(self, running: Running) -> Outcome:
         """It has ended, or ends now, and is nobody's any more; close() in another thread may have been first."""
         with contextlib.suppress(ValueError):
@@ -322,7 +331,11 @@ class Sandbox:
         return running.terminate()
 
     def close(self) -> None:
-        """End what still runs, last started first. What one end raises is raised when all has ended."""
+        """End what still runs, last started first, and what another thread is just starting.
+
+        What one end raises is raised when all has ended.
+        """
+        self._closings += 1
         with contextlib.ExitStack() as ends:
             ends.callback(self._groups.drop_ready)
             let_go, self._let_go = self._let_go, None

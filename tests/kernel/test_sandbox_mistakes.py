@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from pytest_isolate import CallFailed, PolicyError, ProgramFailed, Sandbox
 from pytest_isolate.kernel import probe
-from pytest_isolate.policy import Filesystem, Overlay, Tmpfs
+from pytest_isolate.policy import Filesystem, Overlay, Policy, Tmpfs
 from tests.conftest import require
 
 
@@ -178,6 +179,35 @@ def test_a_sandbox_that_another_thread_closes_ends_what_runs(sandbox: Sandbox) -
     sandbox.close()
     thread.join(20)
     assert found == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("call", ["run", "python"])
+def test_a_sandbox_that_another_thread_closes_ends_what_is_being_started(call: str) -> None:
+    starting, closed = threading.Event(), threading.Event()
+
+    class Halting(Sandbox):
+        def _vary(self, words: Mapping[str, Any]) -> Policy:
+            starting.set()
+            assert closed.wait(20)
+            return super()._vary(words)
+
+    def work() -> None:
+        if call == "run":
+            ended.append(sandbox.run(["sleep", "60"]).status.signal)
+        else:
+            with pytest.raises(CallFailed):
+                sandbox.python(time.sleep, 60)
+            ended.append(signal.SIGTERM)
+
+    ended: list[int | None] = []
+    with Halting() as sandbox:
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert starting.wait(20)
+        sandbox.close()
+        closed.set()
+        thread.join(20)
+        assert ended == [signal.SIGTERM]
 
 
 def test_many_policies_are_not_all_kept(sandbox: Sandbox) -> None:
