@@ -56,7 +56,7 @@ def test_steps_have_the_same_names_on_both_sides() -> None:
 
 
 def test_mount_kinds_are_those_of_the_header() -> None:
-    from tests.kernel.launching import ROOT
+    from tests.kernel.throwaway import ROOT
 
     header = (ROOT / "native/include/isolate_abi.h").read_text()
     for kind in MountKind:

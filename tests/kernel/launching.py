@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from pytest_isolate.kernel import native
@@ -20,7 +19,6 @@ from pytest_isolate.kernel.plan import IdMap, MountKind, MountOp, Plan
 
 from .throwaway import change_user, open_to_everyone, own_mounts
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 20.0
 
 #: CLONE_NEW* by the name in /proc/self/ns. Source: linux/sched.h.

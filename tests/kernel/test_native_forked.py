@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 
 from pytest_isolate.kernel import native
-from tests.kernel.launching import LIMIT_S, ROOT, forked, plan, value
+from tests.kernel.launching import LIMIT_S, forked, plan, value
+from tests.kernel.throwaway import ROOT
 
 KINDS = {"direct": plan(), "init": plan("pid", "mnt"), "user": plan("user", "pid", "mnt", "time")}
 EACH = pytest.mark.parametrize("a_plan", list(KINDS.values()), ids=list(KINDS))

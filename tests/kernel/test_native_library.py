@@ -10,7 +10,8 @@ import pytest
 
 from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.kernel import library, native
-from tests.kernel.launching import ROOT, plan
+from tests.kernel.launching import plan
+from tests.kernel.throwaway import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,8 @@ import pytest
 
 from pytest_isolate.kernel import native
 from pytest_isolate.kernel.plan import IdMap, Plan
-from tests.kernel.launching import LIMIT_S, NAMESPACES, ROOT, finish, flags, forked, helper, pipe, plan, run, value
+from tests.kernel.launching import LIMIT_S, NAMESPACES, finish, flags, forked, helper, pipe, plan, run, value
+from tests.kernel.throwaway import ROOT
 
 READ_LINKS = f"for name in {' '.join(NAMESPACES)}; do readlink /proc/self/ns/$name; done"
 

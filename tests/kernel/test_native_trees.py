@@ -21,7 +21,6 @@ from tests.conftest import require
 from tests.kernel.flat import BOTH, FLAT, GONE_S, daemonize, flat, line, started, state
 from tests.kernel.launching import (
     LIMIT_S,
-    ROOT,
     become,
     close_end,
     helper,
@@ -29,6 +28,7 @@ from tests.kernel.launching import (
     read_all,
     value,
 )
+from tests.kernel.throwaway import ROOT
 
 
 @BOTH

@@ -19,7 +19,7 @@ from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import probe
 from pytest_isolate.networks import of_this_process
 from tests.conftest import require
-from tests.kernel.launching import ROOT
+from tests.kernel.throwaway import ROOT
 
 LITTLE = {"rounds": 1, "batch": 2}
 
