@@ -170,4 +170,5 @@ def become(uid: int) -> None:
 
 
 def open_fds() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/fd")}
+    """Not that of the look itself: its number changes when a thread in accept(2), which has one reserved, is interrupted."""
+    return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
