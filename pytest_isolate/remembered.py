@@ -10,27 +10,32 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
-_MOST = 256
+_GENERATION = 32
 _MOST_RECENT = 16
 
 
 class Remembered(Generic[Value]):
-    """At most 256 answers, each with the value it is for, whose id is its own while it lives; when full, all are forgotten."""
+    """Answers, each with the value it is for, whose id is its own while it lives.
 
-    __slots__ = ("_known",)
+    At most 64, in two generations: when the young one is full, it is the old one, and what was old and not asked for since is
+    forgotten. What is asked for again and again stays, however many come once.
+    """
+
+    __slots__ = ("_old", "_young")
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, Hashable], tuple[object, Value]] = {}
+        self._young: dict[tuple[int, Hashable], tuple[object, Value]] = {}
+        self._old: dict[tuple[int, Hashable], tuple[object, Value]] = {}
 
     def of(self, asked: object, make: Callable[[], Value], more: Hashable = None) -> Value:
         """The answer for ``asked``, and ``more`` if it depends on that; made by ``make`` where it is not known."""
         key = id(asked), more
-        known = self._known.get(key)
+        known = self._young.get(key)
         if known is None:
-            made = make()
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            known = self._known[key] = asked, made
+            known = self._old.get(key) or (asked, make())
+            if len(self._young) >= _GENERATION:
+                self._old, self._young = self._young, {}
+            self._young[key] = known
         return known[1]
 
 
