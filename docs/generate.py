@@ -92,6 +92,7 @@ Every setting has four forms, and the first that is given wins: the **marker's**
 | `--isolate` | `PYTEST_ISOLATE=yes` | `isolate = true` | isolate every test |
 | `--no-isolate` | | | isolate no test, marked or not |
 | | | `isolate_profiles` | profiles of your own, one per line: `NAME: BASE, WORD=VALUE, ...` |
+| | | `isolate_serial` | tests that run while no other does, one per line: a node id or its beginning, as `--deselect` takes it |
 | | | `isolate_net_allow` | what every network policy allows, one per line: `WHERE:PORT/PROTOCOL` |
 
 `@pytest.mark.isolate` isolates a test also without `--isolate`; `@pytest.mark.isolate(False)` exempts it.
@@ -100,7 +101,7 @@ Every setting has four forms, and the first that is given wins: the **marker's**
 """
 
 _MARKER_TAIL = """\
-Its keywords are the names in the column *marker* above, `enabled`, and every word below. `resources=`, by which the
+Its keywords are the names in the column *marker* above, `enabled`, `serial`, and every word below. `resources=`, by which the
 older plugin pytest-isolate shares out GPUs, is not enforced: it is an error, or what `--isolate-missing` says."""
 
 _FEATURES_HEAD = """\

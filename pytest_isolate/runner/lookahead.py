@@ -134,7 +134,10 @@ class Lookahead:
         self._parent: Any = None
 
     def begin(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        """``item`` runs, and what it needs is set up here: look at what comes after it and its group."""
+        """``item`` runs, and what it needs is set up here: look at what comes after it and its group; not if it is serial."""
+        if self._resolver.item(item).serial:
+            self.stop()
+            return
         self._stack = compat.set_up_now(item.session)
         self._parent = None
         group, _ = self._order.group_of(item)
@@ -156,7 +159,7 @@ class Lookahead:
         while self._place < len(self._coming):
             item = self._coming[self._place]
             settings = self._resolver.item(item)
-            if not runs_isolated(settings) or not self._leaves_all(item):
+            if settings.serial or not runs_isolated(settings) or not self._leaves_all(item):
                 break
             if compat.is_skipped(item):  # at its turn, and here; it sets nothing up
                 self._place += 1

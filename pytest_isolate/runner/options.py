@@ -132,7 +132,7 @@ OPTIONS = (
     ),
 )
 MARKER_HELP = (
-    "isolate(timeout=, mem_limit=, cpu_limit=, profile=, scope=, mode=, leaks=, ...): run this test in a sandbox of "
+    "isolate(timeout=, mem_limit=, cpu_limit=, profile=, scope=, mode=, leaks=, serial=, ...): run this test in a sandbox of "
     "its own, also without --isolate; the keywords change what is enforced. isolate(False) exempts it."
 )
 
@@ -152,6 +152,7 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption(option.flag, metavar=option.metavar, default=None, dest=option.dest, help=option.help)
         parser.addini(option.dest, option.help, default=None)
     parser.addini("isolate_net_allow", "what every network policy allows, as WHERE:PORT/PROTOCOL", type="linelist")
+    parser.addini("isolate_serial", "tests that run while no other does: node ids, or their beginnings", type="linelist")
     parser.addini("isolate_profiles", "profiles of your own, as NAME: BASE, WORD=VALUE, ...", type="linelist")
 
 

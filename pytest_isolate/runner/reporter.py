@@ -6,11 +6,13 @@ Refuses: to run anything; a channel that is gone ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import os
 import resource
 import signal
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,6 +39,8 @@ _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _WALL = 0x40000000
 #: A captured section longer than this is cut in the middle.
 MAX_SECTION_CHARS = 2 * 1024 * 1024
+#: What a serial test gives the runner to do what it was told.
+_PATIENCE_S = 1.0
 #: In a child, only we listen to these: the other listeners are the parent's.
 REPORTING_HOOKS = (
     "pytest_runtest_logreport",
@@ -52,6 +56,7 @@ class Link:
 
     ``gated``: forked ahead of its turn; it waits for an order, and runs the protocol with all of its wrappers.
     ``failure``: what the parent's set-up for an item raised, where pytest itself would not raise it again.
+    ``runner_pid``: of a serial test, whose call waits until that process sleeps; else 0.
     """
 
     channel_fd: int
@@ -64,6 +69,7 @@ class Link:
     dump_stacks: bool = False
     in_pid_namespace: bool = False
     limits: Limits = NO_LIMITS
+    runner_pid: int = 0
     failure: tuple[pytest.Item, BaseException] | None = None
 
 
@@ -203,6 +209,8 @@ class Listener:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
         self._tell_phase("call")
+        if self.reporter is not None and self.reporter.link.runner_pid:
+            _await_sleep(self.reporter.link.runner_pid)
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self) -> Iterator[None]:
@@ -218,6 +226,14 @@ class Listener:
     def pytest_enter_pdb(self) -> None:
         if self.reporter is not None:
             self.reporter.send("debugger")
+
+
+def _await_sleep(pid: int) -> None:
+    """Wait until that process has nothing to do: it was just told of a set-up. One that we cannot see, the test cannot see either."""
+    end = time.monotonic() + _PATIENCE_S
+    with contextlib.suppress(OSError, IndexError):
+        while _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] != b"S" and time.monotonic() < end:
+            time.sleep(0.0002)
 
 
 def dump_stacks_on_signal(trace_fd: int) -> None:

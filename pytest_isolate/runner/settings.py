@@ -49,7 +49,7 @@ _FILES_OF_A_TEST = 16
 #: Equal settings are looked for among so many distinct ones: a suite has few, or they hang on parameters and are many.
 _LOOKED_AT = 64
 #: Words of the marker that are no option. `resources` shares out GPUs in pytest-isolate; nobody does so here.
-_MARKER_ONLY = ("resources", "enabled")
+_MARKER_ONLY = ("resources", "enabled", "serial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,7 @@ class Settings:
     missing: str
     slow_s: float
     backends: tuple[str, ...]
+    serial: bool = False  # no other test runs, and none is forked, while it does
     resources: tuple[str, ...] = ()  # names asked for by the marker's resources=, which nothing here shares out
 
 
@@ -78,6 +79,7 @@ class Resolver:
         self._typed = typed_limits(config)
         self._profiles = _usage(lambda: parse_profiles(config.getini("isolate_profiles") or ()))
         self._always = tuple(config.getini("isolate_net_allow") or ())
+        self._serial = tuple(config.getini("isolate_serial") or ())
         self._all = not self._off and _all_isolated(config)
         self._by_backend = not self._off and names_backend(config)
         self._cache: dict[tuple[int, ...], Settings] = {}
@@ -136,11 +138,16 @@ class Resolver:
         Raises:
             pytest.UsageError: a keyword or value of its marker has no meaning.
         """
-        return self._recent.of(item, lambda: self._of_markers(item))
+        return self._recent.of(item, lambda: self._serialized(item, self._of_markers(item)))
 
     def look_again(self, item: pytest.Item | None = None) -> None:
         """Markers may have been added to ``item``; None: to any."""
         self._recent.forget(item)
+
+    def _serialized(self, item: pytest.Item, settings: Settings) -> Settings:
+        if not settings.serial and item.nodeid.startswith(self._serial):
+            return self._one_of_equals(replace(settings, serial=True))
+        return settings
 
     def _of_markers(self, item: pytest.Item) -> Settings:
         marks = tuple(item.iter_markers(name="isolate"))
@@ -208,6 +215,7 @@ class Resolver:
             missing=values["missing"],
             slow_s=slow_s,
             backends=backends,
+            serial=_usage(lambda: truth(marker.get("serial", False), what="marker isolate serial")),
             resources=_resources(marker.get("resources"), where),
         )
 

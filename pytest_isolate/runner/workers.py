@@ -189,6 +189,7 @@ class Workers:
             dump_stacks=dump_stacks,
             in_pid_namespace=Namespace.PID in settings.policy.namespaces,
             limits=settings.policy.limits,
+            runner_pid=os.getpid() if settings.serial else 0,
             failure=entry.failure,
         )
         worker.limits = settings.policy.limits

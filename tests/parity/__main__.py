@@ -161,6 +161,8 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
             result.plain.append(plain)
         if not options.plain_only:
             args = [*shlex.split(other_args(options)), *suite.args]
+            if suite.serial:
+                args += ["-o", "isolate_serial=" + "\n".join(suite.serial)]
             result.other = run_suite(python, tree, runs / "other.json", args, options.timeout, environment, launch)
     except (venvs.PrepareError, RunError) as error:
         result.error = str(error)

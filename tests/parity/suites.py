@@ -14,13 +14,17 @@ PYTEST = "pytest>=9.2,<10"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """``args``: what the project's own tox passes to pytest beyond its configuration; ``note``: what a reader should know."""
+    """``args``: what the project's own tox passes to pytest beyond its configuration; ``note``: what a reader should know.
+
+    ``serial``: the tests that an isolated run is told to run while no other does, as a user would (ini isolate_serial).
+    """
 
     name: str
     version: str
     requires: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    serial: tuple[str, ...] = ()
     note: str = ""
 
     @property
@@ -66,8 +70,12 @@ SUITES: Sequence[Suite] = (
         # Its test_invocation imports setuptools, which refuses a process whose earlier tests imported distutils: plainly it
         # fails by the others' doing, alone in its process it passes. So setuptools is told to leave distutils alone.
         environment=(("SETUPTOOLS_USE_DISTUTILS", "stdlib"),),
+        # Its class takes the process of setUpClass for the test's own. That one forks the next test meanwhile, and the two looks
+        # that are compared, 0.1 ms apart, told "running" and "disk-sleep" in 7 runs of 120.
+        serial=("tests/test_linux.py::TestProcessAgainstStatus::test_status",),
         note="its configuration sets -s (no capture) and asks for instafail and xdist; its verbosity_subtests is a string, which "
-        "pytest 9.2 refuses in the middle of the run: given again with -o. Looks at the processes of the host",
+        "pytest 9.2 refuses in the middle of the run: given again with -o. Looks at the processes of the host; one test "
+        "compares two looks at the state of pytest's own process, and is run while that does nothing (isolate_serial)",
     ),
     Suite(name="cachetools", version="8.0.0", note="its tox adds --cov, which measures and decides nothing"),
     Suite(name="itsdangerous", version="2.2.0", requires=("freezegun==1.5.5",)),
