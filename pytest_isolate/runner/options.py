@@ -152,7 +152,9 @@ def add_options(parser: pytest.Parser) -> None:
         group.addoption(option.flag, metavar=option.metavar, default=None, dest=option.dest, help=option.help)
         parser.addini(option.dest, option.help, default=None)
     parser.addini("isolate_net_allow", "what every network policy allows, as WHERE:PORT/PROTOCOL", type="linelist")
-    parser.addini("isolate_serial", "tests that run while no other does: node ids, or their beginnings", type="linelist")
+    parser.addini(
+        "isolate_serial", "tests that run while no other does: node ids, or their beginnings", type="linelist"
+    )
     parser.addini("isolate_profiles", "profiles of your own, as NAME: BASE, WORD=VALUE, ...", type="linelist")
 
 
