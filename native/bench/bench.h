@@ -35,7 +35,8 @@ struct row {
 
 extern const char *const bound[4];
 
-int floor_start(const struct row *row, int program_fd, int init_fd, const char *stage);
+/* WHOLE: NULL, or the directory of the program: bound, too, in a root that has a /dev and is read-only, as Sandbox's is. */
+int floor_start(const struct row *row, int program_fd, int init_fd, const char *stage, const char *whole);
 int library_start(const struct row *row, int program_fd, const char *init, const char *stage);
 
 #endif

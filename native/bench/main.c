@@ -2,7 +2,8 @@
 /*
  * main.c - isolate-bench, run by `pytest-isolate bench`: one measurement per call, one line per operation.
  *
- *   isolate-bench forkexec FORM ROW COUNT STAGE DIR   FORM: floor, bare (no init), library; DIR holds isolate-tiny and -init
+ *   isolate-bench forkexec FORM ROW COUNT STAGE DIR   FORM: floor, bare (no init), whole (a root as Sandbox makes it),
+ *                                                     library; DIR holds isolate-tiny and -init
  *   isolate-bench command COUNT PROGRAM ARG...        any program, by vfork and exec
  *   isolate-bench pidns OPERATION COUNT DEPTH TINY    getpid, fork, thread, exec; DEPTH PID namespaces further down
  *   isolate-bench lookup COUNT PATH                   stat(2)
@@ -64,14 +65,15 @@ static int forkexec(char **argv)
 	if (!row || tiny_fd < 0)
 		return 2;
 	snprintf(init, sizeof(init), "%s/isolate-init", argv[4]);
-	with_init = !strcmp(argv[0], "floor") && (row->namespaces & CLONE_NEWPID);
+	with_init = strcmp(argv[0], "bare") && (row->namespaces & CLONE_NEWPID);
 	for (i = -3; i < count; i++) { /* three to warm up */
 		uint64_t begun = now_ns();
 
 		if (!strcmp(argv[0], "library"))
 			err = library_start(row, tiny_fd, init, argv[3]);
 		else
-			err = floor_start(row, tiny_fd, with_init ? tiny_fd : -1, argv[3]);
+			err = floor_start(row, tiny_fd, with_init ? tiny_fd : -1, argv[3],
+					  strcmp(argv[0], "whole") ? NULL : argv[4]);
 		if (i >= 0)
 			say(err ? err : (int64_t)(now_ns() - begun));
 	}

@@ -286,6 +286,12 @@ static int run_op(struct builder *b, const struct iso_mount *op)
 	}
 }
 
+static bool only_makes(uint32_t kind)
+{
+	return kind == ISO_MOUNT_MKDIR || kind == ISO_MOUNT_MKFILE || kind == ISO_MOUNT_SYMLINK ||
+	       kind == ISO_MOUNT_MKNOD;
+}
+
 /* The root that is being built at entry i: the target of the next PIVOT. */
 static void find_root(struct builder *b, const struct iso_mount *table, uint32_t i, uint32_t count)
 {
@@ -300,7 +306,7 @@ static void find_root(struct builder *b, const struct iso_mount *table, uint32_t
 
 int iso_mount_table(const struct iso_mount *table, uint32_t count, int *index)
 {
-	struct builder b = {.root_fd = -1};
+	struct builder b = {.root_fd = -1, .parent_fd = -1};
 	uint32_t i;
 	int err = 0;
 
@@ -308,12 +314,15 @@ int iso_mount_table(const struct iso_mount *table, uint32_t count, int *index)
 	for (i = 0; i < count && !err; i++) {
 		*index = (int)i;
 		err = table[i].target ? run_op(&b, &table[i]) : -EINVAL;
+		if (!only_makes(table[i].kind))
+			iso_forget_parent(&b);
 		iso_forget_root(&b, iso_ptr(table[i].target));
 		if (table[i].kind == ISO_MOUNT_PIVOT) {
 			iso_forget_root(&b, NULL);
 			find_root(&b, table, i + 1, count);
 		}
 	}
+	iso_forget_parent(&b);
 	iso_forget_root(&b, NULL);
 	return err;
 }

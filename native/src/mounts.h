@@ -14,6 +14,9 @@ struct builder {
 	const char *root; /* target of the PIVOT to come, or NULL */
 	size_t root_length;
 	int root_fd; /* the root, opened at the first need and as it is now; -1: not yet */
+	const char *parent;
+	size_t parent_length;
+	int parent_fd; /* the first parent_length characters of parent: where the last entry was made; -1: look again */
 };
 
 /* A target, pinned: fd is O_PATH; name is what mount(2) is told. */
@@ -30,6 +33,9 @@ static inline long result(long ret)
 /* targets.c: an O_PATH descriptor, or -errno. */
 int iso_open_target(struct builder *b, const char *target);
 int iso_find_place(struct builder *b, const char *target, struct place *place);
+
+/* After an op that may have mounted something: the directory of the next entry is looked up anew. */
+void iso_forget_parent(struct builder *b);
 
 /* After an op on target: forgets the root, where something else may be there now: on it, or above it. NULL: in any case. */
 void iso_forget_root(struct builder *b, const char *target);

@@ -53,17 +53,25 @@ void iso_forget_root(struct builder *b, const char *target)
 	b->root_fd = -1;
 }
 
+/* The builder's own descriptor of the new root, or -errno. */
+static int root_of(struct builder *b)
+{
+	if (b->root_fd < 0)
+		b->root_fd = (int)result(open(b->root, O_PATH | O_DIRECTORY | O_CLOEXEC));
+	return b->root_fd;
+}
+
 int iso_open_target(struct builder *b, const char *target)
 {
 	const char *below = below_root(b, target);
+	int root_fd;
 
 	if (!below)
 		return (int)result(open(target, O_PATH | O_CLOEXEC));
-	if (b->root_fd < 0)
-		b->root_fd = (int)result(open(b->root, O_PATH | O_DIRECTORY | O_CLOEXEC));
-	if (b->root_fd < 0)
-		return b->root_fd;
-	return *below ? open_below(b->root_fd, below) : (int)result(fcntl(b->root_fd, F_DUPFD_CLOEXEC, 0));
+	root_fd = root_of(b);
+	if (root_fd < 0)
+		return root_fd;
+	return *below ? open_below(root_fd, below) : (int)result(fcntl(root_fd, F_DUPFD_CLOEXEC, 0));
 }
 
 static void name_fd(char name[32], int fd)
@@ -113,10 +121,18 @@ static size_t parent_length(const char *path)
 	return n;
 }
 
-/* Opens the directory that holds path's last component; *last points at that component. */
-static int open_parent(struct builder *b, const char *path, char name[256])
+void iso_forget_parent(struct builder *b)
+{
+	if (b->parent_fd >= 0)
+		close(b->parent_fd);
+	b->parent_fd = -1;
+}
+
+/* The directory that holds path's last component, whose name is copied: a descriptor of the builder's, or -errno. */
+static int parent_of(struct builder *b, const char *path, char name[256])
 {
 	char parent[PATH_BYTES];
+	const char *below;
 	size_t n = parent_length(path), end = strlen(path);
 	int err = prefix(parent, path, n);
 
@@ -126,19 +142,28 @@ static int open_parent(struct builder *b, const char *path, char name[256])
 		return -ENAMETOOLONG;
 	memcpy(name, path + n, end - n);
 	name[end - n] = 0;
-	return iso_open_target(b, n ? parent : ".");
+	below = below_root(b, parent);
+	if (below && !*below)
+		return root_of(b);
+	if (b->parent_fd >= 0 && n == b->parent_length && !strncmp(path, b->parent, n))
+		return b->parent_fd;
+	iso_forget_parent(b);
+	b->parent = path;
+	b->parent_length = n;
+	b->parent_fd = iso_open_target(b, n ? parent : ".");
+	return b->parent_fd;
 }
 
 static int make_directory(struct builder *b, const char *path, mode_t mode)
 {
 	char name[256];
-	int parent_fd = open_parent(b, path, name);
+	int parent_fd = parent_of(b, path, name);
 	long err;
 
 	if (parent_fd < 0)
 		return parent_fd;
 	err = *name ? result(mkdirat(parent_fd, name, mode)) : 0;
-	close(parent_fd);
+	iso_forget_parent(b); /* path is the caller's, and for a moment */
 	return err == -EEXIST ? 0 : (int)err;
 }
 
@@ -197,42 +222,40 @@ static long after_colon(const char **text)
 	return n;
 }
 
-/* What the umask took off, and the owner. The directory is ours and new: nothing can have replaced it by a symlink. */
-static int set_mode_and_owner(int parent_fd, const char *name, const char *data)
+/* The owner, and the bits of the mode that mkdir(2) does not give. The directory is ours and new: no symlink has replaced it. */
+static int set_owner_and_mode(int parent_fd, const char *name, const char *data)
 {
 	mode_t mode = octal(data, 0755);
 	long uid = after_colon(&data), gid = after_colon(&data);
 
 	if (uid >= 0 && gid >= 0 && fchownat(parent_fd, name, (uid_t)uid, (gid_t)gid, AT_SYMLINK_NOFOLLOW))
 		return -errno;
-	return (int)result(fchmodat(parent_fd, name, mode, 0));
+	return mode & ~01777 ? (int)result(fchmodat(parent_fd, name, mode, 0)) : 0;
 }
 
 static int make_dir_op(struct builder *b, const struct iso_mount *op)
 {
 	const char *path = iso_ptr(op->target), *data = iso_ptr(op->data);
 	char name[256];
-	int parent_fd = open_parent(b, path, name), err;
+	int parent_fd = parent_of(b, path, name), err;
 
 	if (parent_fd < 0)
 		return parent_fd;
 	err = *name ? (int)result(mkdirat(parent_fd, name, octal(data, 0755))) : -EEXIST;
 	if (!err && data)
-		err = set_mode_and_owner(parent_fd, name, data);
-	close(parent_fd);
+		err = set_owner_and_mode(parent_fd, name, data);
 	return err == -EEXIST ? 0 : err;
 }
 
 static int make_file_op(struct builder *b, const struct iso_mount *op)
 {
 	char name[256];
-	int parent_fd = open_parent(b, iso_ptr(op->target), name), fd;
+	int parent_fd = parent_of(b, iso_ptr(op->target), name), fd;
 
 	if (parent_fd < 0)
 		return parent_fd;
 	fd = (int)result(
 		openat(parent_fd, name, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, octal(iso_ptr(op->data), 0644)));
-	close(parent_fd);
 	if (fd >= 0)
 		close(fd);
 	return fd == -EEXIST || fd >= 0 ? 0 : fd;
@@ -241,33 +264,26 @@ static int make_file_op(struct builder *b, const struct iso_mount *op)
 static int make_symlink_op(struct builder *b, const struct iso_mount *op)
 {
 	char name[256];
-	int parent_fd = open_parent(b, iso_ptr(op->target), name), err;
+	int parent_fd = parent_of(b, iso_ptr(op->target), name);
 
-	if (parent_fd < 0)
-		return parent_fd;
-	err = (int)result(symlinkat(iso_ptr(op->source), parent_fd, name));
-	close(parent_fd);
-	return err;
+	return parent_fd < 0 ? parent_fd : (int)result(symlinkat(iso_ptr(op->source), parent_fd, name));
 }
 
 static int make_node_op(struct builder *b, const struct iso_mount *op)
 {
 	const char *mode = iso_ptr(op->data), *data = mode;
 	char name[256];
-	int parent_fd = open_parent(b, iso_ptr(op->target), name), err;
+	int parent_fd = parent_of(b, iso_ptr(op->target), name);
 	long major, minor;
 
 	if (parent_fd < 0)
 		return parent_fd;
 	major = data ? after_colon(&data) : -1;
 	minor = data ? after_colon(&data) : -1;
-	err = major < 0 || minor < 0 ? -EINVAL
-				     : (int)result(mknodat(parent_fd, name, S_IFCHR | 0600,
-							   makedev((unsigned int)major, (unsigned int)minor)));
-	if (!err)
-		err = (int)result(fchmodat(parent_fd, name, octal(mode, 0600), 0));
-	close(parent_fd);
-	return err;
+	if (major < 0 || minor < 0)
+		return -EINVAL;
+	return (int)result(mknodat(parent_fd, name, S_IFCHR | (octal(mode, 0600) & 07777),
+				   makedev((unsigned int)major, (unsigned int)minor)));
 }
 
 int iso_make_dir(struct builder *b, const struct iso_mount *op)

@@ -188,7 +188,7 @@ def _visible(mounts: MountPlan) -> str:
         cwd = os.getcwd()
     except FileNotFoundError:  # it was deleted
         return "/"
-    return cwd if filesystem.resolve(cwd, mounts).exists else "/"
+    return cwd if filesystem.exists(cwd, mounts) else "/"
 
 
 def _kept(launch: Callable[[], native.Child | None], layers: Layers | None) -> native.Child | None:

@@ -2,7 +2,8 @@
 
 Owns: the twelve rows and who takes part in which. All execute the same program (isolate-tiny: 600 bytes, no libc), so that what
 is compared is the start. The floor makes the same system calls without any error handling; where this package puts an init
-(PID namespaces), so does the floor, and a row ``no init`` shows what that costs.
+(PID namespaces), so does the floor, and a row ``no init`` shows what that costs. A root that Sandbox makes has a /dev, and is
+read-only: in the pivot rows it and bubblewrap, told to make one, too, are compared with a floor that does that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -37,6 +39,8 @@ _ROWS: Mapping[str, frozenset[Namespace]] = {
 }
 _BOUND = ("usr", "lib", "lib64", "bin")
 _MS_RDONLY_NOSUID_BIND, _MS_REC_PRIVATE = 1 | 2 | 4096, 16384 | 1 << 18
+_WHOLE = "C floor, with a /dev"
+_WITH_DEVICES = (_WHOLE, "Sandbox.run (Python)", "bwrap")
 _SLOW = {"runsc": 20, "crun": 2}  # how many times fewer operations
 
 
@@ -54,9 +58,14 @@ def _row(name: str, place: Path, effort: Effort) -> Table:
     return Table(
         title=f"fork+exec: {name}",
         head=("who", *HEAD),
-        rows=tuple((who, *cells(samples, found["C floor"])) for who, samples in found.items()),
+        rows=tuple((who, *cells(samples, found[floor_of(who, found)])) for who, samples in found.items()),
         notes=tuple(_notes(missing, [who for who, samples in found.items() if not samples.times_ns])),
     )
+
+
+def floor_of(who: str, found: Mapping[str, Any]) -> str:
+    """The floor that takes the same steps as ``who``."""
+    return _WHOLE if who in _WITH_DEVICES and _WHOLE in found else "C floor"
 
 
 def _notes(missing: list[str], failed: list[str]) -> Iterator[str]:
@@ -72,11 +81,17 @@ def competitors(name: str, place: Path, stage: Path) -> Iterator[tuple[str, Batc
     yield "C floor", lambda count: lines_of(bench("forkexec", "floor", name, count, *where))
     if Namespace.PID in _ROWS[name]:
         yield "C floor, no init", lambda count: lines_of(bench("forkexec", "bare", name, count, *where))
+    if name.endswith("pivot"):
+        yield _WHOLE, lambda count: lines_of(bench("forkexec", "whole", name, count, *where))
     yield "iso_spawn (C)", lambda count: lines_of(bench("forkexec", "library", name, count, *where))
     yield "native.spawn (Python)", _through_native(plan(name, stage))
     yield "Sandbox.run (Python)", _through_sandbox(policy(name))
     if name == "standard":
-        yield "subprocess.run", _through_subprocess
+        yield "subprocess.run", _through_subprocess({})
+        yield (
+            "subprocess.run, output captured",
+            _through_subprocess({"capture_output": True, "stdin": subprocess.DEVNULL}),
+        )
     for who, command in peers(name, place).items():
         yield who, _through_command(who, command)
 
@@ -160,16 +175,15 @@ def _ran(sandbox: Sandbox, program: str) -> int:
     return time.perf_counter_ns() - begun if outcome.status.code == 0 else -1
 
 
-def _through_subprocess(count: int) -> list[int]:
-    import subprocess
-
+def _through_subprocess(streams: dict[str, Any]) -> Batch:
     program = [str(find("isolate-tiny"))]
-    samples = []
-    for _ in range(count):
+
+    def once() -> int:
         begun = time.perf_counter_ns()
-        done = subprocess.run(program)
-        samples.append(time.perf_counter_ns() - begun if done.returncode == 0 else -1)
-    return samples
+        done = subprocess.run(program, **streams)
+        return time.perf_counter_ns() - begun if done.returncode == 0 else -1
+
+    return lambda count: [once() for _ in range(count)]
 
 
 # ---- peers ----
@@ -212,7 +226,8 @@ def peers(name: str, place: Path) -> dict[str, list[str]]:
     if name.endswith("pivot"):
         binds = [word for one in _BOUND for word in ("--ro-bind", f"/{one}", f"/{one}")]
         binds += ["--ro-bind", os.path.dirname(tiny), os.path.dirname(tiny)]
-        wanted["bwrap"] = ["bwrap", *(["--unshare-all"] if name == "all+pivot" else []), *binds, tiny]
+        unshared = ["--unshare-all"] if name == "all+pivot" else []
+        wanted["bwrap"] = ["bwrap", *unshared, "--dev", "/dev", *binds, "--remount-ro", "/", tiny]
     if name == "all+pivot":
         wanted["crun"] = ["crun", "--root", str(place / "crun"), "--cgroup-manager", "disabled", "run"]
         wanted["crun"] += ["--bundle", str(_bundle(place, tiny)), f"isolate-bench-{os.getpid()}"]

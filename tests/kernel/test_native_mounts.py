@@ -117,6 +117,37 @@ def test_a_remount_takes_off_the_flags_that_it_names_and_no_other(tmp_path: Path
     assert refused(plan("mnt", mounts=(wrong,)))[0].errno == errno.EINVAL
 
 
+@pytest.mark.parametrize("pivot", [False, True])
+def test_what_is_made_after_a_mount_is_made_on_it(tmp_path: Path, pivot: bool) -> None:
+    """The directory of the last entry is kept open for the next, until something is mounted."""
+    root = str(tmp_path)
+
+    def made(name: str) -> MountOp:
+        return MountOp(kind=MountKind.MKFILE, target=f"{root}/dir/{name}")
+
+    table = [
+        MountOp(kind=MountKind.MOUNT, source="tmpfs", target=root, fstype="tmpfs"),
+        MountOp(kind=MountKind.MKDIR, target=f"{root}/dir", data="2751"),
+        made("below"),
+        MountOp(kind=MountKind.MKDIR, target=f"{root}/other/deep"),
+        made("below too"),
+        MountOp(kind=MountKind.MOUNT, source="tmpfs", target=f"{root}/dir", fstype="tmpfs"),
+        made("on it"),
+        MountOp(kind=MountKind.SYMLINK, source="on it", target=f"{root}/dir/link"),
+    ]
+    look = f"cd {root}; ls dir other; umount dir; stat -c %a dir; ls dir"
+    if pivot:
+        for name in ("usr", "lib", "lib64", "bin", "proc"):
+            table += [
+                MountOp(kind=MountKind.MKDIR, target=f"{root}/{name}"),
+                MountOp(kind=MountKind.BIND, source=f"/{name}", target=f"{root}/{name}"),
+            ]
+        table.append(MountOp(kind=MountKind.PIVOT, target=root))
+        look = look.replace(f"cd {root}", "cd /")
+    ran = run(plan("mnt", mounts=tuple(table), umask=0o77), "sh", "-c", look)
+    assert ran.text == "dir:\nlink\non it\n\nother:\ndeep\n2751\nbelow\nbelow too\n"
+
+
 def test_a_thousand_mounts(tmp_path: Path) -> None:
     ops = [MountOp(kind=MountKind.MOUNT, source="tmpfs", target=str(tmp_path), fstype="tmpfs")]
     for number in range(1000):

@@ -7,7 +7,7 @@ from pytest_isolate.kernel.filesystem.changes import Layers, files_changed
 from pytest_isolate.kernel.filesystem.context import Context
 from pytest_isolate.kernel.filesystem.mountplan import Layer, MountPlan
 from pytest_isolate.kernel.filesystem.places import for_tests
-from pytest_isolate.kernel.filesystem.resolve import Resolution, caused, explain, resolve
+from pytest_isolate.kernel.filesystem.resolve import Resolution, caused, exists, explain, resolve
 from pytest_isolate.kernel.filesystem.view import compile  # noqa: A004 - the word of the design
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Resolution",
     "caused",
     "compile",
+    "exists",
     "explain",
     "files_changed",
     "for_tests",

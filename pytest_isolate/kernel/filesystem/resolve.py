@@ -76,6 +76,11 @@ def resolve(path: str, plan: MountPlan) -> Resolution:
     )
 
 
+def exists(path: str, plan: MountPlan) -> bool:
+    """True when an absolute ``path`` is there at the start of the sandbox. Raises PolicyError as resolve()."""
+    return _found(path, plan).error == 0
+
+
 def _found(path: str, plan: MountPlan) -> Found:
     if not path.startswith("/"):
         raise PolicyError(f"path {path!r}", "it is relative" if path else "it is empty", "write an absolute path")

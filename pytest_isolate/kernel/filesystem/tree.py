@@ -240,7 +240,8 @@ class Tree:
                 self._attach(self._new(op), op.target)
             case MountKind.BIND:
                 clone = _clone(self._existing(op.source), recursive=bool(op.flags & mountinfo.MS_REC))
-                clone.flags |= op.flags & _ATTRIBUTES
+                for each in clone.subtree():
+                    each.flags |= op.flags & _ATTRIBUTES
                 self._attach(clone, op.target)
             case MountKind.MKDIR:
                 self._make(op.target, Node(kind="directory", mode=int(op.data.split(":")[0] or "755", 8)))

@@ -321,12 +321,12 @@ class _Compiler:
         source = entry.source or path  # a part of a mount just made, bound over itself
         if entry.owned:
             self.owned.append(len(self.table.ops))
-        self.table.emit(
-            MountKind.BIND, path, entry.words, source=source, flags=MS_BIND | (MS_REC if entry.recursive else 0)
-        )
-        self._uncover_stage(path, source)
         kept = (0 if entry.writable else MS_RDONLY) | (0 if entry.devices else MS_NODEV)
-        if kept:
+        at_once = kept if self.table.mount_setattr else 0  # on a tree that is mounted nowhere yet: no second look-up
+        flags = MS_BIND | (MS_REC if entry.recursive else 0) | at_once
+        self.table.emit(MountKind.BIND, path, entry.words, source=source, flags=flags)
+        self._uncover_stage(path, source)
+        if kept != at_once:
             self.table.seal(path, entry.words, kept)
         self._give_back(path, entry.words, kept)
 
