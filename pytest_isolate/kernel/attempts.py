@@ -383,7 +383,7 @@ def bpf() -> str:
             with dataplane.load(dataplane.ALL_PROGRAMS) as plane:
                 return f"{len(plane.programs)} programs by {plane.front_end}"
         except SetupError as error:
-            raise Refused(error.step, error.errno or 0) from error
+            raise Refused(error.step, error.errno or 0, remedy=error.remedy) from error
         except BackendUnavailable as error:
             raise Refused("bpf-load", 0, error.why, error.remedy) from error
 

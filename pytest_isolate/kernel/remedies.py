@@ -67,11 +67,6 @@ Row = tuple[Callable[[Case], bool], str]
 
 #: The first row that fits gives the remedy. Order: the narrowest cause first.
 ROWS: tuple[Row, ...] = (
-    # the package itself
-    (
-        lambda c: c.step == "init" and c.errno == errno.EACCES,
-        "install the package where this user may read and execute it, not on a noexec mount",
-    ),
     # namespaces
     (
         lambda c: c.step == "clone" and c.errno == errno.ENOSPC and c.place.max_user_namespaces == 0,

@@ -70,7 +70,7 @@ def _fork(plan: Plan) -> native.Child | None:
         raise Refused("native", 0, error.why, error.remedy) from error
     except SetupError as error:
         step = f"{error.step}[{error.index}]" if error.index >= 0 else error.step
-        raise Refused(step, error.errno or 0) from error
+        raise Refused(step, error.errno or 0, remedy=error.remedy) from error
 
 
 def _answer(act: Act, write_fd: int) -> NoReturn:

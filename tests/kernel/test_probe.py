@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ def test_an_installation_that_plain_users_may_not_enter_is_named(
     assert not answer["available"]
     assert f"user {NOBODY} may not enter" in answer["reason"], answer
     assert "where every user may read it" in answer["remedy"], answer
+
+
+def test_an_installation_on_a_noexec_mount_is_named_with_its_step_and_what_to_do() -> None:
+    require("root", os.geteuid() == 0, "a plain user mounts nothing over an installation")
+    directory = str(library.find("isolate-init").parent)
+
+    def over() -> None:
+        for arguments in (["--bind", directory, directory], ["-o", "remount,bind,noexec", directory]):
+            subprocess.run(["mount", *arguments], check=True)
+
+    told = throwaway(plain_answers, prepare=over)["namespace_pid"]
+    assert (told["available"], told["step"], told["errno"]) == (False, "init", errno.EACCES)
+    assert told["remedy"].endswith("not on a noexec mount")
 
 
 def test_an_available_namespace_agrees_with_the_kernel_about_itself() -> None:
