@@ -26,11 +26,11 @@ from typing import Any
 from pytest_isolate.errors import BackendUnavailable, PolicyError
 from pytest_isolate.hardening import Landlock
 from pytest_isolate.kernel import landlock
-from pytest_isolate.kernel.bpf import layout
+from pytest_isolate.kernel.bpf import objects
 from pytest_isolate.kernel.bpf.dataplane import OBJECTS, Dataplane, refusal, trimmed
-from pytest_isolate.kernel.bpf.layout import MapSpec, MapType, ProgramSpec
 from pytest_isolate.kernel.bpf.libbpf import MapCreateOpts, ProgLoadOpts, library
 from pytest_isolate.kernel.bpf.maps import Map
+from pytest_isolate.kernel.bpf.objects import MapSpec, MapType, ProgramSpec
 from pytest_isolate.kernel.scratch import Scratch
 
 _INCLUDE = re.compile(r'^#include "(\w+\.h)"$', re.MULTILINE)
@@ -64,7 +64,7 @@ def load(
     try:
         if maps is None:
             maps = create_maps(
-                {n: s if n not in (sizes or {}) else _sized(s, (sizes or {})[n]) for n, s in layout.MAPS.items()}
+                {n: s if n not in (sizes or {}) else _sized(s, (sizes or {})[n]) for n, s in objects.MAPS.items()}
             )
             plane.adopt(maps, {}, {})
         flags = [f"-DDEBUG_MODE={int(debug)}"]
@@ -147,7 +147,7 @@ def _prog_load(name: str, code: bytes, spec: ProgramSpec, options: ProgLoadOpts)
 
 def _expected(spec: ProgramSpec) -> int:
     # tcx and XDP programs are loaded without one: libbpf 1.1 and kernels before 6.6 know no such number.
-    return 0 if spec.type in (layout.ProgramType.SCHED_CLS, layout.ProgramType.XDP) else int(spec.attach)
+    return 0 if spec.type in (objects.ProgramType.SCHED_CLS, objects.ProgramType.XDP) else int(spec.attach)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------

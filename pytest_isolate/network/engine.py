@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, PolicyError
-from pytest_isolate.kernel.bpf import Dataplane, Links, Ring, layout, load
+from pytest_isolate.kernel.bpf import Dataplane, Links, Ring, layout, load, objects
 from pytest_isolate.kernel.bpf.layout import BUDGETS, RING_BYTES
 from pytest_isolate.network.attached import AttachedPolicy
 from pytest_isolate.network.places import (
@@ -84,9 +84,9 @@ class PolicyEngine:
         self._stack.close()
 
     def _load(self) -> Dataplane:
-        specs = dict(layout.PROGRAMS)
+        specs = dict(objects.PROGRAMS)
         if self._flows:
-            specs.update(layout.FLOW_PROGRAMS)
+            specs.update(objects.FLOW_PROGRAMS)
         return self._loader(specs, sizes={"np_flows4": self._flows or 1, "np_flows6": self._flows or 1})
 
     @contextlib.contextmanager
@@ -147,7 +147,7 @@ class PolicyEngine:
     def interfaces(self) -> Dataplane:
         """The programs for interfaces: loaded when first asked for, and sharing the maps of ``plane``."""
         if self._interfaces is None:
-            self._interfaces = self._stack.enter_context(self._loader(layout.LINK_PROGRAMS, maps=self.plane.maps))
+            self._interfaces = self._stack.enter_context(self._loader(objects.LINK_PROGRAMS, maps=self.plane.maps))
         return self._interfaces
 
     def far_end(self, netns_fd: int, ifindex: int) -> InterfacePlace:

@@ -22,7 +22,7 @@ from types import FrameType
 
 from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.kernel.bpf import load
-from pytest_isolate.kernel.bpf.layout import AttachType, ProgramSpec, ProgramType
+from pytest_isolate.kernel.bpf.objects import AttachType, ProgramSpec, ProgramType
 from pytest_isolate.kernel.bpf.testrun import live_frames, test_run
 from pytest_isolate.kernel.interfaces import Netns, loopback_up, private_network
 from pytest_isolate.kernel.namespaces import inside_netns

@@ -17,9 +17,9 @@ from pytest_isolate.errors import PolicyError
 from pytest_isolate.kernel import bcc
 from pytest_isolate.kernel.bpf import Links
 from pytest_isolate.kernel.bpf.dataplane import Dataplane
-from pytest_isolate.kernel.bpf.layout import PROGRAMS, ProgramSpec
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.kernel.bpf.maps import Map
+from pytest_isolate.kernel.bpf.objects import PROGRAMS, ProgramSpec
 from pytest_isolate.policy import unknown
 
 #: Hooks by the words users write.

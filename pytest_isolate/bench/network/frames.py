@@ -19,7 +19,7 @@ from pytest_isolate.bench.table import Table
 from pytest_isolate.kernel.bpf import layout as np
 from pytest_isolate.kernel.bpf import load
 from pytest_isolate.kernel.bpf.dataplane import OBJECTS, Dataplane, load_image
-from pytest_isolate.kernel.bpf.layout import AttachType, ProgramSpec, ProgramType
+from pytest_isolate.kernel.bpf.objects import FLOW_PROGRAMS, PROGRAMS, AttachType, ProgramSpec, ProgramType
 from pytest_isolate.kernel.bpf.testrun import test_run
 
 #: Programs of bpf/baseline.bpf.c that do one thing: technique -> what it is.
@@ -66,7 +66,7 @@ def measure(place: Place) -> list[Table]:
         tables = [_techniques(place, base)]
         if shutil.which("clang") is None:
             return [*tables, table("frames: the hooks themselves", [], ("clang is not installed: not measured.",))]
-        with load_image(_valid_at_zero(place.work), {**np.PROGRAMS, **np.FLOW_PROGRAMS}, _SIZES) as ours:
+        with load_image(_valid_at_zero(place.work), {**PROGRAMS, **FLOW_PROGRAMS}, _SIZES) as ours:
             _allow_everything(ours)
             return [_hooks(place, ours, base), _flows(place, ours, base), *tables]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from pytest_isolate.bench.network.live import many_rules
 from pytest_isolate.bench.network.place import Figure, Place, competitor, in_child, table
 from pytest_isolate.bench.table import Table
-from pytest_isolate.kernel.bpf import layout, load
+from pytest_isolate.kernel.bpf import load, objects
 from pytest_isolate.kernel.bpf.dataplane import Dataplane
 from pytest_isolate.network import COUNT_ONLY, AttachedPolicy, NetworkPolicy, PolicyEngine, Verdict
 
@@ -51,7 +51,7 @@ def _loading(place: Place) -> Figure:
     took = []
     for _ in range(place.times(5)):
         begin = time.perf_counter()
-        with load({**layout.PROGRAMS, **layout.FLOW_PROGRAMS}, sizes={"np_flows4": 4096, "np_flows6": 4096}):
+        with load({**objects.PROGRAMS, **objects.FLOW_PROGRAMS}, sizes={"np_flows4": 4096, "np_flows6": 4096}):
             took.append(_ms_since(begin))
     return Figure(what="programs and maps loaded by libbpf", value=statistics.median(took), unit="ms", target=2)
 

@@ -20,7 +20,7 @@ from pytest_isolate.bench.table import Table
 from pytest_isolate.errors import BackendUnavailable
 from pytest_isolate.groups import of_this_process
 from pytest_isolate.kernel.bpf.dataplane import OBJECTS
-from pytest_isolate.kernel.bpf.layout import AttachType, ProgramSpec, ProgramType
+from pytest_isolate.kernel.bpf.objects import AttachType, ProgramSpec, ProgramType
 from pytest_isolate.kernel.interfaces import Netns, loopback_up
 from pytest_isolate.kernel.namespaces import CLONE_NEWNET, setns
 

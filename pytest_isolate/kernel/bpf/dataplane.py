@@ -15,10 +15,10 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, SetupError
-from pytest_isolate.kernel.bpf import layout
-from pytest_isolate.kernel.bpf.layout import MapSpec, MapType, ProgramSpec
+from pytest_isolate.kernel.bpf import objects
 from pytest_isolate.kernel.bpf.libbpf import check, library
 from pytest_isolate.kernel.bpf.maps import Map
+from pytest_isolate.kernel.bpf.objects import MapSpec, MapType, ProgramSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -219,4 +219,4 @@ def _memlock(fd: int) -> int:
     return 0
 
 
-ALL_PROGRAMS = {**layout.PROGRAMS, **layout.FLOW_PROGRAMS, **layout.LINK_PROGRAMS}
+ALL_PROGRAMS = {**objects.PROGRAMS, **objects.FLOW_PROGRAMS, **objects.LINK_PROGRAMS}

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pytest_isolate.kernel.bpf.layout import MapSpec
 from pytest_isolate.kernel.bpf.libbpf import check, library
+from pytest_isolate.kernel.bpf.objects import MapSpec
 
 _T = TypeVar("_T", bound=ctypes.Structure)
 _CHUNK, _CHUNK_BYTES = 4096, 1 << 20  # of one batched read

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_isolate.kernel.bpf import layout
+from pytest_isolate.kernel.bpf import layout, objects
 
 BPF = Path(__file__).resolve().parents[3] / "bpf"
 
@@ -71,9 +71,9 @@ def test_every_number_is_the_same(dumped):
 
 def test_both_front_ends_make_the_same_maps(engine):
     made = {name: item.spec for name, item in engine.plane.maps.items()}
-    sized = {name: spec for name, spec in layout.MAPS.items() if "flows" not in name}
+    sized = {name: spec for name, spec in objects.MAPS.items() if "flows" not in name}
     assert {name: spec for name, spec in made.items() if "flows" not in name} == sized
-    assert made.keys() == layout.MAPS.keys()
+    assert made.keys() == objects.MAPS.keys()
 
 
 def test_the_decisions_hold_on_the_host(tmp_path, require):

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_isolate.errors import SetupError
 from pytest_isolate.kernel import bpf, interfaces
-from pytest_isolate.kernel.bpf import layout
+from pytest_isolate.kernel.bpf import objects
 from pytest_isolate.kernel.interfaces import End, InterfacePrograms, Netns, inside, loopback_up, private_network
 from pytest_isolate.kernel.namespaces import inside_netns
 from pytest_isolate.network import NetworkPolicy, Verdict
@@ -108,7 +108,7 @@ def test_packet_sockets_are_caught_at_the_host_end(pair, engine, kind):
             box.attach(NetworkPolicy()) as net,
         ):
             assert link._place.kind == kind
-            with bpf.load(layout.LINK_PROGRAMS) as another_process_s:  # which takes only its own away
+            with bpf.load(objects.LINK_PROGRAMS) as another_process_s:  # which takes only its own away
                 InterfacePrograms(another_process_s, host.fd, index).close()
             box.run(work)
             assert server.recv(10) == b"raw!"

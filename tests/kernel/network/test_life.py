@@ -14,7 +14,7 @@ import pytest
 
 from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
 from pytest_isolate.kernel import bcc
-from pytest_isolate.kernel.bpf import dataplane, layout, load
+from pytest_isolate.kernel.bpf import dataplane, load, objects
 from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.network import NetworkPolicy, PolicyEngine
 from tests.conftest import require_front_end
@@ -135,7 +135,7 @@ def test_without_privilege_the_remedy_is_named(loader):
     def without():
         become(65534)
         try:
-            loader(layout.PROGRAMS)
+            loader(objects.PROGRAMS)
         except BackendUnavailable as error:
             return str(error)
         return "loaded"
@@ -161,23 +161,23 @@ def test_bpffs_is_not_needed(loader):
         mount("tmpfs", "/sys/fs/bpf", "tmpfs", 0, "mode=000")
 
     def loads():
-        with loader(layout.PROGRAMS) as plane:
+        with loader(objects.PROGRAMS) as plane:
             return sorted(plane.programs)
 
-    assert throwaway(loads, prepare=hidden) == sorted(layout.PROGRAMS)
+    assert throwaway(loads, prepare=hidden) == sorted(objects.PROGRAMS)
 
 
 def test_a_missing_object_names_how_to_build_it(tmp_path, monkeypatch):
     monkeypatch.setattr(dataplane, "OBJECTS", tmp_path)
     with pytest.raises(BackendUnavailable, match="make -C bpf"):
-        load(layout.PROGRAMS)
+        load(objects.PROGRAMS)
 
 
 def test_an_object_that_is_none_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "netpolicy.bpf.o").write_bytes(b"\x7fELF" + b"\0" * 100)
     monkeypatch.setattr(dataplane, "OBJECTS", tmp_path)
     with pytest.raises(SetupError, match="bpf-open"):
-        load(layout.PROGRAMS)
+        load(objects.PROGRAMS)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_what_the_verifier_refuses_is_said_in_its_words():
     text = "#include <uapi/linux/bpf.h>\nint bad(struct __sk_buff *skb) { return *(int *)(long)skb->data; }"
     code = bcc.compile_text(text, ["bad"], {})
     with pytest.raises(SetupError, match="invalid access to packet") as caught:
-        bcc.load_program("bad", code["bad"], layout.PROGRAMS["np_egress"])
+        bcc.load_program("bad", code["bad"], objects.PROGRAMS["np_egress"])
     assert len(str(caught.value).splitlines()) < 20
 
 
