@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only
- * np_maps.h - every map: key, value, who writes it. kernel/bpf/layout.py holds the same table for bcc.
+ * np_maps.h - every map: key, value, who writes it. kernel/bpf/objects.py holds the same table for bcc.
  */
 #ifndef NP_MAPS_H
 #define NP_MAPS_H
