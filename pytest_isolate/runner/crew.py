@@ -76,7 +76,8 @@ class Crew:
             self._workers.expect((len(item.session.items) - self.order.place(item)) // self._shared_with)
         dump_stacks = self.deadline_s(settings) is not None
         self.order.look(item.session.items)
-        worker = self._workers.start(item, following, settings, entry, dump_stacks=dump_stacks)
+        serial = self.order.is_serial(item)
+        worker = self._workers.start(item, following, settings, entry, dump_stacks=dump_stacks, serial=serial)
         worker.places = self.order.places
         worker.group = self.order.group_of(item)[0]
         lane = Lane(worker, settings, item, following, gated=entry.gated)
@@ -86,7 +87,7 @@ class Crew:
 
     def start_fresh(self, item: pytest.Item, settings: Settings) -> Lane:
         """Start a new interpreter for ``item``; raises as start()."""
-        return Lane(self._workers.start_fresh(item, settings), settings, item)
+        return Lane(self._workers.start_fresh(item, settings, serial=self.order.is_serial(item)), settings, item)
 
     def _serve_there(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:
         self.interrupts.restore()

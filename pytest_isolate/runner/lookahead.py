@@ -41,6 +41,7 @@ class Order:
         self._items: list[pytest.Item] = []
         self.places: dict[int, int] = {}
         self._last_group: tuple[Any, range] = (None, range(0))
+        self._serial: dict[Any, bool] = {}
         self._groups = Recent[tuple[Any, Any]]()
 
     @functools.cached_property
@@ -66,7 +67,17 @@ class Order:
         node: pytest.Collector | None = item.getparent(kind) if kind is not None else None
         if node is None or not runs_isolated(settings):
             return None, None
-        return (id(node), compat.wide_parameters(item, WIDEST[settings.scope]), id(settings)), node
+        alike = self._resolver.but_for_serial(settings)
+        return (id(node), compat.wide_parameters(item, WIDEST[settings.scope]), id(alike)), node
+
+    def is_serial(self, item: pytest.Item) -> bool:
+        """True when no other test may run beside ``item``, or beside one of its group: they share a process, and its turn."""
+        group, _ = self.group_of(item)
+        if group is None:
+            return self._resolver.item(item).serial
+        if group not in self._serial:
+            self._serial[group] = any(self._resolver.item(member).serial for member in self.members(item, group))
+        return self._serial[group]
 
     def look(self, items: list[pytest.Item]) -> None:
         """Find ``places`` anew where a hook has changed the session's items."""
@@ -74,6 +85,7 @@ class Order:
             self._items = items.copy()
             self.places = {id(item): place for place, item in enumerate(items)}
             self._last_group = (None, range(0))
+            self._serial.clear()
 
     def place(self, item: pytest.Item) -> int:
         """The item's place in session.items; their number for one that is not among them any more."""
@@ -135,7 +147,7 @@ class Lookahead:
 
     def begin(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """``item`` runs, and what it needs is set up here: look at what comes after it and its group; not if it is serial."""
-        if self._resolver.item(item).serial:
+        if self._order.is_serial(item):
             self.stop()
             return
         self._stack = compat.set_up_now(item.session)
@@ -159,11 +171,13 @@ class Lookahead:
         while self._place < len(self._coming):
             item = self._coming[self._place]
             settings = self._resolver.item(item)
-            if settings.serial or not runs_isolated(settings) or not self._leaves_all(item):
+            if not runs_isolated(settings) or not self._leaves_all(item):
                 break
             if compat.is_skipped(item):  # at its turn, and here; it sets nothing up
                 self._place += 1
                 continue
+            if self._order.is_serial(item):
+                break
             if settings.mode == "fresh" and not fresh:
                 return None
             group, limit = self._order.group_of(item)

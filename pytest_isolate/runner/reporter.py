@@ -56,7 +56,7 @@ class Link:
 
     ``gated``: forked ahead of its turn; it waits for an order, and runs the protocol with all of its wrappers.
     ``failure``: what the parent's set-up for an item raised, where pytest itself would not raise it again.
-    ``runner_pid``: of a serial test, whose call waits until that process sleeps; else 0.
+    ``runner_pid``: of a serial test, whose call waits until that process sleeps; else 0, as where it cannot be seen.
     """
 
     channel_fd: int
@@ -229,7 +229,7 @@ class Listener:
 
 
 def _await_sleep(pid: int) -> None:
-    """Wait until that process has nothing to do: it was just told of a set-up. One that we cannot see, the test cannot see either."""
+    """Wait until that process has nothing to do: it was just told of a set-up."""
     end = time.monotonic() + _PATIENCE_S
     with contextlib.suppress(OSError, IndexError):
         while _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] != b"S" and time.monotonic() < end:

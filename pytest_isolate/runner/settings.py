@@ -149,6 +149,13 @@ class Resolver:
             return self._one_of_equals(replace(settings, serial=True))
         return settings
 
+    def but_for_serial(self, settings: Settings) -> Settings:
+        """The same ones for all that differ in nothing else: they may share a process."""
+        if not settings.serial:
+            return settings
+        alike = replace(settings, serial=False)
+        return next((one for one in (self.default, self._exempt) if one == alike), None) or self._one_of_equals(alike)
+
     def _of_markers(self, item: pytest.Item) -> Settings:
         marks = tuple(item.iter_markers(name="isolate"))
         networked = asks_for_network(item)

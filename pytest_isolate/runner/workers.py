@@ -21,7 +21,7 @@ from pytest_isolate.endings import living, usage_of
 from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import hugepages
 from pytest_isolate.outcome import Cause, ExitStatus, Outcome
-from pytest_isolate.policy import Namespace
+from pytest_isolate.policy import Namespace, Policy
 from pytest_isolate.runner import crash, fresh, garbage, reporter
 from pytest_isolate.runner.child import told
 from pytest_isolate.runner.host import Host, kind_of
@@ -111,6 +111,11 @@ def _hides(backend: Backend, settings: Settings) -> bool:
     return ask is not None and bool(ask(settings.policy))
 
 
+def _sees_us(policy: Policy) -> bool:
+    """Whether pytest's own process is in the test's /proc."""
+    return Namespace.PID not in policy.namespaces or not policy.filesystem.proc
+
+
 def _undo(worker: TestProcess) -> None:
     """Give back what was made for a start that failed."""
     for made in (worker.life, worker.network, worker.cgroup, worker):
@@ -164,13 +169,14 @@ class Workers:
         entry: Entry,
         *,
         dump_stacks: bool,
+        serial: bool,
     ) -> TestProcess:
-        """Fork a child for ``item``.
+        """Fork a child for ``item``. ``serial``: nobody is to be seen beside it, not even one who is ending.
 
         Raises:
             IsolateError: the sandbox could not be made; nothing is left.
         """
-        self._reaper.collect(keep=_MAX_BODIES)
+        self._reaper.collect(keep=0 if serial else _MAX_BODIES)
         if not self._has_forked:
             garbage.age()
             self._has_forked = True
@@ -189,7 +195,7 @@ class Workers:
             dump_stacks=dump_stacks,
             in_pid_namespace=Namespace.PID in settings.policy.namespaces,
             limits=settings.policy.limits,
-            runner_pid=os.getpid() if settings.serial else 0,
+            runner_pid=os.getpid() if serial and _sees_us(settings.policy) else 0,
             failure=entry.failure,
         )
         worker.limits = settings.policy.limits
@@ -217,13 +223,13 @@ class Workers:
         self._live.append(worker)
         return worker
 
-    def start_fresh(self, item: pytest.Item, settings: Settings) -> TestProcess:
-        """Start a new interpreter for ``item`` alone.
+    def start_fresh(self, item: pytest.Item, settings: Settings, *, serial: bool) -> TestProcess:
+        """Start a new interpreter for ``item`` alone. ``serial``: see start().
 
         Raises:
             IsolateError: the sandbox could not be made; nothing is left.
         """
-        self._reaper.collect(keep=_MAX_BODIES)
+        self._reaper.collect(keep=0 if serial else _MAX_BODIES)
         report_fd, channel_fd = os.pipe()
         outputs = crash.Outputs.make(shared=True)
         worker = TestProcess(report_fd, Orders(-1), outputs, wire.Reader(report_fd), item)

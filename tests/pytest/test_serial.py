@@ -40,8 +40,17 @@ def makes_tests(pytester: pytest.Pytester, mark: str) -> None:
     )
 
 
-@pytest.mark.parametrize("args", [(), ("--isolate-mode=fresh",), ("--isolate-scope=module",)], ids=str)
-@pytest.mark.parametrize("how", ["marker", "test", "module"])
+@pytest.mark.parametrize(
+    ("how", "args"),
+    [
+        ("marker", ()),
+        ("test", ()),
+        ("module", ()),
+        ("marker", ("--isolate-mode=fresh",)),
+        ("test", ("--isolate-profile=minimal", "--isolate-mem-limit=512M")),
+    ],
+    ids=str,
+)
 def test_none_runs_beside_it_and_the_others_run_at_once(
     pytester: pytest.Pytester, isolated: Run, how: str, args: tuple[str, ...]
 ) -> None:
@@ -56,6 +65,65 @@ def test_none_runs_beside_it_and_the_others_run_at_once(
         assert beside(pytester, "2") == ["run-1"]
         assert beside(pytester, "3") == ["run-4"]
     assert "run-alone" not in " ".join(name for number in "1234" for name in beside(pytester, number))
+
+
+@pytest.mark.parametrize("scope", ["class", "module"])
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_in_a_group_it_stays_in_the_groups_process_and_no_other_group_runs_beside_that(
+    pytester: pytest.Pytester, isolated: Run, scope: str, jobs: int
+) -> None:
+    pytester.makepyfile(watching=WATCHING)
+    for name in "abc":
+        pytester.makepyfile(
+            **{
+                f"test_{name}": f"""
+            from watching import *
+            class TestIt:
+                seen = []
+                def test_1(self): self.seen.append(1); runs("{name}1")
+                def test_2(self): self.seen.append(2); runs("{name}2")
+                def test_3(self): assert self.seen == [1, 2]; runs("{name}3")
+            """
+            }
+        )
+    args = (f"--isolate-scope={scope}", f"--isolate-jobs={jobs}", "-o", "isolate_serial=test_b.py::TestIt::test_2")
+    isolated(*args).assert_outcomes(passed=9)
+    assert not any(beside(pytester, f"b{number}") for number in "123")
+    assert not any("run-b" in one for name in "ac" for number in "123" for one in beside(pytester, f"{name}{number}"))
+
+
+@pytest.mark.parametrize("mode", ["fork", "fresh"])
+def test_the_process_of_the_test_before_is_gone(pytester: pytest.Pytester, isolated: Run, mode: str) -> None:
+    """A process takes a while to give back much memory, when all has been told of its test."""
+    pytester.makepyfile(
+        test_it=f"""
+        import os, pathlib, pytest
+        kept = []
+        def test_1():
+            kept.append(bytearray(300 << 20))
+            pathlib.Path("pid").write_text(str(os.getpid()))
+        {MARKED}
+        def test_2():
+            assert not os.path.exists("/proc/" + pathlib.Path("pid").read_text())
+        """
+    )
+    isolated(f"--isolate-mode={mode}").assert_outcomes(passed=2)
+
+
+def test_one_that_is_skipped_keeps_nobody_waiting(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makepyfile(watching=WATCHING)
+    pytester.makepyfile(
+        test_it="""
+        from watching import *
+        def test_1(): runs("1", 0.5)
+        @pytest.mark.skip
+        @pytest.mark.isolate(serial=True)
+        def test_2(): pass
+        def test_3(): runs("3")
+        """
+    )
+    isolated("--isolate-jobs=2").assert_outcomes(passed=2, skipped=1)
+    assert beside(pytester, "3") == ["run-1"]
 
 
 RUNNER = """
