@@ -27,6 +27,9 @@ class Remembered(Generic[Value]):
         self._young: dict[tuple[int, Hashable], tuple[object, Value]] = {}
         self._old: dict[tuple[int, Hashable], tuple[object, Value]] = {}
 
+    def __len__(self) -> int:
+        return len(self._young.keys() | self._old.keys())
+
     def of(self, asked: object, make: Callable[[], Value], more: Hashable = None) -> Value:
         """The answer for ``asked``, and ``more`` if it depends on that; made by ``make`` where it is not known."""
         key = id(asked), more
