@@ -322,12 +322,8 @@ class _Compiler:
         if entry.owned:
             self.owned.append(len(self.table.ops))
         kept = (0 if entry.writable else MS_RDONLY) | (0 if entry.devices else MS_NODEV)
-        at_once = kept if self.table.mount_setattr else 0  # on a tree that is mounted nowhere yet: no second look-up
-        flags = MS_BIND | (MS_REC if entry.recursive else 0) | at_once
-        self.table.emit(MountKind.BIND, path, entry.words, source=source, flags=flags)
+        self.table.bind(path, entry.words, source=source, recursive=entry.recursive, flags=kept)
         self._uncover_stage(path, source)
-        if kept != at_once:
-            self.table.seal(path, entry.words, kept)
         self._give_back(path, entry.words, kept)
 
     def _give_back(self, path: str, words: str, kept: int) -> None:
