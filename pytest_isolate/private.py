@@ -143,5 +143,5 @@ def wired(undo: contextlib.ExitStack) -> tuple[int, Subnet, int]:
     from pytest_isolate.kernel.interfaces import private_network
 
     netns_fd = namespace(undo)
-    subnet, index = undo.enter_context(private_network(netns_fd))
+    subnet, index = private_network(undo, netns_fd)
     return netns_fd, subnet, index

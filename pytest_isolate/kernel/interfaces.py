@@ -215,11 +215,11 @@ _FIRST_INDEX = 1 << 20  # of interfaces; the kernel's own count starts at 1
 _FIRST_INDEX_OF_WIRES = _FIRST_INDEX + SUBNETS
 
 
-@contextlib.contextmanager
-def private_network(test_netns_fd: int, host_netns_fd: int = -1) -> Iterator[tuple[Subnet, int]]:
+def private_network(undo: contextlib.ExitStack, test_netns_fd: int, host_netns_fd: int = -1) -> tuple[Subnet, int]:
     """A veth between the host (or another namespace) and the test, on a subnet of its own: (subnet, host ifindex).
 
-    No NAT and no forwarding: the test reaches the host's end and nothing beyond.
+    No NAT and no forwarding: the test reaches the host's end and nothing beyond. ``undo`` takes it away. This is no context
+    manager written as a generator: one that is kept in a stack is run to its end wherever a forked child drops its copy.
 
     Raises:
         SetupError: the kernel refused it, or every subnet is taken.
@@ -233,12 +233,12 @@ def private_network(test_netns_fd: int, host_netns_fd: int = -1) -> Iterator[tup
         )
 
     subnet, (host, test, (index, _)) = _on_a_free_subnet(ends, _networks)
-    try:
+    with contextlib.ExitStack() as failed:
+        failed.callback(_delete, host_netns_fd, index)  # gone already when the namespace went first
         _bring_up(host)
         _bring_up(test)
-        yield subnet, index
-    finally:
-        _delete(host_netns_fd, index)  # gone already when the namespace went first
+        undo.push(failed.pop_all())
+    return subnet, index
 
 
 def wire(a_netns_fd: int, b_netns_fd: int, made: Callable[[contextlib.ExitStack, int, int], None]) -> Subnet:

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -60,6 +60,7 @@ class PolicyEngine:
         self._interfaces: Dataplane | None = None
         self._stack = contextlib.ExitStack()
         self._lock = threading.RLock()
+        self._owner = 0
         self._attached: dict[int, AttachedPolicy] = {}
         self._ids = itertools.count(1)
         self._budgets = list(range(BUDGETS - 1, 0, -1))
@@ -72,13 +73,17 @@ class PolicyEngine:
             self._ring = Ring(self.plane.maps["np_events"].fd, RING_BYTES)
             stack.callback(self._ring.close)
             self.rulesets = Rulesets(self.plane)
-            stack.enter_context(self._resident())
+            self._reside(stack)
             self._stack = stack.pop_all()
+        self._owner = os.getpid()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if os.getpid() != self._owner:  # a child that was forked by others, and leaves as its parent does
+            self.close_in_child()
+            return
         for attached in tuple(self._attached.values()):
             attached.close()
         self._stack.close()
@@ -89,19 +94,15 @@ class PolicyEngine:
             specs.update(objects.FLOW_PROGRAMS)
         return self._loader(specs, sizes={"np_flows4": self._flows or 1, "np_flows6": self._flows or 1})
 
-    @contextlib.contextmanager
-    def _resident(self) -> Iterator[None]:
+    def _reside(self, stack: contextlib.ExitStack) -> None:
+        """Calls on a stack and no generator: that would run to its end in every forked child which collects garbage."""
         path = self._home / f"{_RESIDENT}-{os.getpid()}-{next(_engines)}"
         path.mkdir()
+        stack.callback(path.rmdir)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with Links(self.plane, fd) as links:
-                links.attach(COUNTING + CALLS + BINDS + RESTORE)
-                self._links = links
-                yield
-        finally:
-            os.close(fd)
-            path.rmdir()
+        stack.callback(os.close, fd)
+        self._links = stack.enter_context(Links(self.plane, fd))
+        self._links.attach(COUNTING + CALLS + BINDS + RESTORE)
 
     # -- for the runner --------------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ def _own_network(stack: contextlib.ExitStack) -> tuple[int, bytes, int, Netns, s
     plane = stack.enter_context(load(_GENERATOR, name="baseline"))
     host, test = stack.enter_context(Netns()), stack.enter_context(Netns())
     loopback_up(host.fd)
-    subnet, index = stack.enter_context(private_network(test.fd, host.fd))
+    subnet, index = private_network(stack, test.fd, host.fd)
     source, target = (a[0].partition("/")[0] for a in (subnet.test, subnet.host))
     return plane.programs["base_generate"], udp_frame(source, target), index, host, target
 

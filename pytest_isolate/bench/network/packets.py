@@ -55,7 +55,7 @@ class Wire:
         self._program = stack.enter_context(load(GENERATOR, name="baseline")).programs["base_generate"]
         self.host, test = stack.enter_context(Netns()), stack.enter_context(Netns())
         loopback_up(self.host.fd)
-        subnet, self.index = stack.enter_context(private_network(test.fd, self.host.fd))
+        subnet, self.index = private_network(stack, test.fd, self.host.fd)
         self.target = subnet.host[0].partition("/")[0]
         self._frame = udp_frame(subnet.test[0].partition("/")[0], self.target, mac=b"\2\0\0\0\0\x63")
 

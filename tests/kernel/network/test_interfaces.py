@@ -27,13 +27,13 @@ def pair(hive, engine):
     """(box in a namespace of its own, subnet, host namespace, host ifindex)."""
     path = hive / "isolate-veth"
     path.mkdir()
-    with Netns() as host, Netns() as test:
+    with Netns() as host, Netns() as test, contextlib.ExitStack() as undo:
         loopback_up(host.fd)
         loopback_up(test.fd)
-        with private_network(test.fd, host.fd) as (subnet, index):
-            box = Box(path, test, engine)
-            yield box, subnet, host, index
-            box.close()
+        subnet, index = private_network(undo, test.fd, host.fd)
+        box = Box(path, test, engine)
+        yield box, subnet, host, index
+        box.close()
     path.rmdir()
 
 
@@ -196,11 +196,11 @@ def test_a_hundred_private_networks_at_once_are_on_as_many_subnets_whoever_else_
     """More than one process's share of numbers, which its neighbours by pid share; made twice, each time anew."""
     with contextlib.ExitStack() as stack:
         host = stack.enter_context(Netns())
-        first, _ = stack.enter_context(private_network(stack.enter_context(Netns()).fd, host.fd))
+        first, _ = private_network(stack, stack.enter_context(Netns()).fd, host.fd)
         for ahead in (1, 2, 5):  # somebody else's, where the count comes by
             number = (first.number + ahead) % interfaces.SUBNETS
             interfaces.veth(*(End(netns_fd=host.fd, name=name) for name in (f"iso{number:x}", f"foreign{ahead}")))
-        made = [stack.enter_context(private_network(stack.enter_context(Netns()).fd, host.fd))[0] for _ in range(100)]
+        made = [private_network(stack, stack.enter_context(Netns()).fd, host.fd)[0] for _ in range(100)]
         numbers = {(subnet.number - first.number) % interfaces.SUBNETS for subnet in made}
         assert len(numbers) == 100
         assert not numbers & {0, 1, 2, 5}
@@ -211,7 +211,8 @@ def test_a_hundred_private_networks_at_once_are_on_as_many_subnets_whoever_else_
 
 def test_nothing_is_left_when_the_namespaces_go(hive):
     before = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-    with Netns() as test, private_network(test.fd):
+    with Netns() as test, contextlib.ExitStack() as undo:
+        private_network(undo, test.fd)
         during = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
         assert "iso" in during
     assert subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout == before
@@ -219,10 +220,11 @@ def test_nothing_is_left_when_the_namespaces_go(hive):
 
 def test_a_name_taken_in_the_tests_own_namespace_is_no_subnet_taken() -> None:
     """Every other subnet would meet it, too: it was tried with all of them."""
-    with Netns() as host, Netns() as test, private_network(test.fd, host.fd):
+    with Netns() as host, Netns() as test, contextlib.ExitStack() as undo:
+        private_network(undo, test.fd, host.fd)
         before = links(host)
-        with pytest.raises(SetupError) as caught, private_network(test.fd, host.fd):
-            pass
+        with pytest.raises(SetupError) as caught:
+            private_network(undo, test.fd, host.fd)
         assert (caught.value.errno, links(host)) == (errno.EEXIST, before)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pytest_isolate.kernel.bpf.libbpf import library
 from pytest_isolate.network import NetworkPolicy, PolicyEngine
 from tests.conftest import require_front_end
 from tests.kernel.launching import become
-from tests.kernel.network.conftest import attempt, tcp
+from tests.kernel.network.conftest import Box, attempt, tcp
 from tests.kernel.throwaway import mount, throwaway
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -94,8 +95,6 @@ def test_two_runs_at_once_do_not_meet(hive, box, other_box, listen, loader):
 
 def test_a_nested_policy_can_only_take_away(box, listen, hive, netns, engine):
     """A pytest run inside a sandbox: both policies have to agree."""
-    from tests.kernel.network.conftest import Box
-
     one, two = listen().getsockname(), listen().getsockname()
     below = box.cgroup / "isolate-inner"
     below.mkdir()
@@ -129,6 +128,38 @@ def test_the_child_keeps_no_descriptor_of_ours(box, engine):
 
 def _is_bpf(fd):
     return os.path.lexists(f"/proc/self/fd/{fd}") and "bpf" in os.readlink(f"/proc/self/fd/{fd}")
+
+
+@pytest.mark.parametrize("how", ["drops it", "leaves it"])
+def test_what_a_child_does_with_its_copy_is_nothing_to_the_parent(how, hive, netns, listen, loader):
+    """It collects it as garbage, or leaves it as its parent will: the policy and the directory stay."""
+    address = listen().getsockname()
+    home, leaf = hive / "isolate-home", hive / "isolate-leaf"
+    home.mkdir()
+    leaf.mkdir()
+    here = {"engine": PolicyEngine(home, loader=loader).__enter__()}  # by one name only, for the child to forget
+    here["box"] = Box(leaf, netns, here["engine"])
+    here["net"] = here["box"].attach(NetworkPolicy())
+    if (pid := os.fork()) == 0:
+        try:
+            if how == "leaves it":
+                here["engine"].__exit__(None, None, None)
+            else:
+                here["engine"].close_in_child()
+                here.clear()
+                gc.collect()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    residents = list(home.glob("*-resident-*"))
+    answer = here["box"].run(lambda: attempt(lambda: tcp(address))[0])
+    refused = here["net"].stats.denied_out
+    here["box"].close()
+    here["engine"].__exit__(None, None, None)
+    home.rmdir()  # nothing is left in it
+    leaf.rmdir()
+    assert (status, len(residents), answer, refused) == (0, 1, "EPERM", 1)
 
 
 def test_without_privilege_the_remedy_is_named(loader):

@@ -123,3 +123,46 @@ def test_a_forked_test_has_no_descriptor_of_an_engine(plain: Run, pytester: pyte
         """
     )
     plain("--isolate", "--isolate-net=policy").assert_outcomes(passed=2)
+
+
+def test_a_child_that_collects_garbage_takes_nothing_of_the_runs_away(plain: Run, tests: Callable[[str], None]) -> None:
+    """It drops its copy of what holds policies and networks in force: that must not undo them."""
+    tests(
+        """
+        import gc, os
+
+        @pytest.mark.netpolicy()
+        def test_one(net_policy): net_policy.allow("localhost"); dial()
+
+        @pytest.mark.parametrize("turn", range(3))
+        def test_collects(turn): gc.unfreeze(); gc.collect()
+
+        @pytest.mark.netpolicy()
+        def test_last():
+            with pytest.raises(PermissionError): dial()
+        """
+    )
+    result = plain("--isolate")
+    result.assert_outcomes(passed=5)
+    assert result.ret == 0
+    result.stderr.no_fnmatch_line("*Traceback*")
+
+
+def test_a_test_that_starts_beside_another_leaves_it_its_private_network(
+    plain: Run, tests: Callable[[str], None]
+) -> None:
+    tests(
+        """
+        import pathlib
+        begun = pathlib.Path("begun").absolute()
+
+        @pytest.mark.isolate(net="private")
+        def test_one():
+            while not begun.exists(): time.sleep(0.01)
+            assert "eth0" in dict(socket.if_nameindex()).values()
+
+        def test_two():
+            begun.touch()
+        """
+    )
+    plain("--isolate", "--isolate-jobs=2").assert_outcomes(passed=2)
