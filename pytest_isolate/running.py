@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,16 +23,16 @@ from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
 from pytest_isolate.groups import group_part
 from pytest_isolate.kernel.native import Exited
 from pytest_isolate.kernel.processes import ended
+from pytest_isolate.live_limits import LiveLimits, changed
 from pytest_isolate.outcome import Cause, ExitStatus, FilesChanged, Leftover, Outcome, Traffic, Usage
-from pytest_isolate.policy import Limits, Policy
-from pytest_isolate.profile import vary
+from pytest_isolate.policy import Policy
 from pytest_isolate.units import format_seconds
 
 if TYPE_CHECKING:
     from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup
-    from pytest_isolate.networks import SandboxNetwork
     from pytest_isolate.output import Output
+    from pytest_isolate.sandbox_network import SandboxNetwork
 from pytest_isolate.endings import (
     POLL_S,
     group_usage,
@@ -45,22 +45,6 @@ from pytest_isolate.endings import (
     too_low_to_start,
     usage_of,
 )
-
-#: Words that ``Running.update`` takes: those a cgroup holds, each with its field of Limits. An rlimit belongs to each process
-#: that has inherited it.
-LIVE_WORDS = {
-    "memory": "memory_bytes",
-    "memory_high": "memory_high_bytes",
-    "swap": "swap_bytes",
-    "pids": "pids",
-    "cpu": "cpu_cores",
-    "cpu_weight": "cpu_weight",
-    "cpuset": "cpuset",
-    "io": "io",
-    "hugetlb": "hugetlb_bytes",
-}
-#: The value of a word that lifts its limit.
-LIFTED = "unlimited"
 
 
 class ProgramFailed(subprocess.CalledProcessError):
@@ -154,16 +138,7 @@ class Running:
             BackendUnavailable: a limit that nothing on this host can hold.
         """
         cgroup = self._living_cgroup("limits")
-        for word in words:
-            if word not in LIVE_WORDS:
-                raise PolicyError(
-                    f"update({word}=...)", "it cannot change while the program runs", f"of use: {', '.join(LIVE_WORDS)}"
-                )
-        policy = _lifted(vary(self.policy, **{word: value for word, value in words.items() if value != LIFTED}), words)
-        if policy.limits.memory_fallback == "rlimit" and policy.limits.memory_bytes != self.policy.limits.memory_bytes:
-            raise BackendUnavailable(
-                "update(memory=...)", "RLIMIT_DATA holds it here, which each process has inherited", "start it anew"
-            )
+        policy = changed(self.policy, words)
         cgroup.update(group_part(policy.limits))
         self.policy = policy
 
@@ -385,37 +360,3 @@ class Running:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.terminate()
-
-
-def _lifted(policy: Policy, words: Mapping[str, Any]) -> Policy:
-    """``policy`` without the limits that ``words`` lift.
-
-    Raises:
-        PolicyError: swap beside a memory limit, for which the lack of the word means none.
-    """
-    nothing = Limits()
-    fields = {field: getattr(nothing, field) for word, field in LIVE_WORDS.items() if words.get(word) == LIFTED}
-    if "memory_bytes" in fields and words.get("swap") is None:
-        fields["swap_bytes"] = None
-    limits = replace(policy.limits, **fields)
-    if "swap_bytes" in fields and limits.memory_bytes:
-        raise PolicyError(
-            "update(swap='unlimited')", "a memory limit without a word on swap means no swap", "write a size"
-        )
-    return replace(policy, limits=limits)
-
-
-class LiveLimits:
-    """The limits of a running program: attributes as those of Limits; ``update`` changes them."""
-
-    __slots__ = ("_running",)
-
-    def __init__(self, running: Running) -> None:
-        self._running = running
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._running.policy.limits, name)
-
-    def update(self, **words: Any) -> None:
-        """As ``Running.update``: ``update(memory="unlimited")`` lifts a limit."""
-        self._running.update(**words)

@@ -19,7 +19,7 @@ from pytest_isolate.units import MAX_BYTES, format_bytes
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
     from pytest_isolate.kernel.filesystem import MountPlan
-    from pytest_isolate.networks import SandboxNetwork
+    from pytest_isolate.sandbox_network import SandboxNetwork
 
 
 @contextlib.contextmanager

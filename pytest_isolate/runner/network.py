@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_isolate.network import AttachedPolicy, NetworkPolicy
-    from pytest_isolate.networks import SandboxNetwork
+    from pytest_isolate.sandbox_network import SandboxNetwork
 
 SECTION = "Network"
 #: Lines of a report's section for each kind; the rest is counted.

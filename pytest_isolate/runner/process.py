@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup, CgroupUsage
     from pytest_isolate.kernel.filesystem import MountPlan
-    from pytest_isolate.networks import SandboxNetwork
+    from pytest_isolate.sandbox_network import SandboxNetwork
 
 
 #: What the process level counts, by the names of Usage.

@@ -33,7 +33,7 @@ from pytest_isolate.starting import joined, no_room_said, view_of
 if TYPE_CHECKING:
     from pytest_isolate.hooks import Life
     from pytest_isolate.kernel.cgroups import Cgroup
-    from pytest_isolate.networks import SandboxNetwork
+    from pytest_isolate.sandbox_network import SandboxNetwork
 
 #: More bodies than this are not left lying: the next test waits for the oldest.
 _MAX_BODIES = 4

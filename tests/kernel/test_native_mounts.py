@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_isolate.kernel import native
+from pytest_isolate.kernel.filesystem.context import has_mount_setattr
 from pytest_isolate.kernel.plan import MountKind, MountOp, Plan
 from tests.kernel.launching import (
     MS_BIND,
@@ -35,7 +36,8 @@ def building(root: Path, *ops: MountOp) -> Plan:
         PRIVATE,
         MountOp(kind=MountKind.MOUNT, source="tmpfs", target=target, fstype="tmpfs", flags=MS_NOSUID, data="mode=755"),
         MountOp(kind=MountKind.MKDIR, target=f"{target}/usr"),
-        MountOp(kind=MountKind.BIND, source="/usr", target=f"{target}/usr", flags=MS_BIND | MS_REC | MS_RDONLY),
+        MountOp(kind=MountKind.BIND, source="/usr", target=f"{target}/usr", flags=MS_BIND | MS_REC),
+        MountOp(kind=MountKind.REMOUNT, target=f"{target}/usr", flags=MS_RDONLY),
         *(
             MountOp(kind=MountKind.SYMLINK, source=f"usr/{name}", target=f"{target}/{name}")
             for name in ("bin", "lib", "lib64")
@@ -75,7 +77,8 @@ def test_a_symlink_in_a_new_root_cannot_lead_a_mount_outside(tmp_path: Path) -> 
     assert run(building(new_root, inside, trap, into), "/bin/sh", "-c", f"ls {outside}").text == "planted\n"
 
 
-def test_binds_of_files_remounts_and_attributes(tmp_path: Path) -> None:
+def test_binds_of_files_remounts_and_attributes(tmp_path: Path, require: Callable[[str, bool, str], None]) -> None:
+    require("mount_setattr", has_mount_setattr(), "Linux 5.12 has mount_setattr(2)")
     (tmp_path / "file").write_text("old")
     (tmp_path / "source").write_text("new")
     (tmp_path / "dir").mkdir()

@@ -112,6 +112,8 @@ _V2_TESTS = (
     "swap",
 )
 _V1_TESTS = ("cgroup1", "cgroup1-io", "hugepages", "swap")
+#: Views of the file system are made by other calls before 5.12; in these rows the folder is run on both sides of that.
+_FILE_SYSTEM_TESTS = ("tests/kernel/cgroups", "tests/kernel/filesystem", "tests/kernel/test_native_mounts.py")
 _NO_GROUPS: Mapping[str, State] = dict.fromkeys(_GROUP_LIMITS, "refused")
 
 ROWS = (
@@ -121,7 +123,8 @@ ROWS = (
         kernel_suite="bullseye",
         less={"kill": "degraded", "landlock": "refused"},
         ours_less={"kill": "enforced"},
-        require=_V2_TESTS,
+        require=(*_V2_TESTS, "overlay-upper"),
+        tests=_FILE_SYSTEM_TESTS,
     ),
     Row(
         name="6.1",
@@ -145,7 +148,13 @@ ROWS = (
         tests=("tests/kernel/network",),
         environment=MappingProxyType({"ISOLATE_FRONT_ENDS": "libbpf"}),  # bcc compiles for minutes on an emulated CPU
     ),
-    Row(name="6.12", why="Debian 13, unified cgroups, root", kernel_suite="trixie", require=_V2_TESTS),
+    Row(
+        name="6.12",
+        why="Debian 13, unified cgroups, root",
+        kernel_suite="trixie",
+        require=(*_V2_TESTS, "overlay-upper", "mount_setattr", "idmapped-mounts"),
+        tests=_FILE_SYSTEM_TESTS,
+    ),
     Row(
         name="6.1-v1",
         why="one v1 hierarchy per controller and no v2: nothing to clone into or to attach eBPF to",

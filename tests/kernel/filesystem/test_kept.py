@@ -20,8 +20,13 @@ pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
 
 @pytest.fixture
-def disk(who: str, require: Any) -> Iterator[Path]:
-    require("overlay upper", host_mount("/var/tmp").fstype != "overlay", "/var/tmp on a disk")
+def holds(require: Any) -> None:
+    """An overlay's changes can be kept in /var/tmp."""
+    require("overlay-upper", host_mount("/var/tmp").fstype != "overlay", "/var/tmp on a disk or tmpfs")
+
+
+@pytest.fixture
+def disk(who: str, holds: None) -> Iterator[Path]:
     yield from place_in("/var/tmp", who)
 
 
@@ -43,6 +48,7 @@ def test_a_further_run_finds_the_directory_with_the_mode_that_was_kept(who: str,
     throwaway(body, who=who)
 
 
+@pytest.mark.usefixtures("holds")
 @pytest.mark.parametrize("linked", ["upper", "work"])
 @pytest.mark.parametrize(("owner", "words"), [(NOBODY, f"belongs to user {NOBODY}"), (0, "not a directory")])
 def test_root_is_not_led_elsewhere_by_a_symlink(linked: str, owner: int, words: str) -> None:
@@ -79,6 +85,7 @@ def test_root_keeps_nothing_in_a_directory_of_somebody_elses_but_makes_one_besid
         assert (disk / "kept" / "upper" / "new").exists()
 
 
+@pytest.mark.usefixtures("holds")
 def test_a_mount_below_finds_its_own_changes_again_when_others_are_gone() -> None:
     for place in place_in("/var/tmp", "root"):
         mounted = [place / "old" / name for name in ("a", "upper", "z")]

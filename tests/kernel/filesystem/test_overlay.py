@@ -122,7 +122,7 @@ def test_a_kept_overlay_leaves_its_changes_in_the_directory_named(
     who: str, place: Path, root: Any, name: str, require: Any
 ) -> None:
     fstype = host_mount(os.path.dirname(name)).fstype
-    require("overlay upper", fstype != "overlay", f"{name}: a directory that is not on an overlay itself")
+    require("overlay-upper", fstype != "overlay", f"{name}: a directory that is not on an overlay itself")
     keep = Path(tempfile.mkdtemp(prefix=os.path.basename(name), dir=os.path.dirname(name)))
     if who == "user":
         os.chown(keep, NOBODY, NOBODY)

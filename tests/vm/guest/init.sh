@@ -21,10 +21,11 @@ $B mount -t tmpfs -o mode=755 tmpfs /rw
 mount9p root /ro/root || fail "no root share"
 overlay root /new || fail "no overlay"
 cd /new || fail "no root"
-$B mkdir -p proc sys dev run tmp isolate
+$B mkdir -p proc sys dev run tmp var/tmp isolate
 $B mount -t tmpfs -o mode=755 tmpfs isolate
 $B mount -t tmpfs -o mode=755 tmpfs run
 $B mount -t tmpfs -o mode=1777 tmpfs tmp
+$B mount -t tmpfs -o mode=1777 tmpfs var/tmp # an overlay holds no other overlay's changes
 for share in $SHARES; do # tag:target:mode, e.g. share0:/isolate/checkout:overlay
 	tag=${share%%:*} rest=${share#*:}
 	$B mkdir -p "/ro/$tag" ".${rest%:*}"
