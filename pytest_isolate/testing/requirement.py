@@ -16,7 +16,13 @@ def required_features() -> frozenset[str]:
 
 
 def require(feature: str, available: bool, reason: str) -> None:
-    """Skip the test, naming ``feature``, where it is not available; fail instead when ISOLATE_REQUIRE names it."""
+    """Skip the test, naming ``feature``, where it is not available; fail instead when ISOLATE_REQUIRE names it.
+
+    Raises:
+        ValueError: a name that ISOLATE_REQUIRE cannot hold, whose words are names.
+    """
+    if feature.split() != [feature] or "," in feature:
+        raise ValueError(f"feature {feature!r}: ISOLATE_REQUIRE cannot name it; write one word")
     if available:
         return
     if feature in required_features():

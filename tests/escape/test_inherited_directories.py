@@ -23,7 +23,7 @@ from tests.kernel.filesystem.asking import host_mount
 @pytest.fixture
 def place(require: Any) -> Iterator[Path]:
     """On a disk: what lies on an overlay cannot keep an overlay's changes."""
-    require("overlay upper", host_mount("/var/tmp").fstype != "overlay", "/var/tmp on a disk")
+    require("overlay-upper", host_mount("/var/tmp").fstype != "overlay", "/var/tmp on a disk")
     with tempfile.TemporaryDirectory(prefix="isolate-escape-", dir="/var/tmp") as folder:
         (Path(folder) / "work").mkdir()
         yield Path(folder)

@@ -29,7 +29,7 @@ def test_a_plain_user_has_containers(policy: Policy) -> None:
         return [outcome.status.code, *outcome.stdout.split(), os.geteuid(), os.readlink("/proc/self/ns/user")]
 
     found = throwaway(body, who="user")
-    require("oci of a plain user", isinstance(found, list), str(found))
+    require("oci-of-a-plain-user", isinstance(found, list), str(found))
     code, inside, theirs, outside, ours = found
     assert (code, inside) == (3, "0")
     assert outside != 0

@@ -81,7 +81,7 @@ REFUSED_TO_ROOT = [
 @everyone
 @pytest.mark.parametrize(("call", "arguments", "answer"), [*REFUSED, *REFUSED_TO_ROOT])
 def test_default_refuses_what_works_without_it(call: str, arguments: tuple[int, ...], answer: int, who: str) -> None:
-    require("seccomp numbers", platform.machine() in syscalls.TABLES, platform.machine())
+    require("seccomp-numbers", platform.machine() in syscalls.TABLES, platform.machine())
     source = errno_of(call, *arguments)
     control = said(source, who)
     by_kernel = who == "user" and ((call, arguments, answer) in REFUSED_TO_ROOT or call == "socket")

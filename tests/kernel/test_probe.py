@@ -73,7 +73,7 @@ def plain_answers() -> dict[str, dict[str, Any]]:
 def under(program: bytes) -> dict[str, dict[str, Any]]:
     """Every answer of a process that runs under the filter."""
     if platform.machine() not in _NUMBERS:
-        require("seccomp numbers", False, f"not written down for {platform.machine()}")
+        require("seccomp-numbers", False, f"not written down for {platform.machine()}")
     # The pipe holds 64 KiB: enough for every answer. No session of its own is needed.
     answers: dict[str, dict[str, Any]] = forked(Plan(seccomp=program, no_new_privs=True), plain_answers).json
     return answers
@@ -141,7 +141,7 @@ def test_an_available_namespace_agrees_with_the_kernel_about_itself() -> None:
 def test_a_plain_user_is_told_what_to_do_about_cgroups() -> None:
     require("root", os.geteuid() == 0, "becoming another user takes root")
     found = helper(plain_answers, uid=NOBODY)
-    require("user namespaces", found["namespace_user"]["available"], str(found["namespace_user"]))
+    require("user-namespaces", found["namespace_user"]["available"], str(found["namespace_user"]))
     assert found["sandbox"]["available"], found["sandbox"]
     assert found["namespace_pid"]["available"]
     memory = found["cgroup_memory"]

@@ -19,7 +19,7 @@ RESTRICTED = pathlib.Path(__file__).with_name("restricted.py")
 @pytest.fixture(name="restricted")
 def restricted_run(pytester: pytest.Pytester, plain: Run) -> Run:
     """``isolated`` where clone and unshare refuse every namespace."""
-    require("seccomp filter", platform.machine() in ("x86_64", "aarch64"), "its numbers are known for two machines")
+    require("seccomp-filter", platform.machine() in ("x86_64", "aarch64"), "its numbers are known for two machines")
 
     def run(*args: object, how: tuple[str, ...] = ()) -> pytest.RunResult:
         command = [

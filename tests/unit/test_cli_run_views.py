@@ -22,7 +22,7 @@ from tests.unit.test_cli_run import _sandboxes, run  # noqa: F401 - a fixture
 @pytest.fixture
 def place(require: Callable[[str, bool, str], None]) -> Iterator[Path]:
     """On a disk: what lies on an overlay cannot keep an overlay's changes."""
-    require("overlay upper", host_mount("/var/tmp").fstype != "overlay", "/var/tmp on a disk")
+    require("overlay-upper", host_mount("/var/tmp").fstype != "overlay", "/var/tmp on a disk")
     folder = Path(tempfile.mkdtemp(prefix="isolate-run-", dir="/var/tmp"))
     (folder / "work").mkdir()
     (folder / "work" / "old").write_text("old")

@@ -22,3 +22,9 @@ def test_what_is_missing_and_required_fails(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("ISOLATE_REQUIRE", "bpf, cgroup2")
     with pytest.raises(pytest.fail.Exception, match="ISOLATE_REQUIRE names 'cgroup2'"):
         require("cgroup2", False, "not mounted")
+
+
+@pytest.mark.parametrize("feature", ["", "user namespaces", "bpf,cgroup2", " bpf"])
+def test_a_name_that_could_not_be_required_is_no_name(feature: str) -> None:
+    with pytest.raises(ValueError, match="write one word"):
+        require(feature, True, "")

@@ -33,7 +33,7 @@ def landlock() -> Iterator[Sandbox]:
 @pytest.fixture
 def scoped(landlock: Sandbox) -> Sandbox:
     version = tuple(int(part) for part in platform.release().split(".")[:2])
-    require("landlock scopes", version >= (6, 12), f"Linux {platform.release()}")
+    require("landlock-scopes", version >= (6, 12), f"Linux {platform.release()}")
     return landlock
 
 

@@ -190,7 +190,7 @@ def test_an_exchange_of_two_directories_is_told_as_it_is(who: str, place: Path) 
 
 
 def test_an_extended_attribute_alone_is_a_change(who: str, place: Path, require: Any) -> None:
-    require("tmpfs user xattrs", _tmpfs_has_user_xattrs(), "Linux 6.6 has user xattrs on tmpfs")
+    require("tmpfs-user-xattrs", _tmpfs_has_user_xattrs(), "Linux 6.6 has user xattrs on tmpfs")
 
     def body() -> None:
         expected = FilesChanged(modified=(f"{place}/d/sub", f"{place}/top"))
@@ -296,7 +296,7 @@ def _step(dice: random.Random) -> Step:
 
 
 def test_random_steps_are_told_as_they_are(who: str, place: Path, require: Any) -> None:
-    require("tmpfs user xattrs", _tmpfs_has_user_xattrs(), "Linux 6.6 has user xattrs on tmpfs")
+    require("tmpfs-user-xattrs", _tmpfs_has_user_xattrs(), "Linux 6.6 has user xattrs on tmpfs")
 
     def body() -> int:
         told = [check(place, steps) for steps in scripts()]
