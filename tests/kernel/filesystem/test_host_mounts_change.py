@@ -38,7 +38,7 @@ def mounted_later(place: Path, view: Filesystem, body: Callable[[Sandbox, str], 
         point = str(place / "old")
         with Sandbox() as sandbox:
             assert sandbox.run(["true"], fs=view).ok
-            assert sandbox.resolve(point, fs=view).fstype != "tmpfs"
+            assert sandbox.resolve(point, fs=view).mountpoint != point
             mount("later", point, "tmpfs")
             try:
                 (place / "old" / "later").write_text("later")
