@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_isolate.errors import PolicyError
-from pytest_isolate.kernel import netns_pool
+from pytest_isolate.kernel import forks, netns_pool
 from pytest_isolate.kernel.agreement import Agreement
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class PrivateNetwork:
     """
 
     def __init__(self) -> None:
+        self._maker = forks.here
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             self.netns_fd, self.subnet, self._ifindex = wired(undo)
@@ -39,13 +40,13 @@ class PrivateNetwork:
 
     def _begin(self) -> None:
         """Nobody is under rules here yet, of those that this process starts."""
-        self._owner = os.getpid()
+        self._owner = forks.here
         self._lock = threading.RLock()
         self._judged: tuple[PolicyEngine, NetworkPolicy, Wires] | None = None
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        if self._owner != os.getpid():  # forked: the engine is the parent's, and its thread may have held the lock
+        if self._owner is not forks.here:  # forked: the engine is the parent's, and its thread may have held the lock
             self._begin()
         with self._lock:
             yield
@@ -110,8 +111,15 @@ class PrivateNetwork:
             if self._judged is None or not self._judged[2].used:
                 self._agreement.leave()
 
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that was forked from the one that made it."""
+        return self._maker is forks.here
+
     def close(self) -> None:
-        """Let it go; wires go with it. Idempotent."""
+        """Let it go; wires go with it. Idempotent. A forked child's copy stays: the network is its parent's."""
+        if not self.is_ours:
+            return
         self.netns_fd = -1
         self._joined.clear()
         self._undo.close()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_isolate.backend import Process
 from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
 from pytest_isolate.groups import group_part
+from pytest_isolate.kernel import forks
 from pytest_isolate.kernel.native import Exited
 from pytest_isolate.kernel.processes import ended
 from pytest_isolate.live_limits import LiveLimits, changed
@@ -48,11 +49,19 @@ from pytest_isolate.endings import (
 
 
 class ProgramFailed(subprocess.CalledProcessError):
-    """``check=True`` and the program did not exit with 0, or the sandbox had something to object. Holds ``outcome``."""
+    """``check=True`` and the program did not exit with 0, or the sandbox had something to object. Holds ``outcome``.
+
+    In a process forked from the one that started it, nobody is told how it ended: there ``returncode``, and the status's code
+    and signal, are None.
+    """
+
+    returncode: Any
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.returncode, list(outcome.args), outcome.stdout, outcome.stderr)
         self.outcome = outcome
+        if outcome.status == ExitStatus():
+            self.returncode = None
 
     def __str__(self) -> str:
         why = "; ".join(self.outcome.detail) or str(self.outcome.status)
@@ -61,7 +70,11 @@ class ProgramFailed(subprocess.CalledProcessError):
 
 
 class Running:
-    """A program that was started in a sandbox. A context manager: leaving it ends the program and all it started."""
+    """A program that was started in a sandbox. A context manager: leaving it ends the program and all it started.
+
+    A process that was forked from the one that started it can look (``running``, ``stdout``, ``wait_for_line``) and signal. How it
+    ends is told to the one that started it, which alone ends it: in another, leaving it does nothing.
+    """
 
     def __init__(
         self,
@@ -88,6 +101,7 @@ class Running:
         self._causes: list[tuple[Cause, str]] = []
         self._asked_to_end = False
         self._throttled = ""  # what its CPU quota has cost, in a line
+        self._owner = forks.here
 
     @property
     def pid(self) -> int:
@@ -106,7 +120,18 @@ class Running:
 
     def running(self) -> bool:
         """True until the program has ended."""
-        return self._outcome is None and self._process.wait(0) is None
+        return self._outcome is None and not self._has_ended(0)
+
+    def _has_ended(self, timeout_s: float) -> bool:
+        """Wait for that; what tells how it ended is its owner's to read."""
+        if self.is_ours:
+            return self._process.wait(timeout_s) is not None
+        return ended(self._process.pidfd, timeout_s)
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that was forked from the one that started it."""
+        return self._owner is forks.here
 
     def signal(self, signum: int) -> None:
         """Send a signal to the program."""
@@ -198,16 +223,39 @@ class Running:
             if not self.running():
                 if (found := look()) is not None:
                     return found
-                raise ProgramFailed(self.wait())
+                raise ProgramFailed(self.wait() if self.is_ours or self._outcome is not None else self._unknown())
             if time.monotonic() > end:
                 output = os.fsdecode(self._output.raw(2) or self._output.raw(1))[-500:]
                 raise TimeoutError(f"{self.args[0]}: waited {format_seconds(timeout)} for {what}; output: {output!r}")
-            self._process.wait(POLL_S)
+            self._has_ended(POLL_S)
         return found
 
+    def _unknown(self) -> Outcome:
+        """What another process than its owner knows of a program that has ended."""
+        said = (
+            "it has ended, and how is told to the process that started it, not to this one, which was forked from that"
+        )
+        return Outcome(
+            args=self.args,
+            status=ExitStatus(),
+            stdout=self.stdout,
+            stderr=self.stderr,
+            detail=(said, *self._output.cut()),
+        )
+
+    def _check_ours(self, what: str) -> None:
+        if not self.is_ours:
+            why = f"{self.args[0]} was started by another process, from which this one was forked: how it ends is told there"
+            raise PolicyError(what, why, "call it there; here, running(), wait_for_line() and signal() are of use")
+
     def wait(self) -> Outcome:
-        """Wait for its end, at most the policy's time-out, and return the outcome."""
+        """Wait for its end, at most the policy's time-out, and return the outcome.
+
+        Raises:
+            PolicyError: another process started it.
+        """
         if self._outcome is None:
+            self._check_ours("wait")
             self._meanwhile()
             try:
                 exited = self._wait(self._left_s()) or self._time_out()
@@ -258,8 +306,13 @@ class Running:
             raise SetupError.of_tool(error.step, f"{error.why} ({said})", error.remedy) from None
 
     def terminate(self, signum: int = signals.SIGTERM) -> Outcome:
-        """Ask it to end, kill it after the policy's grace, and return the outcome; no cause is noted for that."""
+        """Ask it to end, kill it after the policy's grace, and return the outcome; no cause is noted for that.
+
+        Raises:
+            PolicyError: another process started it.
+        """
         if self._outcome is None:
+            self._check_ours("terminate")
             self._conclude(self._terminate(signum))
         assert self._outcome is not None
         return self._outcome
@@ -359,4 +412,5 @@ class Running:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.terminate()
+        if self.is_ours:
+            self.terminate()

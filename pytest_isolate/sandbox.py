@@ -333,7 +333,7 @@ class Sandbox:
     def close(self) -> None:
         """End what still runs, last started first, and what another thread is just starting.
 
-        What one end raises is raised when all has ended.
+        What one end raises is raised when all has ended. A process that was forked from this one closes what it started itself.
         """
         self._closings += 1
         with contextlib.ExitStack() as ends:
@@ -341,11 +341,13 @@ class Sandbox:
             let_go, self._let_go = self._let_go, None
             if let_go is not None:
                 ends.callback(let_go)
-            private, self._private = self._private, None
-            if private is not None:
-                ends.callback(private.close)
-            while self._running:
-                ends.callback(self._running.pop(0).terminate)
+            if self._private is not None and self._private.is_ours:
+                ends.callback(self._private.close)
+                self._private = None
+            for running in [running for running in self._running if running.is_ours]:
+                with contextlib.suppress(ValueError):  # another thread has just taken it to end it
+                    self._running.remove(running)
+                    ends.callback(running.terminate)
 
     def __enter__(self) -> Sandbox:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
         return self

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pytest_isolate.errors import CleanupError
-from pytest_isolate.kernel import abi, processes
+from pytest_isolate.kernel import abi, forks, processes
 from pytest_isolate.kernel.library import functions
 from pytest_isolate.outcome import ExitStatus, Leftover
 
@@ -109,6 +109,9 @@ _KILL_S = 10.0
 class Child:
     """A started child: the owner of its fds. A context manager; leaving it kills and collects what is left.
 
+    Another process that was forked from the one that started it can look and signal. How it ended is said once, and to its owner:
+    there the record is not read, and nothing is killed or collected.
+
     Attributes:
         pid: host pid of the main process (the test or the program).
         pidfd: pidfd of it; readable when it has ended.
@@ -130,6 +133,7 @@ class Child:
     #: How it ended is said once: of several threads that wait, one hears it for all. A handler of signals may ask in between.
     _waiting: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
     layers: Any = None  # kernel.filesystem.Layers of this launch, when its view has overlays; closed with it
+    _owner: object = field(default_factory=lambda: forks.here, repr=False, compare=False)
 
     def __enter__(self) -> Child:  # noqa: PYI034 (typing.Self is newer than Python 3.10)
         return self
@@ -148,9 +152,16 @@ class Child:
         return self.wait(0)
 
     def wait(self, timeout_s: float | None = None) -> Exited | None:
-        """Wait until the main process has ended; None when it still runs after ``timeout_s``."""
+        """Wait until the main process has ended; None when it still runs after ``timeout_s``.
+
+        Raises:
+            ChildProcessError: it has ended, and how is told to another: its owner, or who was faster with a wait() for any child.
+        """
         if self._exited is not None:
             return self._exited
+        if self._owner is not forks.here:
+            self._watch(timeout_s)
+            return None
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         if not self._waiting.acquire(
             timeout=-1 if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX)
@@ -160,6 +171,13 @@ class Child:
             return self._waited(deadline)
         finally:
             self._waiting.release()
+
+    def _watch(self, timeout_s: float | None) -> None:
+        """In another process than its owner's: a pidfd tells everybody of its end, and nobody how."""
+        if processes.ended(self.pidfd, timeout_s):
+            raise ChildProcessError(
+                errno.ECHILD, f"pid {self.pid} has ended; how is told to the process that started it"
+            )
 
     def _waited(self, deadline: float | None) -> Exited | None:
         if self._exited is not None:  # another thread has heard it meanwhile
@@ -209,6 +227,8 @@ class Child:
 
         A monitor works on by itself; reap(block=True) waits until it has done.
         """
+        if self._owner is not forks.here:
+            return
         self._killed = True
         if self.init_pidfd >= 0 and not self.monitored and self._exited is not None and not self._exited.leftovers:
             return  # its init has seen the last of them and leaves by itself
@@ -237,7 +257,7 @@ class Child:
 
     def reap(self, block: bool) -> bool:
         """Collect what ended. True when there is nothing left to collect; with ``block``, wait for that."""
-        if self._collected:
+        if self._collected or self._owner is not forks.here:
             return True
         if self.init_pidfd < 0:
             self.wait(None if block else 0)
@@ -287,9 +307,10 @@ class Child:
 
     def close(self) -> None:
         """Give the fds back. The child is not touched."""
-        layers, self.layers = self.layers, None
-        if layers is not None:
-            layers.close()
+        if self._owner is forks.here:
+            layers, self.layers = self.layers, None
+            if layers is not None:
+                layers.close()
         for name in ("pidfd", "init_pidfd", "status_fd"):
             fd = getattr(self, name)
             setattr(self, name, -1)

@@ -6,6 +6,7 @@ Owns: reading /proc/PID, and ending what was found there. Refuses: to decide who
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from pytest_isolate.outcome import Leftover
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _QUIET_LOOKS = 5
+_LONGEST_POLL_MS = 2**31 - 1  # poll(2) takes an int
 
 
 def pids() -> Iterator[int]:
@@ -72,11 +74,18 @@ def _number_of(pidfd: int) -> int:
     return number
 
 
-def ended(pidfd: int, timeout_s: float) -> bool:
-    """Wait until the process behind ``pidfd`` has ended; False when it has not after ``timeout_s``."""
+def ended(pidfd: int, timeout_s: float | None) -> bool:
+    """Wait until the process behind ``pidfd`` has ended; False when it has not after ``timeout_s`` (None: for ever).
+
+    Raises:
+        OSError: EBADF, there is no such descriptor, as in a child whose descriptors were closed.
+    """
     watched = select.poll()
     watched.register(pidfd, select.POLLIN)
-    return bool(watched.poll(timeout_s * 1000))
+    found = watched.poll(None if timeout_s is None else min(timeout_s * 1000, _LONGEST_POLL_MS))
+    if found and found[0][1] & select.POLLNVAL:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return bool(found)
 
 
 def kill_all(listed: Callable[[], set[int]], timeout_s: float) -> list[int]:

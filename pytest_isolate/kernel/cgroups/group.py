@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, CleanupError, SetupError
+from pytest_isolate.kernel import forks
 from pytest_isolate.kernel.cgroups import cgroupfs, kernel_log, processes
 from pytest_isolate.kernel.cgroups.counters import VERSIONS, Counters
 from pytest_isolate.kernel.cgroups.devices import check_huge_pages
@@ -64,7 +65,7 @@ def table_of(
 class Cgroup:
     """A live cgroup. Context manager: leaving it closes the fds and removes the directories, without waiting.
 
-    Made by ``CgroupManager.create``. In a forked child it is inert: only the process that made it removes it.
+    Made by ``CgroupManager.create``. In a forked child it is inert: only the process that made it kills and removes.
     """
 
     __slots__ = (
@@ -92,7 +93,7 @@ class Cgroup:
         self._procs_fds: tuple[int, ...] | None = None
         self._late: tuple[tuple[Branch, Setting], ...] = ()
         self.counters = Counters(name, branch_of, self._places)
-        self._owner = os.getpid()
+        self._owner = forks.here
 
     def make(self, recipe: Recipe) -> None:
         """Make the directories and set the limits. On any failure nothing is left.
@@ -275,6 +276,8 @@ class Cgroup:
         Raises:
             CleanupError: names the processes that were still there at the deadline.
         """
+        if self._owner is not forks.here:
+            return
         left = processes.kill(self._places.values(), deadline_s)
         if left:
             names = ", ".join(f"pid {pid} ({_command(pid)})" for pid in left)
@@ -315,7 +318,7 @@ class Cgroup:
         self.close_descriptors()
         places = list(self._places.values())
         self._places.clear()
-        if os.getpid() != self._owner:
+        if self._owner is not forks.here:
             return
         held = [p for p in reversed(places) if later or not cgroupfs.remove(p.dir_fd, p.name)]
         self._forget(self.name, held)
