@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_isolate import groups, private
 from pytest_isolate.errors import BackendUnavailable, IsolateError, SetupError
-from pytest_isolate.kernel import netns_pool
+from pytest_isolate.kernel import forks, netns_pool
 from pytest_isolate.policy import Network, Policy
 from pytest_isolate.private import PrivateNetwork
 from pytest_isolate.profile import truth
-from pytest_isolate.sandbox_network import OF_PARENTS, SandboxNetwork
+from pytest_isolate.sandbox_network import SandboxNetwork
 
 if TYPE_CHECKING:
     from pytest_isolate.kernel.cgroups import Cgroup
@@ -180,7 +180,6 @@ class Networks:
         if engine is not None:
             atexit.unregister(self.close)
             engine.close_in_child()
-            OF_PARENTS.append(engine)
         for made in tuple(self._made):
             made.leave_in_child()
 
@@ -260,20 +259,20 @@ def policy_of(network: Network) -> NetworkPolicy:
 #: Of this process, and of the one it was forked from.
 _all: weakref.WeakSet[Networks] = weakref.WeakSet()
 _process: Networks | None = None
-_owner = 0
+_owner: object = None
 
 
 def of_this_process() -> Networks:
     """The Networks that sandboxes use when nothing else is said; a forked child gets one of its own."""
     global _process, _owner
-    if _process is None or _owner != os.getpid():
-        _process, _owner = Networks(groups.of_this_process()), os.getpid()
+    if _process is None or _owner is not forks.here:
+        _process, _owner = Networks(groups.of_this_process()), forks.here
     return _process
 
 
 def close_those_of_this_process() -> None:
     """Close the Networks that sandboxes of this process used, if there were any, and then their groups."""
-    if _process is not None and _owner == os.getpid():
+    if _process is not None and _owner is forks.here:
         _process.close()
     groups.close_those_of_this_process()
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable
+from pytest_isolate.kernel import forks
+from pytest_isolate.kernel.keeping import keep
 from pytest_isolate.outcome import Traffic
 from pytest_isolate.policy import Network
 
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
     from pytest_isolate.kernel.interfaces import Subnet
     from pytest_isolate.network import AttachedPolicy, Event, FlowRecord, Stats
     from pytest_isolate.network.programs import UserProgram
-
-#: In a forked child: what its parent needs. Kept, for the end of a socket or a file closes its number, which is another's by then.
-OF_PARENTS: list[object] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +50,22 @@ class SandboxNetwork:
         self.subnet: Subnet | None = None
         self.ifindex = 0
         self.undo = contextlib.ExitStack()
+        self._owner = forks.here
 
     def leave_in_child(self) -> None:
         """In a forked child: it is the parent's, which counts and detaches."""
         for program in self.programs:
             program.close_in_child()
         self.programs.clear()
-        OF_PARENTS.append(self.undo.pop_all())
+        keep(self.undo.pop_all())
         if self.attached is not None:
             self.attached, self.reason = None, "it is counted in the process that started it"
 
     def close(self) -> None:
-        """Detach; the counts stay readable. Idempotent."""
+        """Detach; the counts stay readable. Idempotent; a forked child leaves it, and has no counts any more."""
+        if self._owner is not forks.here:
+            self.leave_in_child()
+            return
         self.drop_programs()
         self.undo.close()
         self.netns_fd = -1

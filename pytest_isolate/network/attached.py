@@ -32,7 +32,10 @@ MAX_EVENTS = 10_000
 
 
 class AttachedPolicy:
-    """A policy in force on one cgroup. A context manager; leaving it detaches."""
+    """A policy in force on one cgroup. A context manager; leaving it detaches.
+
+    A forked child reads what has passed; events are those up to the fork, the rest is taken by its parent.
+    """
 
     def __init__(self, engine: PolicyEngine, place: Place, number: int, netns_fd: int) -> None:
         self.id = number
@@ -71,7 +74,11 @@ class AttachedPolicy:
 
         Open connections the new policy denies get no further packet through in either direction, but the segments without
         data that end one whose socket is closed for sending.
+
+        Raises:
+            PolicyError: it cannot be put in force, or belongs to the process this one was forked off.
         """
+        self._engine.check_ours()
         if policy.flows and not self.policy.flows:
             raise PolicyError(
                 "flows", "they cannot be switched on under a running test", "ask for flows from the start"
@@ -92,6 +99,7 @@ class AttachedPolicy:
 
     def renew_limits(self) -> None:
         """What limits allow, they allow once more: nothing of it is used up."""
+        self._engine.check_ours()
         if self._budget:
             self._engine.plane.maps["np_budgets"].update(struct.pack("=I", self._budget), layout.Budget())
 
@@ -250,8 +258,8 @@ class AttachedPolicy:
                 yield flow, layout.Flow.from_buffer_copy(value)
 
     def close(self) -> None:
-        """Detach; stats and events stay readable. Idempotent."""
-        if self._last is not None:
+        """Detach; stats and events stay readable. Idempotent; nothing in a forked child."""
+        if self._last is not None or not self._engine.ours:
             return
         self._engine.drain()
         self._last = Stats()

@@ -10,14 +10,17 @@ import contextlib
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, PolicyError
+from pytest_isolate.kernel import forks
 from pytest_isolate.kernel.bpf import Dataplane, Links, Ring, layout, load, objects
 from pytest_isolate.kernel.bpf.layout import BUDGETS, RING_BYTES
+from pytest_isolate.kernel.keeping import keep
 from pytest_isolate.network.attached import AttachedPolicy
 from pytest_isolate.network.places import (
     BINDS,
@@ -44,7 +47,7 @@ _engines = itertools.count(1)
 
 
 class PolicyEngine:
-    """Enter once per run; then ``attach`` per test.
+    """Enter once per run; then ``attach`` per test. A forked child reads its counts, and changes nothing of it.
 
     Args:
         home: a directory of the cgroup2 hierarchy the engine may make one empty cgroup in. A program of each type
@@ -60,12 +63,13 @@ class PolicyEngine:
         self._interfaces: Dataplane | None = None
         self._stack = contextlib.ExitStack()
         self._lock = threading.RLock()
-        self._owner = 0
+        self._owner: object = None
         self._attached: dict[int, AttachedPolicy] = {}
         self._ids = itertools.count(1)
         self._budgets = list(range(BUDGETS - 1, 0, -1))
         self.plane: Dataplane
         self.rulesets: Rulesets
+        _LIVING.add(self)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -75,13 +79,13 @@ class PolicyEngine:
             self.rulesets = Rulesets(self.plane)
             self._reside(stack)
             self._stack = stack.pop_all()
-        self._owner = os.getpid()
+        self._owner = forks.here
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if os.getpid() != self._owner:  # a child that was forked by others, and leaves as its parent does
+        if not self.ours:  # a child that was forked by others, and leaves as its parent does
             self.close_in_child()
             return
         for attached in tuple(self._attached.values()):
@@ -107,6 +111,16 @@ class PolicyEngine:
     # -- for the runner --------------------------------------------------------------------------------------------
 
     @property
+    def ours(self) -> bool:
+        """False in a forked child, where everything is its parent's."""
+        return self._owner is forks.here
+
+    def check_ours(self) -> None:
+        """Raises PolicyError in a forked child."""
+        if not self.ours:
+            raise PolicyError("network policy", "it belongs to the process this one was forked off", "change it there")
+
+    @property
     def front_end(self) -> str:
         """``libbpf`` or ``bcc``: for the header line."""
         return self.plane.front_end
@@ -125,7 +139,7 @@ class PolicyEngine:
         ``wires``: those of its network, where frames that no socket sent are refused.
 
         Raises:
-            PolicyError: it does not fit the maps, or asks for flows this engine has no table for.
+            PolicyError: it does not fit the maps, or asks for flows this engine has no table for; or we are a forked child.
             OSError: the kernel refused the attachment.
         """
         place: Place = CgroupPlace(self.plane, cgroup_fd)
@@ -156,6 +170,7 @@ class PolicyEngine:
         return InterfacePlace(self.plane, self.interfaces, netns_fd, ifindex)
 
     def _attach(self, place: Place, policy: NetworkPolicy, netns_fd: int) -> AttachedPolicy:
+        self.check_ours()
         if policy.flows and not self._flows:
             raise PolicyError(
                 "flows", "this engine was made without a flow table", "make it with PolicyEngine(..., flows=4096)"
@@ -178,7 +193,7 @@ class PolicyEngine:
         return self._ring.fd
 
     def drain(self) -> None:
-        """Take what is in the ring to the attachments it belongs to. Cheap when there is nothing."""
+        """Take what is in the ring to the attachments it belongs to. Cheap when there is nothing; nothing in a forked child."""
         with self._lock:
             for record in self._ring.drain():
                 raw = layout.Event.from_buffer_copy(record)
@@ -204,6 +219,7 @@ class PolicyEngine:
         for fd in self.fds():
             with contextlib.suppress(OSError):
                 os.close(fd)
+        keep(self)
 
     # -- for AttachedPolicy ----------------------------------------------------------------------------------------
 
@@ -224,3 +240,15 @@ class PolicyEngine:
         self._attached.pop(attached.id, None)
         if budget:
             self._budgets.append(budget)
+
+
+_LIVING: weakref.WeakSet[PolicyEngine] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: a thread of its parent's may have held one."""
+    for engine in tuple(_LIVING):
+        engine._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

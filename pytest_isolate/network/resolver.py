@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_isolate.errors import IsolateError, PolicyError, SetupError
+from pytest_isolate.kernel import forks
 from pytest_isolate.kernel.bpf.layout import Protocol, Reason, Verdict, Where
 from pytest_isolate.kernel.namespaces import inside_netns
 from pytest_isolate.network import dns
@@ -68,6 +69,7 @@ class Resolver:
         self.port: int = self._udp.getsockname()[1]
         self._streams = Streams(self._tcp, self._ask)
         self._stop_r, self._stop_w = os.pipe2(os.O_CLOEXEC)
+        self._owner = forks.here
         self._thread = threading.Thread(target=self._serve, name="pytest-isolate-resolver", daemon=True)
         self._thread.start()
 
@@ -77,8 +79,8 @@ class Resolver:
         return own + self._streams.fds() + self._lookups.fds() + self._lookups.pidfds()
 
     def close(self) -> None:
-        """Stop and free the port. Idempotent."""
-        if self._stop_w < 0:
+        """Stop and free the port. Idempotent; nothing in a forked child, whose word would stop its parent's."""
+        if self._stop_w < 0 or self._owner is not forks.here:
             return
         os.write(self._stop_w, b"x")  # its close would not do: a process forked meanwhile may have it open
         os.close(self._stop_w)

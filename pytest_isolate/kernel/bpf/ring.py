@@ -12,6 +12,8 @@ import mmap
 import os
 from collections.abc import Iterator
 
+from pytest_isolate.kernel import forks
+
 _BUSY = 1 << 31
 _DISCARD = 1 << 30
 _HEADER = 8
@@ -49,6 +51,7 @@ class Ring:
 
     def __init__(self, fd: int, size_bytes: int) -> None:
         self.fd = fd
+        self._owner = forks.here
         self._mask = size_bytes - 1
         self._consumer = _Mapping(fd, _PAGE, mmap.PROT_READ | mmap.PROT_WRITE, 0)
         self._producer = _Mapping(fd, _PAGE + 2 * size_bytes, mmap.PROT_READ, _PAGE)
@@ -56,10 +59,13 @@ class Ring:
         self._written = ctypes.c_uint64.from_address(self._producer.address)
 
     def drain(self) -> Iterator[bytes]:
-        """Every record written before the call. The place of each is given back to the kernel after it was taken."""
-        end = (
-            self._written.value if self._producer.address else 0
-        )  # a flood that goes on must not keep the reader for ever
+        """Every record written before the call. The place of each is given back to the kernel after it was taken.
+
+        None in a forked child: the pages are not there, or something else is.
+        """
+        if self._owner is not forks.here or not self._producer.address:
+            return
+        end = self._written.value  # a flood that goes on must not keep the reader for ever
         while self._consumer.address and self._read.value < end:
             at = self._producer.address + _PAGE + (self._read.value & self._mask)
             head = ctypes.c_uint32.from_address(at).value
@@ -73,5 +79,6 @@ class Ring:
 
     def close(self) -> None:
         """Unmap. Idempotent."""
-        self._consumer.close()
-        self._producer.close()
+        if self._owner is forks.here:
+            self._consumer.close()
+            self._producer.close()
