@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import PolicyError
+from pytest_isolate.kernel import forks
 from pytest_isolate.kernel.filesystem.comparison import DIRECTORY, MAX_ENTRIES, compare
 from pytest_isolate.kernel.filesystem.idmapped import owned_tree
 from pytest_isolate.outcome import FilesChanged
@@ -39,6 +40,7 @@ class Layers:
 
     def __init__(self, plan: MountPlan) -> None:
         self._plan = plan
+        self._owner = forks.here
         self._fds: list[int] = []
         self._held: list[int] = []  # directories of kept layers, locked
         self._trees: dict[int, int] = {}  # number of the bind -> its tree
@@ -131,6 +133,9 @@ class Layers:
 
     def close(self) -> None:
         """Give up the layers; those that are not kept are gone once the sandbox is. Idempotent."""
+        if self._owner is forks.here:
+            for fd in self._held:  # whoever was forked meanwhile has the lock as well, until somebody lifts it
+                fcntl.flock(fd, fcntl.LOCK_UN)
         for fds in (self._fds, self._held):
             while fds:
                 os.close(fds.pop())

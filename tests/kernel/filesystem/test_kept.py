@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_isolate.errors import PolicyError
+from pytest_isolate.kernel import filesystem
 from pytest_isolate.outcome import FilesChanged
 from pytest_isolate.policy import Filesystem, Overlay
 from tests.kernel.filesystem.asking import host_mount, place_in
-from tests.kernel.throwaway import NOBODY, launch, mount, throwaway
+from tests.kernel.throwaway import NOBODY, context, launch, mount, throwaway
 
 pytestmark = pytest.mark.usefixtures("drops_to_a_plain_user")
 
@@ -106,3 +109,52 @@ def test_a_mount_below_finds_its_own_changes_again_when_others_are_gone() -> Non
         assert throwaway(found, prepare=lambda: prepare(0)) == [["of-a"], ["of-upper"], ["of-z"]]
         assert throwaway(found, prepare=lambda: prepare(1)) == [[], ["of-upper"], ["of-z"]]
         assert sorted(os.listdir(place / "kept")) == ["%2Fa", "%2Fupper", "%2Fz", "upper", "work"]
+
+
+@contextlib.contextmanager
+def forked(work: Callable[[], Any]) -> Iterator[None]:
+    """A child that does ``work``, and then nothing for as long as the block lasts."""
+    (done_r, done_w), (end_r, end_w) = os.pipe(), os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            signal.alarm(20)
+            os.close(end_w)
+            work()
+            os.write(done_w, b"x")
+            os.read(end_r, 1)
+        finally:
+            os._exit(0)
+    os.close(done_w)
+    try:
+        assert os.read(done_r, 1) == b"x"
+        yield
+    finally:
+        for fd in (done_r, end_r, end_w):
+            os.close(fd)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.usefixtures("overlays")
+def test_a_directory_is_free_after_its_sandbox_whatever_was_forked_meanwhile(who: str, disk: Path) -> None:
+    def body() -> None:
+        with contextlib.ExitStack() as stack:
+            with filesystem.Layers(filesystem.compile(kept(disk), context=context())):
+                stack.enter_context(forked(lambda: None))  # it has the descriptors, as a pool's worker
+            assert launch(kept(disk), (disk / "old" / "new").touch).changed.added == (str(disk / "old/new"),)
+
+    throwaway(body, who=who)
+
+
+@pytest.mark.usefixtures("overlays")
+def test_a_forked_child_frees_no_directory_of_its_parents_sandbox(who: str, disk: Path) -> None:
+    def body() -> None:
+        with filesystem.Layers(filesystem.compile(kept(disk), context=context())) as layers:
+            with (
+                forked(layers.close),
+                pytest.raises(PolicyError, match="another sandbox keeps its changes in"),
+            ):
+                launch(kept(disk), lambda: None)
+            with pytest.raises(PolicyError, match="another sandbox keeps its changes in"):
+                launch(kept(disk), lambda: None)
+
+    throwaway(body, who=who)
