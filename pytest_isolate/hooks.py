@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ import pluggy
 
 from pytest_isolate import hookspecs
 from pytest_isolate.errors import IsolateError, PluginError
+from pytest_isolate.kernel import forks
+from pytest_isolate.kernel.keeping import keep
 
 if TYPE_CHECKING:
     from pytest_isolate.backend import Backend, Launch, Process
@@ -117,12 +120,17 @@ class Hooks:
 
 
 class Life:
-    """The hooks around one sandbox, from prepare to the last guard. ``close`` leaves the guards; fine twice."""
+    """The hooks around one sandbox, from prepare to the last guard. ``close`` leaves the guards; fine twice.
+
+    All of it is for the process that began it: a forked child says nothing and leaves no guard.
+    """
 
     def __init__(self, relay: Any, launch: Launch) -> None:
         self._relay = relay
         self.launch = launch
         self._guards = contextlib.ExitStack()
+        self._owner = forks.here
+        _open.add(self)
 
     def prepare(self) -> None:
         name = f"{PREFIX}guards"
@@ -144,14 +152,32 @@ class Life:
 
     def finished(self, outcome: Outcome) -> None:
         """Say so, and leave the guards. Raises PluginError."""
+        if self._owner is not forks.here:
+            return
         try:
             _called(self._relay, f"{PREFIX}finished", sandbox=self.launch, outcome=outcome)
         finally:
             self.close()
 
     def close(self) -> None:
+        if self._owner is not forks.here:
+            return
+        _open.discard(self)
         with blaming("a guard", f"{PREFIX}guards"):
             self._guards.close()
+
+
+#: Begun and not closed.
+_open: weakref.WeakSet[Life] = weakref.WeakSet()
+
+
+def _keep_open() -> None:
+    """In a forked child: a guard that is a generator would be left there as soon as nobody knows it any more."""
+    for life in tuple(_open):
+        keep(life)
+
+
+os.register_at_fork(after_in_child=_keep_open)
 
 
 def call_report(relay: Any, **words: Any) -> None:

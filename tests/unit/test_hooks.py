@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -164,3 +172,82 @@ def test_misspelt_names_are_found_in_modules_and_objects() -> None:
         def pytest_isolate_child(self) -> None: ...
 
     assert list(hooks.misspelt(Plugin())) == [("pytest_isolate_preparre", "pytest_isolate_prepare")]
+
+
+class Leasing:
+    """A guard that is a generator, as most are: a directory for as long as the sandbox lives; what is said of it is written down."""
+
+    def __init__(self, place: Path) -> None:
+        self.lease, self.log = place / "lease", place / "log"
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        self.lease.mkdir()
+        try:
+            yield
+        finally:
+            self.lease.rmdir()
+
+    @impl
+    def pytest_isolate_guards(self) -> Any:
+        return [self._guard()]
+
+    @impl
+    def pytest_isolate_finished(self) -> None:
+        with self.log.open("a") as file:
+            file.write("finished\n")
+
+
+@pytest.mark.parametrize("how", ["forgets", "closes", "says finished"])
+def test_a_guard_is_left_by_the_process_that_entered_it_and_by_no_child(how: str, tmp_path: Path) -> None:
+    plugin = Leasing(tmp_path)
+    life = with_plugins(plugin).begin(hooks_launch())
+    assert life is not None
+    here = [life]  # by one name only, for the child to forget
+    del life
+    if (pid := os.fork()) == 0:
+        try:
+            signal.alarm(20)
+            if how == "closes":
+                here[0].close()
+            elif how == "says finished":
+                here[0].finished(None)  # type: ignore[arg-type]
+            here.clear()
+            gc.collect()
+        finally:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert plugin.lease.is_dir()
+    assert not plugin.log.exists()
+    here[0].finished(None)  # type: ignore[arg-type]
+    assert not plugin.lease.exists()
+    assert plugin.log.read_text() == "finished\n"
+
+
+def hooks_launch() -> Any:
+    """A launch that these hooks ask nothing but its policy and its item."""
+    return types.SimpleNamespace(policy=MINIMAL, item=None)
+
+
+ENDS = """
+import os, sys
+from pathlib import Path
+from pytest_isolate import Sandbox
+from tests.unit.test_hooks import Leasing, with_plugins
+plugin = Leasing(Path(sys.argv[1]))
+sandbox = Sandbox(hooks=with_plugins(plugin))
+running = sandbox.spawn(["sleep", "60"])
+if pid := os.fork():
+    status = os.waitpid(pid, 0)[1]
+    print(status, plugin.lease.is_dir())
+    sandbox.close()
+    print(plugin.lease.exists(), plugin.log.read_text().strip())
+"""
+
+
+def test_a_guard_outlives_a_child_whose_interpreter_ends(tmp_path: Path) -> None:
+    """It ends as a script does, and not by os._exit: what modules hold is collected then."""
+    found = subprocess.run(
+        [sys.executable, "-c", ENDS, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (found.stdout.splitlines(), found.stderr) == (["0 True", "False finished"], "")
