@@ -63,7 +63,7 @@ class Process(Protocol):
         """Collect what has ended; True when nothing is left to collect."""
 
     def close(self) -> None:
-        """Close every descriptor."""
+        """Close every descriptor, and remove what was made for it; in a process that was forked from its owner's, only the former."""
 
 
 class Backend(Protocol):

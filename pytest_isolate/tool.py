@@ -21,7 +21,7 @@ from pytest_isolate.backend import Kind, Process
 from pytest_isolate.capability import Capability, beyond
 from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError, SetupError
 from pytest_isolate.hardening import scrubbed
-from pytest_isolate.kernel import capabilities, devnull, filesystem, native
+from pytest_isolate.kernel import capabilities, devnull, filesystem, forks, native
 from pytest_isolate.kernel.child import Child, Exited, Rusage
 from pytest_isolate.kernel.compiled import Joined
 from pytest_isolate.kernel.plan import CLONE_FLAGS, Plan
@@ -297,6 +297,7 @@ class ToolProcess:
         self._stderr_fd = stderr_fd  # borrowed
         self._exited: Exited | None = None
         self._own = {child.pid}
+        self._owner = forks.here
         self.pid = child.pid
         self.pidfd = child.pidfd
         self.init_pid = child.init_pid
@@ -355,7 +356,8 @@ class ToolProcess:
 
     def close(self) -> None:
         self._child.close()
-        self._run.undo.close()
+        if self._owner is forks.here:
+            self._run.undo.close()
 
 
 def program_below(tool_pid: int) -> int:

@@ -141,7 +141,9 @@ class Host:
 
     def _take(self, asked: Settings, given: Settings, found: list[Backend]) -> None:
         self._admitted[id(asked)] = given
-        self._backends[id(given.policy)] = found
+        self._backends[id(given)] = (
+            found  # of the settings: others with the same policy may name another backend, or kind
+        )
 
     def _missing(self, settings: Settings, error: BackendUnavailable) -> str:
         match settings.missing:
@@ -173,11 +175,11 @@ class Host:
 
     def backends_of(self, settings: Settings) -> str:
         """For the header: the name of the backend, or of all that a plugin will select from."""
-        return " or ".join(_described(backend, settings.policy) for backend in self._backends[id(settings.policy)])
+        return " or ".join(_described(backend, settings.policy) for backend in self._backends[id(settings)])
 
     def backend(self, settings: Settings, item: pytest.Item | None = None) -> Backend:
         """The backend of admitted settings; where a plugin chooses, its choice for ``item``. Raises PluginError."""
-        return self.hooks.select(item, settings.policy, self._backends[id(settings.policy)])
+        return self.hooks.select(item, settings.policy, self._backends[id(settings)])
 
 
 def _loaded_from() -> Iterator[str]:

@@ -62,16 +62,17 @@ class Reaper:
     def __init__(self, bereave: Callable[[], None]) -> None:
         self._bereave = bereave
         self._bodies: list[tuple[Process, Cgroup | None, SandboxNetwork | None]] = []
+        self._of_parent: list[tuple[Process, Cgroup | None, SandboxNetwork | None]] = []
 
     def add(self, worker: TestProcess) -> None:
         self._bodies.append((worker.process, worker.cgroup, worker.network))
         self.collect(keep=_MAX_BODIES)
 
     def forget(self) -> None:
-        """In a child: close the copies of the parent's descriptors."""
+        """In a child: close the copies of the parent's descriptors. The rest is kept, so that nothing is finalized here."""
         for process, _, _ in self._bodies:
             process.close()
-        self._bodies.clear()
+        self._of_parent, self._bodies = self._bodies, []
 
     def collect(self, keep: int) -> None:
         """Collect what has ended; wait for the oldest until at most ``keep`` are left."""
@@ -295,9 +296,9 @@ class Workers:
         for sibling in self._live:
             sibling.process.close()
             sibling.close()
-        self._reaper.forget()
         networks.leave_in_child()
         groups.leave_in_child()
+        self._reaper.forget()
 
     def bury(self, worker: TestProcess, verdict: Verdict) -> None:
         """It has said its last word: find what it leaves behind, unless it saw that it was alone."""

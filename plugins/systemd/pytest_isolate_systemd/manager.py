@@ -92,6 +92,12 @@ class Manager:
             found = self._ask(Properties(address).get_all())[0]
         return {name: value for name, (_, value) in found.items()}
 
+    def leave_in_child(self) -> None:
+        """In a forked child: close the copy of what is the parent's. Its lock may be held by a thread that is not here."""
+        bus, self._bus = self._bus, None
+        if bus is not None:
+            bus.close()
+
     def close(self) -> None:
         """Leave the bus. Fine twice."""
         with self._lock:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_isolate.errors import SetupError
+from pytest_isolate.kernel import forks
 from pytest_isolate.outcome import ExitStatus, Leftover
 from pytest_isolate.tool import Exited, Rusage
 
@@ -38,6 +39,7 @@ class Service:
         """
         self._manager = manager
         self._unit = unit
+        self._owner = forks.here
         self._exited: Exited | None = None
         self.pidfd = -1
         try:
@@ -99,7 +101,10 @@ class Service:
         return True
 
     def close(self) -> None:
-        """Forget the unit; what still runs in it is ended."""
+        """Forget the unit; what still runs in it is ended, but by a copy of this in a forked child, which only leaves the bus."""
+        if self._unit and self._owner is not forks.here:
+            self._unit = ""
+            self._manager.leave_in_child()
         if self._unit:
             self.kill()
             for method, signature, more in (("StopUnit", "ss", ("replace",)), ("ResetFailedUnit", "s", ())):
