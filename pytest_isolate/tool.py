@@ -42,6 +42,7 @@ __all__ = [
     "ToolBackend",
     "ToolProcess",
     "directory",
+    "forks",
     "places",
     "program_below",
 ]

@@ -29,6 +29,7 @@ from tests.parity.suites import SUITES, Suite
 #: Takes away what a container of Docker's defaults has not: namespaces, mounts, capabilities.
 CONTAINED = (sys.executable, str(Path(__file__).resolve().parents[1] / "vm" / "inside" / "contain.py"), "--in-place")
 RECORDER = Path(__file__).resolve().parent / "plugin"
+OWN_NETWORK = ("unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh")
 #: Every kind of group limit, each so generous that no test of the suites comes near it.
 LIMITED = "-o 'isolate_profiles=limited: standard, memory=2G, cpu_time=60, pids=500, cpu=2' --isolate-profile=limited"
 #: Left behind by a run, read by the next: taken away so that every run starts alike.
@@ -143,6 +144,8 @@ def measure(suite: Suite, wheel: Path, work: Path, options: argparse.Namespace) 
     """Prepare one suite and make all of its runs; what goes wrong is kept in the result."""
     result = Result(suite=suite)
     environment, launch = dict(suite.environment), CONTAINED if options.contained else ()
+    if suite.own_network and os.geteuid() == 0:
+        launch = (*launch, *OWN_NETWORK)
     try:
         tree = venvs.unpack(suite, work)
         python = venvs.environment(suite, tree, wheel, work, options.plugin)

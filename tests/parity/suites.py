@@ -17,6 +17,7 @@ class Suite:
     """``args``: what the project's own tox passes to pytest beyond its configuration; ``note``: what a reader should know.
 
     ``serial``: the tests that an isolated run is told to run while no other does, as a user would (ini isolate_serial).
+    ``own_network``: as root, both runs are made in a network namespace of their own, where nobody else adds an interface.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Suite:
     args: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     serial: tuple[str, ...] = ()
+    own_network: bool = False
     note: str = ""
 
     @property
@@ -73,6 +75,7 @@ SUITES: Sequence[Suite] = (
         # Its class takes the process of setUpClass for the test's own. That one forks the next test meanwhile, and the two looks
         # that are compared, 0.1 ms apart, told "running" and "disk-sleep" in 7 runs of 120.
         serial=("tests/test_linux.py::TestProcessAgainstStatus::test_status",),
+        own_network=True,  # test_net_if_addrs looks twice at the interfaces, of which other runs on the host make some meanwhile
         note="its configuration sets -s (no capture) and asks for instafail and xdist; its verbosity_subtests is a string, which "
         "pytest 9.2 refuses in the middle of the run: given again with -o. Looks at the processes of the host; one test "
         "compares two looks at the state of pytest's own process, and is run while that does nothing (isolate_serial)",

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytest_isolate.errors import SetupError
-from pytest_isolate.kernel import forks
 from pytest_isolate.outcome import ExitStatus, Leftover
-from pytest_isolate.tool import Exited, Rusage
+from pytest_isolate.tool import Exited, Rusage, forks
 
 from .manager import Manager, Property
 
