@@ -105,7 +105,7 @@ def _run_all(
     run = _run_inside if not reporter.link.gated else _run_whole
     while True:
         reporter.begins(item)
-        ending = _run_one(item, nextitem, run, ours)
+        ending = _run_one(item, nextitem, run, ours, reporter)
         if nextitem is None or ending["control"] is not None:
             return ending
         held = bool(reporter.failed or ending["shouldstop"] or ending["shouldfail"])
@@ -137,13 +137,16 @@ def _end_group(item: pytest.Item, reporter: Reporter) -> dict[str, Any]:
 _Run = Callable[[pytest.Item, "pytest.Item | None", object], None]
 
 
-def _run_one(item: pytest.Item, nextitem: pytest.Item | None, run: _Run, ours: object) -> dict[str, Any]:
+def _run_one(
+    item: pytest.Item, nextitem: pytest.Item | None, run: _Run, ours: object, reporter: Reporter
+) -> dict[str, Any]:
     """Run one item by whoever owns the protocol; report how the run is to go on."""
     control = None
     session = item.session
     try:
         run(item, nextitem, ours)
     except (pytest.exit.Exception, KeyboardInterrupt) as error:
+        reporter.leave_copy(error)
         control = control_of(error)
     if control is not None:
         with contextlib.suppress(BaseException):  # the run ends; the first reason is the one to tell

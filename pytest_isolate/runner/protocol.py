@@ -139,6 +139,8 @@ class Isolation(reporter.Listener):
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:
         """In the child: name the limit of ours that explains an exception, or the path that was refused."""
+        if self.reporter is not None:
+            self.reporter.leave_copy(call.excinfo.value if call.excinfo is not None else None)
         outcome: Any = yield
         if self.reporter is None or call.excinfo is None:
             return

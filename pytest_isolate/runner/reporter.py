@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from pytest_isolate import wire
+from pytest_isolate.kernel import forks
 from pytest_isolate.policy import NO_LIMITS, Limits
 from pytest_isolate.runner import junit
 from pytest_isolate.runner.brief import Brief
@@ -78,6 +79,7 @@ class Reporter:
 
     def __init__(self, config: pytest.Config, link: Link) -> None:
         self._config = config
+        self._process = forks.here  # in which the phase began: another plugin may have forked one for the item
         self.link = link
         #: For an owner of the protocol that repeats tests: it logs the reports of a try when all of them are known.
         self.tells_phases = False
@@ -92,7 +94,25 @@ class Reporter:
         #: What the test changed outside of its process, and takes back when its last fixture is gone.
         self.undo: Callable[[], None] | None = None
 
+    def leave_copy(self, error: BaseException | None) -> None:
+        """A process that a test forked comes back out of the test: end it, as Python would by ``error``. The test is its parent's."""
+        if self._process is forks.here:
+            return
+        code, text = 0, ""
+        if isinstance(error, SystemExit):
+            if isinstance(error.code, int):
+                code = error.code & 0xFF
+            elif error.code is not None:
+                code, text = 1, f"{error.code}\n"
+        elif error is not None:
+            code, text = 1, "".join(traceback.format_exception(error))
+        with contextlib.suppress(OSError):  # among what the test has written, where that is captured
+            os.write(2 if self._config.option.capture == "no" else self.link.err_fd, text.encode(errors="replace"))
+        os._exit(code)
+
     def send(self, kind: str, data: Any = None) -> None:
+        if self._process is not forks.here:  # what a process says that the test has forked is not the test's
+            return
         frames, self._kept = self._kept + wire.pack(kind, data), b""
         try:
             wire.write(self.link.channel_fd, frames)
@@ -119,6 +139,12 @@ class Reporter:
         undo, self.undo = self.undo, None
         if undo is not None:
             undo()
+
+    def phase(self, when: str) -> None:
+        """A phase begins, in this process."""
+        self._process = forks.here
+        if self.tells_phases:
+            self.send("phase", when)
 
     def fail_setup(self, item: pytest.Item) -> None:
         """Raise what is to be told as the failure of the item's set-up, if anything is."""
@@ -202,26 +228,24 @@ class Listener:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         __tracebackhide__ = True
-        self._tell_phase("setup")
         if self.reporter is not None:
+            self.reporter.phase("setup")
             self.reporter.fail_setup(item)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self) -> None:
-        self._tell_phase("call")
-        if self.reporter is not None and self.reporter.link.runner_pid:
-            _await_sleep(self.reporter.link.runner_pid)
+        if self.reporter is not None:
+            self.reporter.phase("call")
+            if self.reporter.link.runner_pid:
+                _await_sleep(self.reporter.link.runner_pid)
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self) -> Iterator[None]:
-        self._tell_phase("teardown")
+        if self.reporter is not None:
+            self.reporter.phase("teardown")
         yield
         if self.reporter is not None:
             self.reporter.ends()
-
-    def _tell_phase(self, when: str) -> None:
-        if self.reporter is not None and self.reporter.tells_phases:
-            self.reporter.send("phase", when)
 
     def pytest_enter_pdb(self) -> None:
         if self.reporter is not None:
