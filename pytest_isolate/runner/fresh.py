@@ -145,11 +145,15 @@ class Fresh(reporter.Listener):
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:
+        assert self.reporter is not None
+        self.reporter.leave_copy(call.excinfo.value if call.excinfo is not None else None)
         outcome: Any = yield
         if call.excinfo is not None and (report := outcome.get_result()).failed:
             verdict.say_fitting(call.excinfo.value, report)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        assert self.reporter is not None
+        self.reporter.leave_copy(excinfo.value)
         self._control = reporter.control_of(excinfo.value)
 
     @pytest.hookimpl(trylast=True)
