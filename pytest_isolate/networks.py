@@ -262,6 +262,15 @@ _process: Networks | None = None
 _owner: object = None
 
 
+def _renew_locks() -> None:
+    """In a forked child: a thread that is not here may have held one."""
+    for each in tuple(_all):
+        each._opening = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
 def of_this_process() -> Networks:
     """The Networks that sandboxes use when nothing else is said; a forked child gets one of its own."""
     global _process, _owner

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from ctypes import sizeof
 from typing import Protocol
@@ -126,6 +127,18 @@ class InterfacePlace:
         self._counts.delete(self._key)
 
 
+_all_wires: weakref.WeakSet[Wires] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: a thread that is not here may have held one."""
+    for each in tuple(_all_wires):
+        each._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
 class Wires:
     """The far ends of all wires of one namespace, where its frames are judged: packet sockets evade its own ends.
 
@@ -139,6 +152,7 @@ class Wires:
         self._left = left
         self._lock = threading.Lock()
         self._users: dict[int, Policy | None] = {}  # by id(), first comers first
+        _all_wires.add(self)
 
     @property
     def used(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pytest_isolate import networks
+from pytest_isolate import groups, networks
 from pytest_isolate.errors import BackendUnavailable, PolicyError, SetupError
 from pytest_isolate.kernel import native, processes
 from pytest_isolate.running import ProgramFailed, Running
@@ -250,3 +250,11 @@ def test_a_copy_with_the_number_of_its_owner_is_a_copy() -> None:
             return [number == os.getpid(), running.running()]
 
     assert value(a_plan, owner) == [True, True]
+
+
+def test_a_lock_that_a_thread_held_when_it_was_forked_is_free_in_the_child() -> None:
+    """Of cgroups that are being opened for the first time, and of networks; the thread that would open them is not there."""
+    found = groups.Groups("none")
+    held = networks.Networks(found)
+    with found._opening, held._opening:
+        fork(lambda: (pytest.raises(BackendUnavailable, found.manager), pytest.raises(BackendUnavailable, held.engine)))
