@@ -254,7 +254,14 @@ def test_a_copy_with_the_number_of_its_owner_is_a_copy() -> None:
 
 def test_a_lock_that_a_thread_held_when_it_was_forked_is_free_in_the_child() -> None:
     """Of cgroups that are being opened for the first time, and of networks; the thread that would open them is not there."""
-    found = groups.Groups("none")
-    held = networks.Networks(found)
+    found = groups.Groups()
+    held = networks.Networks(groups.Groups("none"))
+
+    def opens() -> None:
+        found.manager()
+        found.close()
+        with pytest.raises(BackendUnavailable):
+            held.engine()
+
     with found._opening, held._opening:
-        fork(lambda: (pytest.raises(BackendUnavailable, found.manager), pytest.raises(BackendUnavailable, held.engine)))
+        fork(opens)
