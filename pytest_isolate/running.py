@@ -181,6 +181,7 @@ class Running:
         self._living_cgroup("thaw").thaw()
 
     def _living_cgroup(self, what: str) -> Cgroup:
+        self._check_ours(what)
         if self._cgroup is None:
             raise PolicyError(what, "the program has no cgroup", "start it with a group limit such as memory=")
         if self._outcome is not None:

@@ -120,8 +120,8 @@ def test_a_child_that_leaves_the_sandbox_ends_nothing_of_its_parents(sandbox: Sa
     assert (outcome.status.signal, outcome.causes, outcome.detail) == (signal.SIGTERM, (), ())
 
 
-@pytest.mark.parametrize("verb", ["wait", "terminate"])
-def test_a_child_that_asks_for_its_end_is_refused(sandbox: Sandbox, verb: str) -> None:
+@pytest.mark.parametrize("verb", ["wait", "terminate", "freeze", "thaw"])
+def test_a_child_that_asks_for_its_end_or_its_pause_is_refused(sandbox: Sandbox, verb: str) -> None:
     running = sandbox.spawn(["sleep", "60"])
 
     def ask() -> None:
