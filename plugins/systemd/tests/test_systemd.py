@@ -107,6 +107,24 @@ def test_a_signal_reaches_the_program(sandbox):
     assert (outcome.status.code, outcome.stdout) == (3, "ready\nbye\n")
 
 
+def test_a_forked_copy_ends_no_unit_and_leaves_its_parent_the_bus(sandbox):
+    running = sandbox.spawn(["sleep", "60"])
+    before = units()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            running._process.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert len(before) == 1
+    assert units() == before
+    assert running.running()
+    assert str(running.terminate().status) == "killed by SIGTERM"
+    assert units() == []
+
+
 def test_a_sandbox_that_systemd_cannot_make_is_no_failure_of_the_program(sandbox):
     broken = [
         *of_program(["true"], dict(os.environ), "/", (0, 1, 2)),
