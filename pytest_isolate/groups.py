@@ -9,12 +9,12 @@ from __future__ import annotations
 import atexit
 import errno
 import os
-import threading
 import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_isolate.errors import BackendUnavailable, IsolateError, PolicyError, SetupError
+from pytest_isolate.kernel import forks
 from pytest_isolate.policy import Limits, Policy
 from pytest_isolate.remembered import Remembered
 from pytest_isolate.units import format_bytes
@@ -54,7 +54,7 @@ class Groups:
         self.account = account  # give every sandbox a group, limited or not, to know its cost
         self._run_id = run_id or "run"
         self._manager: CgroupManager | None = None
-        self._opening = threading.Lock()
+        self._opening = forks.own_lock(self, "_opening")
         self._uncounted: str | None = None
         self._settled: Remembered[Policy] = Remembered()
         self._asked: tuple[str, Limits] | None = None  # of the last sandbox
@@ -89,7 +89,6 @@ class Groups:
     def leave_in_child(self) -> None:
         """In a forked child: what was made before is the parent's; sandboxes that start here get groups of their own."""
         manager, self._manager = self._manager, None
-        self._opening = threading.Lock()
         if manager is not None:
             atexit.unregister(self.close)
             manager.leave_in_child()
@@ -259,15 +258,6 @@ class Groups:
 _all: weakref.WeakSet[Groups] = weakref.WeakSet()
 _process: Groups | None = None
 _owner = 0
-
-
-def _renew_locks() -> None:
-    """In a forked child: a thread that is not here may have held one."""
-    for each in tuple(_all):
-        each._opening = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
 
 
 def of_this_process() -> Groups:

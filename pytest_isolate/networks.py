@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import functools
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,7 @@ class Networks:
         self._settled: set[Network] = set()
         self._made: weakref.WeakSet[SandboxNetwork] = weakref.WeakSet()
         self._let_go: Callable[[], None] | None = None
-        self._opening = threading.Lock()
+        self._opening = forks.own_lock(self, "_opening")
         _all.add(self)
 
     def make_ready(self) -> None:
@@ -176,7 +175,6 @@ class Networks:
     def leave_in_child(self) -> None:
         """In a forked child: give every descriptor up, detach nothing; sandboxes that start here get an engine of their own."""
         engine, self._engine = self._engine, None
-        self._opening = threading.Lock()
         if engine is not None:
             atexit.unregister(self.close)
             engine.close_in_child()
@@ -260,15 +258,6 @@ def policy_of(network: Network) -> NetworkPolicy:
 _all: weakref.WeakSet[Networks] = weakref.WeakSet()
 _process: Networks | None = None
 _owner: object = None
-
-
-def _renew_locks() -> None:
-    """In a forked child: a thread that is not here may have held one."""
-    for each in tuple(_all):
-        each._opening = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
 
 
 def of_this_process() -> Networks:

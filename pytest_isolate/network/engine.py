@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -62,14 +61,13 @@ class PolicyEngine:
         self._flows = flows
         self._interfaces: Dataplane | None = None
         self._stack = contextlib.ExitStack()
-        self._lock = threading.RLock()
+        self._lock = forks.own_lock(self, "_lock")
         self._owner: object = None
         self._attached: dict[int, AttachedPolicy] = {}
         self._ids = itertools.count(1)
         self._budgets = list(range(BUDGETS - 1, 0, -1))
         self.plane: Dataplane
         self.rulesets: Rulesets
-        _LIVING.add(self)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -240,15 +238,3 @@ class PolicyEngine:
         self._attached.pop(attached.id, None)
         if budget:
             self._budgets.append(budget)
-
-
-_LIVING: weakref.WeakSet[PolicyEngine] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    """In a forked child: a thread of its parent's may have held one."""
-    for engine in tuple(_LIVING):
-        engine._lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
-import weakref
 from collections.abc import Callable, Iterable
 from ctypes import sizeof
 from typing import Protocol
 
+from pytest_isolate.kernel import forks
 from pytest_isolate.kernel.bpf import Dataplane, Links
 from pytest_isolate.kernel.bpf.layout import Counters, Flag, Policy, unpack_counters
 from pytest_isolate.kernel.bpf.libbpf import library
@@ -127,18 +126,6 @@ class InterfacePlace:
         self._counts.delete(self._key)
 
 
-_all_wires: weakref.WeakSet[Wires] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    """In a forked child: a thread that is not here may have held one."""
-    for each in tuple(_all_wires):
-        each._lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
-
-
 class Wires:
     """The far ends of all wires of one namespace, where its frames are judged: packet sockets evade its own ends.
 
@@ -150,9 +137,8 @@ class Wires:
     def __init__(self, interfaces: Iterable[InterfacePlace], left: Callable[[], object]) -> None:
         self._interfaces = list(interfaces)
         self._left = left
-        self._lock = threading.Lock()
+        self._lock = forks.own_lock(self, "_lock")
         self._users: dict[int, Policy | None] = {}  # by id(), first comers first
-        _all_wires.add(self)
 
     @property
     def used(self) -> bool:
