@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import os
 import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -257,20 +256,20 @@ class Groups:
 #: Of this process, and of the one it was forked from.
 _all: weakref.WeakSet[Groups] = weakref.WeakSet()
 _process: Groups | None = None
-_owner = 0
+_owner: object = None
 
 
 def of_this_process() -> Groups:
     """The Groups that sandboxes use when nothing else is said; a forked child gets one of its own."""
     global _process, _owner
-    if _process is None or _owner != os.getpid():
-        _process, _owner = Groups(run_id="sandbox"), os.getpid()
+    if _process is None or _owner is not forks.here:
+        _process, _owner = Groups(run_id="sandbox"), forks.here
     return _process
 
 
 def close_those_of_this_process() -> None:
     """Close the Groups that sandboxes of this process used, if there were any."""
-    if _process is not None and _owner == os.getpid():
+    if _process is not None and _owner is forks.here:
         _process.close()
 
 
