@@ -75,7 +75,8 @@ class Backend(Protocol):
     Optional: ``profile``, the profile where such backends alone are named and no profile is chosen; ``adds(policy)``, what holds
     besides the policy, in words for the header; ``hides_processes(policy)``, True when nobody outside sees what is inside;
     ``view(policy)``, the mounts that a program will find, None where they are the host's; ``relays_output``, True when what
-    a program writes goes through pipes of the backend's own: where its two streams are one file, their order is not kept.
+    a program writes goes through pipes of the backend's own: where its two streams are one file, their order is not kept, and
+    what it is given as standard input it can only read.
     """
 
     name: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import shlex
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,19 +22,23 @@ from pytest_isolate.kernel import processes
 from pytest_isolate.outcome import Leftover
 from pytest_isolate.runner import compat, reporter, verdict
 
-#: Names the descriptors for reports and for stacks, to the plugin inside: ``REPORT:TRACE``.
+#: Names the descriptors for reports, for output and for errors and stacks, to the plugin inside: ``REPORT:OUT:ERR``.
 CHANNEL = "PYTEST_ISOLATE_CHANNEL"
 #: Set where nobody outside sees the processes inside: the time in s that the test has, or nothing.
 HIDDEN = "PYTEST_ISOLATE_HIDDEN"
 #: The stacks are written so long before the test's time is over.
 _BEFORE_S = 0.1
 _MAX_LEFTOVERS = 100
-#: Be `python -m pytest`, but first put the channel, which is standard input, out of the way of pytest and the test. Stacks
-#: go to the file that standard error is now, and not to pytest's capture of it. Imports nothing of ours: pytest wants to
-#: rewrite the assertions of plugins, and warns of those that are there before it.
+#: Be `python -m pytest`, but first put the channel, which is standard input or output, out of the way of pytest and the
+#: test. Stacks go to the file that standard error is now, and not to pytest's capture of it. Imports nothing of ours: pytest
+#: wants to rewrite the assertions of plugins, and warns of those that are there before it.
 _AS_PYTEST = f"""\
 import os, runpy, sys
-os.environ["{CHANNEL}"] = f"{{os.dup(0)}}:{{os.dup(2)}}"
+channel = int(sys.argv.pop(1))
+report_fd = os.dup(channel)
+if channel == 1:
+    os.dup2(2, 1)
+os.environ["{CHANNEL}"] = f"{{report_fd}}:{{os.dup(1)}}:{{os.dup(2)}}"
 nothing = os.open(os.devnull, os.O_RDONLY)
 os.dup2(nothing, 0)
 os.close(nothing)
@@ -69,15 +74,20 @@ _OF_THE_RUN = {
 }
 
 
-def command(item: pytest.Item) -> list[str]:
-    """The command that runs ``item`` alone, with the run's own options, configuration file and root directory."""
+def command(item: pytest.Item, channel: int) -> list[str]:
+    """The command that runs ``item`` alone, with the run's own options, configuration file and root directory.
+
+    ``channel``: the standard descriptor that it is given as the channel for its reports. It is 0, so that both outputs stay
+    what they are; 1 where a backend relays the streams, which it does for input in one direction only: what the interpreter
+    writes to its standard output is then with its standard error.
+    """
     config = item.config
     chosen = set(map(str, config.args)) | {str(item.session.startpath / arg) for arg in config.args}
     args = [arg for arg in without_run_options(config.invocation_params.args) if arg not in chosen]
     path, _, name = item.nodeid.partition("::")
     where = str(getattr(item, "path", config.rootpath / path)) + ("::" + name if name else "")
     place = [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else [])]
-    return [sys.executable, "-c", _AS_PYTEST, *args, *place, "-q", "--no-header", "--no-summary", where]
+    return [sys.executable, "-c", _AS_PYTEST, str(channel), *args, *place, "-q", "--no-header", "--no-summary", where]
 
 
 def without_run_options(args: Sequence[str]) -> Iterator[str]:
@@ -115,7 +125,7 @@ class Fresh(reporter.Listener):
     """Inside: reports to the parent instead of to a person."""
 
     def __init__(self, config: pytest.Config, channel: str) -> None:
-        report_fd, trace_fd = (int(part) for part in channel.split(":"))
+        report_fd, self._out_fd, trace_fd = (int(part) for part in channel.split(":"))
         hidden = os.environ.pop(HIDDEN, None)
         link = reporter.Link(
             channel_fd=report_fd,
@@ -125,6 +135,7 @@ class Fresh(reporter.Listener):
             trace_fd=trace_fd,
             in_pid_namespace=hidden is not None,
         )
+        self._config = config
         self.reporter = reporter.Reporter(config, link)
         self._control: dict[str, Any] | None = None
         self._timeout_s = float(hidden or 0)
@@ -137,11 +148,19 @@ class Fresh(reporter.Listener):
     def pytest_runtest_logstart(self) -> None:
         assert self.reporter is not None
         if self.reporter.tries == 0:
+            self._keep_outputs()
             self.reporter.send("begun")
             if self._timeout_s:
                 after_s = max(self._timeout_s - _BEFORE_S, self._timeout_s / 2)
                 faulthandler.dump_traceback_later(after_s, file=self.reporter.link.trace_fd)
         super().pytest_runtest_logstart()
+
+    def _keep_outputs(self) -> None:
+        """Capture into the parent's files, which outlive a crash; where we have them, and not pipes to them."""
+        assert self.reporter is not None
+        fds = (self._out_fd, self.reporter.link.trace_fd)
+        if all(stat.S_ISREG(os.fstat(fd).st_mode) for fd in fds):
+            compat.redirect_capture(self._config, *fds)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Iterator[None]:

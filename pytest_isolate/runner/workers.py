@@ -240,17 +240,18 @@ class Workers:
             worker.cgroup = self._host.groups.enter(item.name, settings.policy)
             worker.network = self._host.networks.enter(settings.policy, worker.cgroup)
             backend = self._host.backend(settings, item)
+            relayed = bool(getattr(backend, "relays_output", False))
             worker.view = view_of(backend, settings.policy)
             worker.life = self._begin(item, settings, backend)
             with no_room_said(settings.policy.limits):
                 worker.process = backend.spawn(
                     settings.policy,
-                    fresh.command(item),
+                    fresh.command(item, channel=1 if relayed else 0),
                     env=fresh.environment(hidden=_hides(backend, settings), timeout_s=settings.policy.timeout_s),
                     cwd=str(item.config.invocation_params.dir),
                     joined=joined(worker.cgroup, worker.network),
-                    stdin_fd=channel_fd,
-                    stdout_fd=outputs.out_fd,
+                    stdin_fd=-1 if relayed else channel_fd,
+                    stdout_fd=channel_fd if relayed else outputs.out_fd,
                     stderr_fd=outputs.err_fd,
                 )
             if worker.cgroup is not None:

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,24 @@ from pytest_isolate.testing.cases import CASES, HERE, IN_SHM, MINIMAL, PYTHON, S
 pytestmark = pytest.mark.isolate(False)
 Column = tuple[str, Kind]
 _TIMEOUT_S = 60.0
+#: Run in fresh interpreters, a test each: what each does has to come through the backend as it is.
+_FRESH = """
+import os, signal, sys
+
+def test_passes():
+    print("said")
+    print("on both", file=sys.stderr)
+
+def test_fails():
+    assert os.getpid() == 0
+
+def test_crashes():
+    os.write(1, b"last words")
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def test_goes_on():
+    assert os.read(0, 1) == b""
+"""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -261,8 +280,35 @@ def test_a_place_that_is_not_there_is_the_callers_error_and_is_not_made(column: 
     assert not any(place.exists() for place in missing)
 
 
-def _works(name: str) -> bool:
-    (verdict,) = verdicts(MINIMAL, (name,))
+def test_a_test_in_a_fresh_interpreter_is_told_as_it_ended(
+    column: Column, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Through whatever the backend does with the three descriptors that it is given."""
+    name, kind = column
+    (backend,) = backends((name,))
+    if kind != "programs" or "fresh" not in backend.runs or not _works(name, "fresh"):
+        pytest.skip("starts no fresh interpreters here")
+    (tmp_path / "test_fresh.py").write_text(_FRESH)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    loaded = [word for plugin in request.config.option.plugins for word in ("-p", plugin)]
+    words = [*loaded, "-p", "no:cacheprovider", "-v", "-rA", f"--isolate-backend={name}", "--isolate-mode=fresh"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, "--isolate-profile=minimal", "test_fresh.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=2 * _TIMEOUT_S,
+        check=False,
+    )
+    told = {line.partition(" ")[0]: line for line in result.stdout.splitlines() if line.startswith("test_fresh.py::")}
+    assert [line.split()[1] for line in told.values()] == ["PASSED", "FAILED", "FAILED", "PASSED"], result.stdout
+    kept = () if _relays_output(name) else ("last words",)
+    for said in ("said", "on both", "assert os.getpid() == 0", "SIGSEGV", *kept):
+        assert said in result.stdout, result.stdout
+
+
+def _works(name: str, kind: Kind = "programs") -> bool:
+    (verdict,) = verdicts(MINIMAL, (name,), kind=kind)
     return bool(verdict)
 
 

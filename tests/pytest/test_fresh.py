@@ -16,7 +16,7 @@ from .conftest import Run
 
 #: A backend that starts programs; its own name is in the environment inside.
 BACKEND = """
-import os
+import os, shlex
 from pytest_isolate.capability import Capability
 from pytest_isolate.policy import Namespace
 from pytest_isolate.tool import ToolBackend
@@ -37,8 +37,15 @@ class Hidden(Env):
     def hides_processes(self, policy):
         return True
 
+class Relaying(Env):
+    name, tool, relays_output = "relaying", "sh", True
+
+    def command(self, policy, argv, run):
+        program = f"cat | INSIDE=relaying env --chdir={run.cwd} {shlex.join(argv)} 3>&1"
+        return ["-c", f"{{ {{ {program}; }} 2>&1 1>&3 | cat >&2; }} 3>&1 | cat"]
+
 def pytest_isolate_backends():
-    return [Env(), Hidden()]
+    return [Env(), Hidden(), Relaying()]
 """
 
 
@@ -163,6 +170,50 @@ def test_stacks_of_a_crash_are_apart_from_what_was_written(pytester: pytest.Pyte
             "*in test_it",
         ]
     )
+
+
+@pytest.mark.parametrize("ends", ["os.kill(os.getpid(), 9)", "os._exit(3)", "time.sleep(60)"])
+def test_what_a_test_printed_outlives_its_interpreter(pytester: pytest.Pytester, isolated: Run, ends: str) -> None:
+    pytester.makepyfile(
+        f"""
+        import os, sys, time
+        import pytest
+
+        @pytest.fixture
+        def made():
+            print("of the set-up")
+
+        def test_it(made):
+            print("last words")
+            print("of errors", file=sys.stderr)
+            sys.stdout.flush()
+            {ends}
+        """
+    )
+    result = isolated("--isolate-mode=fresh", "--isolate-timeout=3")
+    result.assert_outcomes(failed=1)
+    said = ["*Captured stdout setup*", "of the set-up", "*Captured stdout call*", "last words"]
+    result.stdout.fnmatch_lines([*said, "*Captured stderr call*", "of errors"])
+
+
+def test_a_backend_that_relays_the_streams_carries_the_reports(pytester: pytest.Pytester, with_backend: Run) -> None:
+    """Input goes one way there, so that the channel is the output; what is written to that is with the errors."""
+    pytester.makepyfile(
+        """
+        import os, sys
+        def test_inside():
+            print("said")
+            os.write(1, b"by number")
+            assert os.read(0, 1) == b""
+            assert os.environ["INSIDE"] == "none"
+        def test_other(): pass
+        """
+    )
+    result = with_backend("--isolate-backend=relaying")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*assert 'relaying' == 'none'", "*Captured stdout call*", "said", "by number*"])
+    result = with_backend("--isolate-backend=relaying", "-s")
+    result.assert_outcomes(passed=1, failed=1)
 
 
 def test_what_nobody_sees_from_outside_is_named_from_inside(pytester: pytest.Pytester, with_backend: Run) -> None:
