@@ -117,7 +117,7 @@ def options_page() -> str:
         _table(("command line", "environment", "ini", "marker", "default", "effect"), _option_rows()),
         "## The marker\n\n`" + MARKER_HELP.partition(": ")[0] + "`: " + MARKER_HELP.partition(": ")[2],
         _MARKER_TAIL,
-        "## Words of a policy\n\nKeywords of the marker and of `sandbox.run`; words of a profile in ini.",
+        "## Words of a policy\n\nKeywords of the marker and of `sandbox.run`; words of a profile in ini (a list has spaces there).",
         _table(("word", "values", "effect"), _word_rows()),
         "Sizes are `512`, `64K`, `512M`, `2G`; times are seconds, or `1.5m`, `2h`, `500ms`.",
         "## Fixtures",

@@ -243,7 +243,8 @@ class Network:
 
     def __post_init__(self) -> None:
         _choice("network", self.mode, NETWORK_MODES)
-        _choice("network default", self.default, ("", "deny", "allow"))
+        if self.default:
+            _choice("network default", self.default, ("deny", "allow"))
 
     @property
     def ruled(self) -> bool:

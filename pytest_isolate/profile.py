@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pytest_isolate import ranges, units
-from pytest_isolate.errors import PolicyError
+from pytest_isolate.errors import IsolateError, PolicyError
 from pytest_isolate.hardening import Landlock, SeccompProfile
 from pytest_isolate.policy import (
     NETWORK_MODES,
@@ -57,7 +57,7 @@ def _hardening(policy: Policy, **fields: Any) -> Policy:
 
 def _namespaces(policy: Policy, value: Any) -> Policy:
     """``pid,uts`` replaces the set; ``+net`` and ``-ipc`` add to it and take from it."""
-    words = value.replace(",", " ").split() if isinstance(value, str) else [str(getattr(n, "value", n)) for n in value]
+    words = _names("namespaces", value)
     namespaces = policy.namespaces
     if not any(word[:1] in "+-" for word in words):
         return _with_proc(policy, parse_namespaces(words))
@@ -111,14 +111,30 @@ def _filesystem(policy: Policy, value: Any) -> Policy:
 def _capabilities(policy: Policy, value: Any) -> Policy:
     if value == "keep":
         return _hardening(policy, capabilities=None)
-    names = [] if value == "drop" else value.replace(",", " ").split() if isinstance(value, str) else list(value)
+    names = [] if value == "drop" else _names("capabilities", value)
     full = frozenset(name.upper() if name.upper().startswith("CAP_") else f"CAP_{name.upper()}" for name in names)
     return _hardening(policy, capabilities=full)
 
 
 def _words(value: Any) -> list[str]:
-    """A list, or one text with commas."""
+    """A list, or one text with commas or spaces."""
     return value.replace(",", " ").split() if isinstance(value, str) else [str(word) for word in value]
+
+
+def _names(what: str, value: Any) -> list[str]:
+    """A list of names, of which none is a number or nothing, or one text with commas or spaces."""
+    if isinstance(value, str):
+        return _words(value)
+    names = [] if isinstance(value, Mapping) else [getattr(name, "value", name) for name in value]
+    if isinstance(value, Mapping) or not all(isinstance(name, str) for name in names):
+        raise PolicyError(what, f"{units.shown(value)} is no list of names", "write names, in a list or with commas")
+    return names
+
+
+def _seccomp(policy: Policy, value: Any) -> Policy:
+    if not isinstance(value, str | SeccompProfile):
+        raise PolicyError("seccomp", f"{units.shown(value)} is no profile", "write none, default or a SeccompProfile")
+    return _hardening(policy, seccomp=value)
 
 
 def _seccomp_refuse(policy: Policy, value: Any) -> Policy:
@@ -126,7 +142,7 @@ def _seccomp_refuse(policy: Policy, value: Any) -> Policy:
     before = policy.hardening.seccomp
     if isinstance(before, str):
         before = SeccompProfile(name=before, base=before)  # type: ignore[arg-type]
-    pairs = [word.partition("=") for word in _words(value)]
+    pairs = [word.partition("=") for word in _names("seccomp_refuse", value)]
     refuse = {name: answer or "EPERM" for name, _, answer in pairs}
     name = f"{before.name}, and {', '.join(refuse)} refused"
     return _hardening(policy, seccomp=replace(before, name=name, refuse={**before.refuse, **refuse}))
@@ -267,7 +283,7 @@ WORDS: Mapping[str, Callable[[Policy, Any], Policy]] = MappingProxyType(
         "capabilities": _capabilities,
         "no_new_privs": lambda p, v: _hardening(p, no_new_privs=truth(v, what="no_new_privs")),
         "securebits": lambda p, v: _hardening(p, securebits=truth(v, what="securebits")),
-        "seccomp": lambda p, v: _hardening(p, seccomp=v),
+        "seccomp": _seccomp,
         "seccomp_refuse": _seccomp_refuse,
         "landlock": _landlock,
         "landlock_read": lambda p, v: _landlocked(p, read=tuple(_words(v))),
@@ -293,8 +309,19 @@ def vary(policy: Policy, **words: Any) -> Policy:
         if word not in WORDS:
             raise unknown("option", word, WORDS)
         if value is not None:
-            policy = WORDS[word](policy, value)
+            policy = _varied(policy, word, value)
     return policy
+
+
+def _varied(policy: Policy, word: str, value: Any) -> Policy:
+    """What no word can read, a number for a list or a text that cannot be encoded, is refused by its name."""
+    try:
+        return WORDS[word](policy, value)
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, IsolateError):
+            raise
+        what = f"{units.shown(value)} is no value of it ({type(error).__name__}: {error})"
+        raise PolicyError(word, what, "see pytest-isolate's reference of options") from error
 
 
 def parse_profiles(lines: Iterable[str]) -> dict[str, Policy]:
@@ -318,6 +345,7 @@ def parse_profiles(lines: Iterable[str]) -> dict[str, Policy]:
             raise unknown(f"base profile of {name!r}", base, profiles)
         pairs = [setting.partition("=") for setting in settings]
         if any(not equals for _, equals, _ in pairs):
-            raise PolicyError(f"profile {name!r}", f"{rest.strip()!r} has a word without a value", "write WORD=VALUE")
+            why = f"{rest.strip()!r} has a word without a value"
+            raise PolicyError(f"profile {name!r}", why, "write WORD=VALUE, and a list with spaces: namespaces=pid uts")
         profiles[name] = vary(profiles[base], **{word.strip(): value.strip() for word, _, value in pairs})
     return profiles

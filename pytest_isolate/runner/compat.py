@@ -90,10 +90,14 @@ def strange_loop(config: pytest.Config) -> str:
     return ""
 
 
+def shows_prints(config: pytest.Config) -> bool:
+    return config.getoption("capture", "fd") in ("no", "tee-sys")
+
+
 def shows_output(config: pytest.Config) -> bool:
     """True when what a test prints or logs is seen as it comes."""
-    live = config.getoption("capture", "fd") in ("no", "tee-sys") or config.getoption("log_cli_level", None)
-    return bool(live) or config.getini("log_cli") is True
+    live = shows_prints(config) or config.getoption("log_cli_level", None)
+    return bool(live) or (config.pluginmanager.hasplugin("logging") and config.getini("log_cli") is True)
 
 
 #: In a child: lists of the parent's that were put aside. Dropped, they would write to every page that one of their members

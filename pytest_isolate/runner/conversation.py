@@ -342,7 +342,7 @@ class Conversation:
             ending = self._ending(status, when, usage)
             if self._start_s and ending.cause is None and not self._garbage:
                 low = too_low_to_start(exited, self.worker.limits, self.wall_s)
-                ending = crash.Ending(text=low[0], cause=Cause.SETUP) if low else ending
+                ending = crash.Ending(text=low[0], cause=Cause.SETUP) if low else crash.not_begun(status) or ending
             self._blame(when, ending, usage)
 
     def _ending(self, status: ExitStatus, when: crash.When, usage: CgroupUsage | None) -> crash.Ending:

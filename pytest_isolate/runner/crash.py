@@ -14,6 +14,7 @@ from typing import Literal
 
 import pytest
 
+from pytest_isolate import wire
 from pytest_isolate.outcome import Cause, ExitStatus
 from pytest_isolate.runner import compat, reporter
 
@@ -57,6 +58,11 @@ class Outputs:
             ("Python stacks at the end", without_runner_frames(stacks)),
         )
         return [(title, text) for title, text in texts if text]
+
+    def show(self) -> None:
+        """Copy them to our own standard output and error: all that a new interpreter has to write to, seen with ``-s``."""
+        for number, fd in ((1, self.out_fd), (2, self.err_fd)):
+            wire.write(number, os.pread(fd, os.fstat(fd).st_size, 0))
 
     def mistake(self) -> str:
         """The exception that ended the reporting in the test's process; empty where none did."""
@@ -123,6 +129,14 @@ def ended_early(status: ExitStatus, when: When, *, garbage: str, mistake: str, l
         core = ", core dumped" if status.core_dumped else ""
         return Ending(text=f"the test's process was {status} during {when}{core}")
     return Ending(text=f"the test's process {status} before reporting, during {when} (os._exit, or a C library's exit)")
+
+
+def not_begun(status: ExitStatus) -> Ending | None:
+    """Words for a new interpreter whose pytest left in its own words, which are on its outputs, before the test began."""
+    if not status.code or status.code not in {*pytest.ExitCode}:
+        return None
+    why = pytest.ExitCode(status.code).name.lower().replace("_", " ")
+    return Ending(text=f"pytest in the new interpreter ended before the test began, with status {status.code} ({why})")
 
 
 def report(

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import pytest
 
+from pytest_isolate.errors import PolicyError
 from pytest_isolate.runner import compat, interrupts, reporter, threads
 from pytest_isolate.runner.conversation import Conversation
 from pytest_isolate.runner.host import Host
@@ -86,7 +87,10 @@ class Crew:
         return lane
 
     def start_fresh(self, item: pytest.Item, settings: Settings) -> Lane:
-        """Start a new interpreter for ``item``; raises as start()."""
+        """Start a new interpreter for ``item``; raises as start(), and where a debugger is asked for: it has no terminal."""
+        if debugs(self._config):
+            why = "a new interpreter has no terminal for a debugger"
+            raise PolicyError("mode fresh", why, "leave out --pdb and --trace, or use --isolate-mode=fork")
         return Lane(self._workers.start_fresh(item, settings, serial=self.order.is_serial(item)), settings, item)
 
     def _serve_there(self, item: pytest.Item, following: pytest.Item | None, link: reporter.Link) -> NoReturn:

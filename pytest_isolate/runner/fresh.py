@@ -22,7 +22,8 @@ from pytest_isolate.kernel import processes
 from pytest_isolate.outcome import Leftover
 from pytest_isolate.runner import compat, reporter, verdict
 
-#: Names the descriptors for reports, for output and for errors and stacks, to the plugin inside: ``REPORT:OUT:ERR``.
+#: Tells the plugin inside its descriptors, for reports, for output and for errors and stacks, and its test:
+#: ``REPORT:OUT:ERR:ITEM``.
 CHANNEL = "PYTEST_ISOLATE_CHANNEL"
 #: Set where nobody outside sees the processes inside: the time in s that the test has, or nothing.
 HIDDEN = "PYTEST_ISOLATE_HIDDEN"
@@ -34,11 +35,11 @@ _MAX_LEFTOVERS = 100
 #: wants to rewrite the assertions of plugins, and warns of those that are there before it.
 _AS_PYTEST = f"""\
 import os, runpy, sys
-channel = int(sys.argv.pop(1))
+channel, item = int(sys.argv.pop(1)), sys.argv.pop(1)
 report_fd = os.dup(channel)
 if channel == 1:
     os.dup2(2, 1)
-os.environ["{CHANNEL}"] = f"{{report_fd}}:{{os.dup(1)}}:{{os.dup(2)}}"
+os.environ["{CHANNEL}"] = f"{{report_fd}}:{{os.dup(1)}}:{{os.dup(2)}}:{{item}}"
 nothing = os.open(os.devnull, os.O_RDONLY)
 os.dup2(nothing, 0)
 os.close(nothing)
@@ -51,6 +52,7 @@ _OF_THE_RUN = {
     "--last-failed": False,
     "--ff": False,
     "--failed-first": False,
+    "--cache-clear": False,
     "--nf": False,
     "--new-first": False,
     "--sw": False,
@@ -82,12 +84,15 @@ def command(item: pytest.Item, channel: int) -> list[str]:
     writes to its standard output is then with its standard error.
     """
     config = item.config
-    chosen = set(map(str, config.args)) | {str(item.session.startpath / arg) for arg in config.args}
-    args = [arg for arg in without_run_options(config.invocation_params.args) if arg not in chosen]
     path, _, name = item.nodeid.partition("::")
     where = str(getattr(item, "path", config.rootpath / path)) + ("::" + name if name else "")
-    place = [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else [])]
-    return [sys.executable, "-c", _AS_PYTEST, str(channel), *args, *place, "-q", "--no-header", "--no-summary", where]
+    args = without_run_options([*config.getini("addopts"), *config.invocation_params.args])
+    words = [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else []), "-oaddopts="]
+    if compat.junit_log(config) is not None:
+        words.append(f"--junitxml={os.devnull}")  # what a test adds to the file is told
+    if hasattr(config.option, "log_file_mode"):
+        words.append("--log-file-mode=a")
+    return [sys.executable, "-c", _AS_PYTEST, str(channel), where, *args, *words, "-q", "--no-header", "--no-summary"]
 
 
 def without_run_options(args: Sequence[str]) -> Iterator[str]:
@@ -125,7 +130,9 @@ class Fresh(reporter.Listener):
     """Inside: reports to the parent instead of to a person."""
 
     def __init__(self, config: pytest.Config, channel: str) -> None:
-        report_fd, self._out_fd, trace_fd = (int(part) for part in channel.split(":"))
+        *fds, where = channel.split(":", 3)
+        report_fd, self._out_fd, trace_fd = map(int, fds)
+        config.args = [where]  # the conftest files of what was given on the command line have been loaded
         hidden = os.environ.pop(HIDDEN, None)
         link = reporter.Link(
             channel_fd=report_fd,
@@ -145,6 +152,10 @@ class Fresh(reporter.Listener):
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         compat.keep_only(session.config, self, reporter.REPORTING_HOOKS)
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if self.reporter is not None and session.items:
+            self.reporter.item = session.items[0]
+
     def pytest_runtest_logstart(self) -> None:
         assert self.reporter is not None
         if self.reporter.tries == 0:
@@ -156,10 +167,16 @@ class Fresh(reporter.Listener):
         super().pytest_runtest_logstart()
 
     def _keep_outputs(self) -> None:
-        """Capture into the parent's files, which outlive a crash; where we have them, and not pipes to them."""
+        """Capture into the parent's files, which outlive a crash; where we have them, and not pipes to them.
+
+        What this pytest said of itself until now is not the test's.
+        """
         assert self.reporter is not None
         fds = (self._out_fd, self.reporter.link.trace_fd)
         if all(stat.S_ISREG(os.fstat(fd).st_mode) for fd in fds):
+            for fd in fds:
+                os.ftruncate(fd, 0)
+                os.lseek(fd, 0, os.SEEK_SET)
             compat.redirect_capture(self._config, *fds)
 
     @pytest.hookimpl(hookwrapper=True)
@@ -190,6 +207,8 @@ class Fresh(reporter.Listener):
                 evidence["leftovers"] = [
                     (left.pid, left.command, left.age_s) for left in after_grace(_others)[:_MAX_LEFTOVERS]
                 ]
+            for stream in (sys.stdout, sys.stderr):  # with -s the parent shows at our last word what is in its files
+                stream.flush()
             self.reporter.send("done", {**ending, "last": True, **evidence})
 
 

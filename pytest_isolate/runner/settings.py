@@ -49,6 +49,8 @@ _FILES_OF_A_TEST = 16
 #: Equal settings are looked for among so many distinct ones: a suite has few, or they hang on parameters and are many.
 _LOOKED_AT = 64
 #: Words of the marker that are no option. `resources` shares out GPUs in pytest-isolate; nobody does so here.
+#: Variables of the environment that begin as options do and are read elsewhere: kernel/network/bpf.
+_OF_OTHERS = ("PYTEST_ISOLATE_BPF_DEBUG",)
 _MARKER_ONLY = ("resources", "enabled", "serial")
 
 
@@ -74,6 +76,7 @@ class Resolver:
 
     def __init__(self, config: pytest.Config) -> None:
         self._off = bool(config.getoption("no_isolate"))
+        _usage(lambda: _check_environment(os.environ))
         self._words = {option.name: configured(config, option.name) for option in OPTIONS}
         self._profile_chosen = is_chosen(config, "profile")
         self._typed = typed_limits(config)
@@ -248,6 +251,14 @@ def _with_what_pytest_has_open(policy: Policy, marker: Mapping[str, Any]) -> Pol
         )
         raise PolicyError("close_fds", why, 'use mode="fresh"')
     return replace(policy, hardening=replace(policy.hardening, close_fds=False))
+
+
+def _check_environment(names: Iterable[str]) -> None:
+    """A name that begins as ours and is none would be a limit that nobody holds."""
+    known = {"PYTEST_ISOLATE", *(option.env for option in OPTIONS), *_OF_OTHERS}
+    for name in names:
+        if name.startswith("PYTEST_ISOLATE") and name not in known:
+            raise unknown("environment variable", name, known)
 
 
 def _profile_of(backends: tuple[str, ...]) -> str:

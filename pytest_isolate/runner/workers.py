@@ -22,7 +22,7 @@ from pytest_isolate.errors import IsolateError
 from pytest_isolate.kernel import hugepages
 from pytest_isolate.outcome import Cause, ExitStatus, Outcome
 from pytest_isolate.policy import Namespace, Policy
-from pytest_isolate.runner import crash, fresh, garbage, reporter
+from pytest_isolate.runner import compat, crash, fresh, garbage, reporter
 from pytest_isolate.runner.child import told
 from pytest_isolate.runner.host import Host, kind_of
 from pytest_isolate.runner.orders import Orders
@@ -304,6 +304,8 @@ class Workers:
     def bury(self, worker: TestProcess, verdict: Verdict) -> None:
         """It has said its last word: find what it leaves behind, unless it saw that it was alone."""
         self._live.remove(worker)
+        if worker.outputs.shared and not verdict.died and compat.shows_prints(worker.item.config):
+            worker.outputs.show()
         worker.close()
         process = worker.process
         if verdict.died or not verdict.evidence.get("alone"):

@@ -216,6 +216,70 @@ def test_a_backend_that_relays_the_streams_carries_the_reports(pytester: pytest.
     result.assert_outcomes(passed=1, failed=1)
 
 
+def test_options_of_the_run_are_the_run_s_and_operands_stay_with_their_options(
+    pytester: pytest.Pytester, isolated: Run, request: pytest.FixtureRequest
+) -> None:
+    """Also those of ini: what selects, clears or writes once is not done again in each interpreter."""
+    pytester.makeini("[pytest]\naddopts = --cache-clear --junitxml=all.xml --log-file=all.log -p no:randomly")
+    pytester.makepyfile(
+        """
+        import logging
+        def test_one(cache, record_testsuite_property):
+            cache.set("by/one", 1)
+            record_testsuite_property("made", "by one")
+            logging.warning("first")
+        def test_two(cache):
+            assert cache.get("by/one", 0) == 1
+            logging.warning("second")
+        """
+    )
+    isolated("--isolate-mode=fresh", "--confcutdir", ".", ".").assert_outcomes(passed=2)
+    assert '<property name="made" value="by one"' in (pytester.path / "all.xml").read_text()
+    if hasattr(request.config.option, "log_file_mode"):  # not in pytest 7.4
+        assert [line.split()[-1] for line in (pytester.path / "all.log").read_text().splitlines()] == [
+            "first",
+            "second",
+        ]
+
+
+def test_what_is_printed_is_seen_and_what_pytest_says_of_itself_is_not(
+    pytester: pytest.Pytester, isolated: Run
+) -> None:
+    pytester.makepyfile("def test_it(): print('seen ' 'now')\ndef test_fails(): print('and then'); assert False")
+    for how in ("-s", "--capture=tee-sys"):
+        result = isolated("--isolate-mode=fresh", how)
+        result.assert_outcomes(passed=1, failed=1)
+        assert " ".join(result.outlines).count("seen now") == 1
+    result = isolated("--isolate-mode=fresh", "-vv")
+    result.stdout.no_fnmatch_line("*Captured stdout setup*")
+    result.stdout.fnmatch_lines(["*Captured stdout call*", "and then"])
+
+
+def test_a_debugger_has_no_terminal_there(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makepyfile("def test_it(): assert False")
+    result = isolated("--isolate-mode=fresh", "--pdb")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["pytest-isolate: mode fresh: *no terminal for a debugger. Leave out --pdb*"])
+
+
+def test_a_pytest_that_ends_before_the_test_is_not_blamed_on_it(pytester: pytest.Pytester, isolated: Run) -> None:
+    pytester.makeconftest(
+        """
+        import os, pytest
+        def pytest_addoption():
+            if "PYTEST_ISOLATE_CHANNEL" in os.environ:
+                raise pytest.UsageError("not twice")
+        """
+    )
+    pytester.makepyfile("def test_it(): pass")
+    result = isolated("--isolate-mode=fresh")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["pytest in the new interpreter ended before the test began, with status 4 (usage error)"]
+    )
+    result.stdout.fnmatch_lines(["*Captured stderr setup*", "ERROR: not twice"])
+
+
 def test_what_nobody_sees_from_outside_is_named_from_inside(pytester: pytest.Pytester, with_backend: Run) -> None:
     require("root", os.geteuid() == 0, "unshare(1) without a user namespace needs it")
     pytester.makepyfile(

@@ -302,3 +302,29 @@ def test_a_collect_only_run_starts_no_process(pytester: pytest.Pytester, isolate
     pytester.makepyfile(test_it="def test_it(): pass")
     result = isolated("--collect-only", "-q")
     result.stdout.fnmatch_lines(["test_it.py::test_it"])
+
+
+def test_a_misspelt_variable_of_the_environment_is_refused(
+    pytester: pytest.Pytester, isolated: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    monkeypatch.setenv("PYTEST_ISOLATE_TIEMOUT", "3")
+    result = isolated()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: pytest-isolate: *'PYTEST_ISOLATE_TIEMOUT': unknown. Did you mean 'PYTEST_ISOLATE_TIMEOUT'?"]
+    )
+    monkeypatch.delenv("PYTEST_ISOLATE_TIEMOUT")
+    isolated().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    "missing", ["logging", "faulthandler", "junitxml", "cacheprovider", "warnings", "unittest", "skipping"]
+)
+@pytest.mark.parametrize("words", [(), ("--isolate-scope=module",), ("--isolate-jobs=2",), ("--isolate-mode=fresh",)])
+def test_a_plugin_of_pytest_s_own_may_be_left_out(
+    pytester: pytest.Pytester, isolated: Run, missing: str, words: tuple[str, ...]
+) -> None:
+    pytester.makepyfile("import os\ndef test_it(): print('said')\ndef test_dies(): os._exit(3)")
+    result = isolated("-p", f"no:{missing}", *words)
+    result.assert_outcomes(passed=1, failed=1)

@@ -185,3 +185,27 @@ def test_a_profile_of_the_ini_file_refuses_it(setting: str) -> None:
 
 def test_what_to_write_is_written_out() -> None:
     assert Range(what="x", least=10, most=MAX_BYTES, unit="bytes").write == f"write 10 to {MAX_BYTES} bytes"
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("namespaces", 5),
+        ("namespaces", [None]),
+        ("namespaces", {"pid": 1}),
+        ("net_allow", 5),
+        ("landlock_read", 5),
+        ("seccomp", 5),
+        ("seccomp_refuse", 5),
+        ("seccomp_refuse", {"ptrace": 1}),
+        ("capabilities", [5]),
+        ("memory_fallback", 5),
+        ("hostname", "\ud800"),
+        ("net_default", "x"),
+    ],
+)
+def test_what_no_word_can_read_is_refused_by_its_name(word: str, value: object) -> None:
+    with pytest.raises(PolicyError, match=f"^({word}|network default|namespace)\\b") as refused:
+        vary(STANDARD, **{word: value})
+    assert "Use ," not in str(refused.value)
+    assert str(refused.value).count("\n") == 0
