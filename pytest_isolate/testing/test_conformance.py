@@ -290,21 +290,32 @@ def test_a_test_in_a_fresh_interpreter_is_told_as_it_ended(
         pytest.skip("starts no fresh interpreters here")
     (tmp_path / "test_fresh.py").write_text(_FRESH)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "conftest.py").write_text("".join(_conftests(request.config)))
     loaded = [word for plugin in request.config.option.plugins for word in ("-p", plugin)]
     words = [*loaded, "-p", "no:cacheprovider", "-v", "-rA", f"--isolate-backend={name}", "--isolate-mode=fresh"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *words, "--isolate-profile=minimal", "test_fresh.py"],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         timeout=2 * _TIMEOUT_S,
         check=False,
     )
+    said_of_it = f"{result.stdout}\n{result.stderr}"
     told = {line.partition(" ")[0]: line for line in result.stdout.splitlines() if line.startswith("test_fresh.py::")}
-    assert [line.split()[1] for line in told.values()] == ["PASSED", "FAILED", "FAILED", "PASSED"], result.stdout
+    assert [line.split()[1] for line in told.values()] == ["PASSED", "FAILED", "FAILED", "PASSED"], said_of_it
     kept = () if _relays_output(name) else ("last words",)
     for said in ("said", "on both", "assert os.getpid() == 0", "SIGSEGV", *kept):
-        assert said in result.stdout, result.stdout
+        assert said in result.stdout, said_of_it
+
+
+def _conftests(config: pytest.Config) -> Iterator[str]:
+    """What executes the conftest files of whoever runs this suite that have a backend in them."""
+    for plugin in config.pluginmanager.get_plugins():
+        path = Path(getattr(plugin, "__file__", None) or "")
+        if path.name == "conftest.py" and hasattr(plugin, "pytest_isolate_backends"):
+            yield f"exec(compile(open({str(path)!r}, encoding='utf-8').read(), {str(path)!r}, 'exec'))\n"
 
 
 def _works(name: str, kind: Kind = "programs") -> bool:
