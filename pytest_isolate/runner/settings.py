@@ -255,9 +255,9 @@ def _with_what_pytest_has_open(policy: Policy, marker: Mapping[str, Any]) -> Pol
 
 def _check_environment(names: Iterable[str]) -> None:
     """A name that begins as ours and is none would be a limit that nobody holds."""
-    known = {"PYTEST_ISOLATE", *(option.env for option in OPTIONS), *_OF_OTHERS}
+    known = {*(option.env for option in OPTIONS), *_OF_OTHERS}
     for name in names:
-        if name.startswith("PYTEST_ISOLATE") and name not in known:
+        if name.startswith("PYTEST_ISOLATE_") and name not in known:
             raise unknown("environment variable", name, known)
 
 

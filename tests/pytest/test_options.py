@@ -315,6 +315,7 @@ def test_a_misspelt_variable_of_the_environment_is_refused(
         ["ERROR: pytest-isolate: *'PYTEST_ISOLATE_TIEMOUT': unknown. Did you mean 'PYTEST_ISOLATE_TIMEOUT'?"]
     )
     monkeypatch.delenv("PYTEST_ISOLATE_TIEMOUT")
+    monkeypatch.setenv("PYTEST_ISOLATED", "somebody else's")
     isolated().assert_outcomes(passed=1)
 
 
