@@ -58,10 +58,21 @@ def hive(require: Callable[[str, bool, str], None]) -> Iterator[Path]:
     mount = unified_mount()
     require("cgroup2", mount is not None and os.access(mount, os.W_OK), "no writable cgroup2 hierarchy")
     assert mount is not None
+    _sweep(mount)
     path = mount / f"pytest-isolate-network-{os.getpid()}"
     path.mkdir()
     yield path
     path.rmdir()
+
+
+def _sweep(mount: Path) -> None:
+    """What a suite left that was killed: the process that its group is named by is gone."""
+    for left in mount.glob("pytest-isolate-network-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            below = sorted((path for path in left.rglob("*") if path.is_dir()), reverse=True)
+            for path in (*below, left):
+                with contextlib.suppress(OSError):  # another suite sweeps, too, or somebody is in it
+                    path.rmdir()
 
 
 @pytest.fixture(scope="session", params=FRONT_ENDS)
