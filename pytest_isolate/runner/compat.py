@@ -91,6 +91,7 @@ def strange_loop(config: pytest.Config) -> str:
 
 
 def shows_prints(config: pytest.Config) -> bool:
+    """True when what a test prints is seen as it comes."""
     return config.getoption("capture", "fd") in ("no", "tee-sys")
 
 

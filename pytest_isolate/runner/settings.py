@@ -49,9 +49,9 @@ _FILES_OF_A_TEST = 16
 #: Equal settings are looked for among so many distinct ones: a suite has few, or they hang on parameters and are many.
 _LOOKED_AT = 64
 #: Words of the marker that are no option. `resources` shares out GPUs in pytest-isolate; nobody does so here.
-#: Variables of the environment that begin as options do and are read elsewhere: kernel/network/bpf.
-_OF_OTHERS = ("PYTEST_ISOLATE_BPF_DEBUG",)
 _MARKER_ONLY = ("resources", "enabled", "serial")
+#: Variables of the environment that begin as options do and are no option.
+_ENVIRONMENT_ONLY = ("PYTEST_ISOLATE_BPF_DEBUG",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +255,7 @@ def _with_what_pytest_has_open(policy: Policy, marker: Mapping[str, Any]) -> Pol
 
 def _check_environment(names: Iterable[str]) -> None:
     """A name that begins as ours and is none would be a limit that nobody holds."""
-    known = {*(option.env for option in OPTIONS), *_OF_OTHERS}
+    known = {*(option.env for option in OPTIONS), *_ENVIRONMENT_ONLY}
     for name in names:
         if name.startswith("PYTEST_ISOLATE_") and name not in known:
             raise unknown("environment variable", name, known)

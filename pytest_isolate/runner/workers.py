@@ -232,6 +232,7 @@ class Workers:
         """
         self._reaper.collect(keep=0 if serial else _MAX_BODIES)
         report_fd, channel_fd = os.pipe()
+        null_fd = os.open(os.devnull, os.O_RDONLY)
         outputs = crash.Outputs.make(shared=True)
         worker = TestProcess(report_fd, Orders(-1), outputs, wire.Reader(report_fd), item)
         worker.last = item
@@ -250,7 +251,7 @@ class Workers:
                     env=fresh.environment(hidden=_hides(backend, settings), timeout_s=settings.policy.timeout_s),
                     cwd=str(item.config.invocation_params.dir),
                     joined=joined(worker.cgroup, worker.network),
-                    stdin_fd=-1 if relayed else channel_fd,
+                    stdin_fd=null_fd if relayed else channel_fd,
                     stdout_fd=channel_fd if relayed else outputs.out_fd,
                     stderr_fd=outputs.err_fd,
                 )
@@ -263,6 +264,7 @@ class Workers:
             raise
         finally:
             os.close(channel_fd)
+            os.close(null_fd)
         self._live.append(worker)
         return worker
 

@@ -286,8 +286,10 @@ def test_a_test_in_a_fresh_interpreter_is_told_as_it_ended(
     """Through whatever the backend does with the three descriptors that it is given."""
     name, kind = column
     (backend,) = backends((name,))
-    if kind != "programs" or "fresh" not in backend.runs or not _works(name, "fresh"):
-        pytest.skip("starts no fresh interpreters here")
+    if kind != "programs" or "fresh" not in backend.runs:
+        pytest.skip("not claimed: fresh interpreters")
+    (verdict,) = verdicts(MINIMAL, (name,), kind="fresh")
+    require(name, bool(verdict), "; ".join(verdict.lacking))
     (tmp_path / "test_fresh.py").write_text(_FRESH)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "conftest.py").write_text("".join(_conftests(request.config)))
@@ -318,8 +320,8 @@ def _conftests(config: pytest.Config) -> Iterator[str]:
             yield f"exec(compile(open({str(path)!r}, encoding='utf-8').read(), {str(path)!r}, 'exec'))\n"
 
 
-def _works(name: str, kind: Kind = "programs") -> bool:
-    (verdict,) = verdicts(MINIMAL, (name,), kind=kind)
+def _works(name: str) -> bool:
+    (verdict,) = verdicts(MINIMAL, (name,))
     return bool(verdict)
 
 

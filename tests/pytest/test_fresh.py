@@ -41,7 +41,7 @@ class Relaying(Env):
     name, tool, relays_output = "relaying", "sh", True
 
     def command(self, policy, argv, run):
-        program = f"cat | INSIDE=relaying env --chdir={run.cwd} {shlex.join(argv)} 3>&1"
+        program = f"export FED=$(readlink /proc/self/fd/0); cat | INSIDE=relaying env --chdir={run.cwd} {shlex.join(argv)} 3>&1"
         return ["-c", f"{{ {{ {program}; }} 2>&1 1>&3 | cat >&2; }} 3>&1 | cat"]
 
 def pytest_isolate_backends():
@@ -205,6 +205,7 @@ def test_a_backend_that_relays_the_streams_carries_the_reports(pytester: pytest.
             print("said")
             os.write(1, b"by number")
             assert os.read(0, 1) == b""
+            assert os.environ["FED"] == "/dev/null"  # and not what pytest itself is given to read
             assert os.environ["INSIDE"] == "none"
         def test_other(): pass
         """

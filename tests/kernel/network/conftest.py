@@ -69,9 +69,8 @@ def _sweep(mount: Path) -> None:
     """What a suite left that was killed: the process that its group is named by is gone."""
     for left in mount.glob("pytest-isolate-network-*"):
         if not Path("/proc", left.name.rpartition("-")[2]).exists():
-            below = sorted((path for path in left.rglob("*") if path.is_dir()), reverse=True)
-            for path in (*below, left):
-                with contextlib.suppress(OSError):  # another suite sweeps, too, or somebody is in it
+            with contextlib.suppress(OSError):  # another suite sweeps, too, or somebody is in it
+                for path in (*sorted(filter(Path.is_dir, left.rglob("*")), reverse=True), left):
                     path.rmdir()
 
 
