@@ -215,6 +215,7 @@ def test_a_backend_that_relays_the_streams_carries_the_reports(pytester: pytest.
     result.stdout.fnmatch_lines(["*assert 'relaying' == 'none'", "*Captured stdout call*", "said", "by number*"])
     result = with_backend("--isolate-backend=relaying", "-s")
     result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*assert 'relaying' == 'none'"])
 
 
 def test_options_of_the_run_are_the_run_s_and_operands_stay_with_their_options(
